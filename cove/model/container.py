@@ -1,0 +1,312 @@
+"""Containers: what a person asks for, what the engine decided, what was observed.
+
+No I/O. Every type is frozen; a change makes a new value (`msgspec.structs.replace`). The
+three records have three owners: a `ContainerSpec` is the caller's, a `Container` is written
+by the engine at create, rename and update, a `State` is written at every transition.
+
+    created ──start──> running ──exit──> exited ──start──> running
+                       │  ▲ │            restarting ──back-off──> running
+                 pause ▼  │ └─exit, restart policy──▲
+                      paused             any ──rm──> removing ──> (gone), or dead if that failed
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Base of all stored objects: frozen, unknown fields refused, defaults not written."""
+
+
+# --- mounts -------------------------------------------------------------------------------
+
+
+class Bind(Model, kw_only=True, tag="bind"):
+    """A host path shown in the container (`-v /src:/dst`, `--mount type=bind`)."""
+
+    source: str
+    target: str
+    readonly: bool = False
+    propagation: str = "rprivate"  # rprivate, private, rshared, shared, rslave, slave
+    recursive: bool = True
+    create_source: bool = False  # -v makes a missing source directory, --mount refuses it
+
+
+class Volume(Model, kw_only=True, tag="volume"):
+    """A named volume; an anonymous one has the name "" until the engine gives it one."""
+
+    name: str
+    target: str
+    readonly: bool = False
+    copy_up: bool = True  # fill an empty volume with the image's content at `target`
+    driver: str = ""
+    driver_options: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    subpath: str = ""
+
+
+class Tmpfs(Model, kw_only=True, tag="tmpfs"):
+    """A memory-backed mount (`--tmpfs`, `--mount type=tmpfs`)."""
+
+    target: str
+    size_bytes: int = 0  # 0: the kernel's default, half of the memory
+    mode: int = 0o1777
+    options: tuple[str, ...] = ()  # as in mount(8): noexec, uid=…; checked at the edge
+
+
+Mount = Bind | Volume | Tmpfs
+
+
+class VolumesFrom(Model, kw_only=True):
+    """`--volumes-from CONTAINER[:ro|rw]`."""
+
+    container: str
+    readonly: bool = False
+
+
+# --- process, network, limits -------------------------------------------------------------
+
+
+class HealthCheck(Model, kw_only=True):
+    """`HEALTHCHECK` of an image or `--health-*`; an empty test inherits, ["NONE"] disables."""
+
+    test: tuple[str, ...] = ()
+    interval_ns: int = 0
+    timeout_ns: int = 0
+    start_period_ns: int = 0
+    start_interval_ns: int = 0
+    retries: int = 0
+
+
+class PortBinding(Model, kw_only=True):
+    """One published port; `host_port` 0 lets Cove choose, `host_ip` "" means every address."""
+
+    container_port: int
+    protocol: Literal["tcp", "udp", "sctp"] = "tcp"
+    host_ip: str = ""
+    host_port: int = 0
+    host_port_end: int = 0  # a range to choose from: host_port … host_port_end, 0: just host_port
+
+
+class EndpointSpec(Model, kw_only=True):
+    """What the caller asked of one network attachment."""
+
+    network: str  # name or id as given; "default" and "bridge" mean the default bridge
+    aliases: tuple[str, ...] = ()
+    ipv4: str = ""
+    ipv6: str = ""
+    mac: str = ""
+    driver_options: dict[str, str] = {}
+
+
+class RestartPolicy(Model, kw_only=True):
+    name: Literal["no", "always", "on-failure", "unless-stopped"] = "no"
+    maximum_retries: int = 0
+
+
+class LogConfig(Model, kw_only=True):
+    """`--log-driver`; "" is the daemon's default (`local`)."""
+
+    driver: str = ""
+    options: dict[str, str] = {}
+
+
+class Device(Model, kw_only=True):
+    host_path: str
+    container_path: str
+    permissions: str = "rwm"
+
+
+class Ulimit(Model, kw_only=True):
+    name: str  # as in getrlimit(2), lower case, without RLIMIT_: nofile
+    soft: int  # -1: unlimited
+    hard: int
+
+
+class ThrottleDevice(Model, kw_only=True):
+    path: str
+    rate: int  # bytes or operations a second
+
+
+class WeightDevice(Model, kw_only=True):
+    path: str
+    weight: int
+
+
+class Resources(Model, kw_only=True):
+    """Limits of a cgroup. 0 (or "") means no limit was asked for; -1 lifts one."""
+
+    nano_cpus: int = 0  # 1e9 is one CPU
+    cpu_shares: int = 0
+    cpu_period_us: int = 0
+    cpu_quota_us: int = 0
+    cpu_rt_period_us: int = 0
+    cpu_rt_runtime_us: int = 0
+    cpuset_cpus: str = ""
+    cpuset_mems: str = ""
+    memory_bytes: int = 0
+    memory_swap_bytes: int = 0  # memory plus swap, as Docker's --memory-swap
+    memory_reservation_bytes: int = 0
+    memory_swappiness: int | None = None
+    kernel_memory_tcp_bytes: int = 0
+    oom_kill_disable: bool = False
+    pids_limit: int = 0
+    blkio_weight: int = 0
+    blkio_weight_device: tuple[WeightDevice, ...] = ()
+    read_bps: tuple[ThrottleDevice, ...] = ()
+    write_bps: tuple[ThrottleDevice, ...] = ()
+    read_iops: tuple[ThrottleDevice, ...] = ()
+    write_iops: tuple[ThrottleDevice, ...] = ()
+
+
+class ContainerSpec(Model, kw_only=True):
+    """What `create` was asked for, decoded and validated; image defaults aren't merged yet."""
+
+    image: str
+    name: str = ""
+    hostname: str = ""
+    domainname: str = ""
+    entrypoint: tuple[str, ...] | None = None  # None: the image's; (): none
+    command: tuple[str, ...] | None = None
+    env: tuple[str, ...] = ()
+    working_dir: str = ""
+    user: str = ""
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    tty: bool = False
+    open_stdin: bool = False
+    stdin_once: bool = False
+    attach_stdout: bool = True
+    attach_stderr: bool = True
+    exposed_ports: tuple[str, ...] = ()  # "80/tcp"
+    stop_signal: str = ""
+    stop_timeout_s: int | None = None
+    healthcheck: HealthCheck | None = None
+    mounts: tuple[Mount, ...] = ()
+    volumes_from: tuple[VolumesFrom, ...] = ()
+    ports: tuple[PortBinding, ...] = ()
+    publish_all: bool = False
+    network_mode: str = "default"  # default, bridge, none, host, container:ID, or a network's name
+    network_disabled: bool = False
+    endpoints: tuple[EndpointSpec, ...] = ()
+    extra_hosts: tuple[str, ...] = ()  # "name:address"
+    dns: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+    dns_options: tuple[str, ...] = ()
+    restart: RestartPolicy = RestartPolicy()
+    auto_remove: bool = False
+    log: LogConfig = LogConfig()
+    privileged: bool = False
+    readonly_rootfs: bool = False
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
+    seccomp: str = ""  # "": the default profile, "unconfined", or a profile's JSON
+    apparmor: str = ""
+    no_new_privileges: bool = False
+    masked_paths: tuple[str, ...] | None = None  # None: the default set
+    readonly_paths: tuple[str, ...] | None = None
+    init: bool = False
+    devices: tuple[Device, ...] = ()
+    device_cgroup_rules: tuple[str, ...] = ()
+    resources: Resources = Resources()
+    ulimits: tuple[Ulimit, ...] = ()
+    oom_score_adj: int = 0
+    shm_size_bytes: int = 0  # 0: 64 MiB
+    sysctls: dict[str, str] = {}
+    group_add: tuple[str, ...] = ()
+    pid_mode: str = ""  # "", host, container:ID
+    ipc_mode: str = ""  # "", none, private, shareable, host, container:ID
+    uts_mode: str = ""  # "", host
+    userns_mode: str = ""  # "", host
+    cgroupns_mode: str = ""  # "", private, host
+    cgroup_parent: str = ""
+    request: msgspec.Raw = msgspec.Raw(b"{}")  # as the API received it, for that API to show again
+
+
+# --- what the engine decided --------------------------------------------------------------
+
+
+class MountPoint(Model, kw_only=True):
+    """A mount with its source settled: the mount table that inspect shows and the plan uses."""
+
+    kind: Literal["bind", "volume", "tmpfs"]
+    target: str
+    source: str = ""  # host path; "" for tmpfs
+    name: str = ""  # the volume's
+    driver: str = ""
+    readonly: bool = False
+    propagation: str = ""
+    recursive: bool = True
+    options: tuple[str, ...] = ()  # tmpfs: size=…, mode=… and the caller's
+    anonymous: bool = False
+
+
+class Endpoint(Model, kw_only=True):
+    """One network attachment while the container runs (addresses as text)."""
+
+    network_id: str
+    network_name: str
+    endpoint_id: str = ""
+    mac: str = ""
+    ipv4: str = ""
+    ipv4_prefix: int = 0
+    gateway4: str = ""
+    ipv6: str = ""
+    ipv6_prefix: int = 0
+    gateway6: str = ""
+    interface: str = "eth0"  # its name in the container
+    host_interface: str = ""
+    aliases: tuple[str, ...] = ()
+
+
+class Container(Model, kw_only=True):
+    """A container as created. `args` is entrypoint and command with image defaults merged."""
+
+    id: str  # 64 hex digits
+    name: str  # without the leading slash
+    created_ns: int  # since the epoch
+    image_id: str  # "sha256:…"
+    image_name: str  # the reference that create was given
+    spec: ContainerSpec
+    args: tuple[str, ...]
+    entrypoint: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    working_dir: str = "/"
+    user: str = ""
+    hostname: str = ""
+    labels: dict[str, str] = {}
+    exposed_ports: tuple[str, ...] = ()
+    stop_signal: str = "SIGTERM"
+    mounts: tuple[MountPoint, ...] = ()
+    log: LogConfig = LogConfig(driver="local")
+    healthcheck: HealthCheck | None = None
+
+    @property
+    def short_id(self) -> str:
+        return self.id[:12]
+
+
+Status = Literal["created", "running", "paused", "restarting", "removing", "exited", "dead"]
+
+
+class State(Model, kw_only=True):
+    """What was observed of a container, as of its last transition."""
+
+    status: Status = "created"
+    pid: int = 0  # of the container's first process, in the host's pid namespace
+    supervisor_pid: int = 0
+    exit_code: int = 0
+    error: str = ""
+    oom_killed: bool = False
+    started_ns: int = 0  # 0: never
+    finished_ns: int = 0
+    restart_count: int = 0
+    failures_in_row: int = 0  # feeds the back-off
+    wanted: bool = False  # start was asked for and stop wasn't: what restart policies go by
+    has_been_started: bool = False
+    endpoints: tuple[Endpoint, ...] = ()
+    ports: tuple[PortBinding, ...] = ()  # with the host ports that were chosen

@@ -1,0 +1,547 @@
+"""The vocabulary of plans: every primitive step that cove-init can execute.
+
+Pure data. A plan is five ordered lists of steps, and each list has one place where it runs:
+
+    before   in the supervisor, before the clone: make cgroups, write limits
+    (clone with the plan's flags; the child waits)
+    parent   in the supervisor, with the child held: put the child into cgroups
+    child    in the child: namespaces, mounts, pivot, identity, seccomp, and `Exec` last
+    exit     in the supervisor, once the child is gone: read the OOM counter, remove cgroups
+
+A descriptor is named by its *slot*: an index into the descriptors handed over with the plan.
+Paths of `before`, `parent` and `exit` steps are host paths made by Cove. In `child` steps,
+`source` is a host path, looked up before the pivot, and `target`/`path` is a path inside the
+new root, resolved with openat2(2) RESOLVE_IN_ROOT, so that no symlink of an image leads outside.
+
+Each class has a KIND, the number on the wire (encode.py, native/plan.c); numbers are never reused.
+The fields' order is the wire's order. Allowed field types: int (u64, or s64 two's complement),
+str, bytes, tuple[str, ...].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    KIND: ClassVar[int]
+
+    def describe(self) -> str:
+        """One line for a person: what this step does to the host or the container."""
+        raise NotImplementedError
+
+
+# --- in the supervisor --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeHostDir(Step):
+    """mkdir(2) of a host path; there already is fine when `exist_ok`."""
+
+    KIND: ClassVar[int] = 1
+    path: str
+    mode: int = 0o755
+    exist_ok: int = 1
+
+    def describe(self) -> str:
+        return f"make directory {self.path}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteHost(Step):
+    """Write `data` to an existing host file (a cgroup's control file), in one write(2)."""
+
+    KIND: ClassVar[int] = 2
+    path: str
+    data: str
+    optional: int = 0  # 1: a missing file (ENOENT) is passed over
+
+    def describe(self) -> str:
+        return f"write {self.data!r} to {self.path}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WritePid(Step):
+    """Write the child's pid (decimal) to a host file: a cgroup's cgroup.procs."""
+
+    KIND: ClassVar[int] = 3
+    path: str
+
+    def describe(self) -> str:
+        return f"put the container into {self.path.removesuffix('/cgroup.procs')}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveHostDir(Step):
+    """rmdir(2) of a host path; missing is fine; EBUSY is retried for a bounded time."""
+
+    KIND: ClassVar[int] = 4
+    path: str
+
+    def describe(self) -> str:
+        return f"remove directory {self.path}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadOom(Step):
+    """Read `KEY NUMBER` lines of a host file; a positive number after `key` sets the OOM flag."""
+
+    KIND: ClassVar[int] = 5
+    path: str
+    key: str = "oom_kill"
+
+    def describe(self) -> str:
+        return f"read {self.key} from {self.path}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachDeviceProgram(Step):
+    """bpf(2): load a BPF_PROG_TYPE_CGROUP_DEVICE program, attach it to a v2 cgroup directory."""
+
+    KIND: ClassVar[int] = 6
+    path: str
+    program: bytes  # struct bpf_insn[]
+
+    def describe(self) -> str:
+        return f"attach a device filter of {len(self.program) // 8} instructions to {self.path}"
+
+
+# --- in the child: namespaces and mounts --------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetNs(Step):
+    """setns(2) to the namespace (or pidfd) in `slot`; `flags` are the CLONE_NEW* it must be.
+
+    Also allowed in `before`, with CLONE_NEWPID only: a pid namespace is entered by the next clone.
+    """
+
+    KIND: ClassVar[int] = 16
+    slot: int
+    flags: int
+
+    def describe(self) -> str:
+        return f"join the namespaces {namespace_names(self.flags)} of descriptor {self.slot}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Propagate(Step):
+    """Change the propagation of the whole mount tree at "/" (MS_REC with MS_PRIVATE or MS_SLAVE)."""
+
+    KIND: ClassVar[int] = 17
+    flags: int
+
+    def describe(self) -> str:
+        return "cut mount propagation from the host"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountRoot(Step):
+    """Mount the container's root filesystem at the host directory `target`, which becomes the root.
+
+    mount(2) is called with the working directory at `cwd`, so that `data` (overlay's options,
+    one page at most) can name layers by short relative paths.
+    """
+
+    KIND: ClassVar[int] = 18
+    fstype: str
+    source: str
+    target: str
+    flags: int
+    data: str
+    cwd: str = "/"
+
+    def describe(self) -> str:
+        return f"mount {self.fstype} as the root at {self.target}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BindRoot(Step):
+    """Bind-mount a host directory onto itself, recursively: it becomes the root (OCI bundles)."""
+
+    KIND: ClassVar[int] = 19
+    path: str
+
+    def describe(self) -> str:
+        return f"use {self.path} as the root"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountIn(Step):
+    """Mount a new filesystem at `target` inside the root, which is made (a directory) when missing."""
+
+    KIND: ClassVar[int] = 20
+    fstype: str
+    source: str
+    target: str
+    flags: int  # MS_* of mount(2)
+    data: str = ""
+    optional: int = 0  # 1: a kernel that lacks it (ENODEV, EPERM, EINVAL) is passed over
+
+    def describe(self) -> str:
+        data = f" ({self.data})" if self.data else ""
+        return f"mount {self.fstype} on {self.target}{data}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bind(Step):
+    """Bind a host path into the root; `target` is made (file or directory, as the source) when missing.
+
+    The source is opened once with open_tree(2) OPEN_TREE_CLONE, its attributes are set with
+    mount_setattr(2), recursively when `recursive`, and it is attached with move_mount(2).
+    """
+
+    KIND: ClassVar[int] = 21
+    source: str
+    target: str
+    recursive: int = 1
+    attr_set: int = 0  # MOUNT_ATTR_*
+    attr_clear: int = 0
+    propagation: int = 0  # MS_PRIVATE, MS_SLAVE, MS_SHARED, 0: leave
+
+    def describe(self) -> str:
+        readonly = " read-only" if self.attr_set & 1 else ""
+        return f"bind {self.source} -> {self.target}{readonly}{' recursive' if self.recursive else ''}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeDir(Step):
+    """Make a directory (and its missing parents) inside the root; there already is fine."""
+
+    KIND: ClassVar[int] = 22
+    path: str
+    mode: int = 0o755
+    uid: int = 0
+    gid: int = 0
+
+    def describe(self) -> str:
+        return f"make directory {self.path} in the root"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeNode(Step):
+    """mknod(2) inside the root; `mode` has the type bits; an existing node is replaced by nothing else."""
+
+    KIND: ClassVar[int] = 23
+    path: str
+    mode: int
+    major: int
+    minor: int
+    uid: int = 0
+    gid: int = 0
+
+    def describe(self) -> str:
+        return f"make device {self.path} ({self.major}:{self.minor})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeSymlink(Step):
+    """symlink(2) inside the root; there already is fine."""
+
+    KIND: ClassVar[int] = 24
+    target: str
+    path: str
+
+    def describe(self) -> str:
+        return f"link {self.path} -> {self.target}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mask(Step):
+    """Hide a path: a file under the root's /dev/null, a directory under an empty read-only one.
+
+    Missing is fine. All masked directories share one empty tmpfs (superblocks contend).
+    """
+
+    KIND: ClassVar[int] = 25
+    path: str
+
+    def describe(self) -> str:
+        return f"hide {self.path}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadonlyPath(Step):
+    """Make a path inside the root read-only (bind onto itself, recursively). Missing is fine."""
+
+    KIND: ClassVar[int] = 26
+    path: str
+
+    def describe(self) -> str:
+        return f"make {self.path} read-only"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PivotRoot(Step):
+    """pivot_root(2) into the root, detach the old one, chdir to "/"."""
+
+    KIND: ClassVar[int] = 27
+
+    def describe(self) -> str:
+        return "pivot into the root"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RootReadonly(Step):
+    """Make the root mount itself read-only (not what is mounted below it)."""
+
+    KIND: ClassVar[int] = 28
+
+    def describe(self) -> str:
+        return "make the root filesystem read-only"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RootPropagation(Step):
+    """Set the propagation of the root mount (MS_SHARED, MS_SLAVE … with or without MS_REC)."""
+
+    KIND: ClassVar[int] = 29
+    flags: int
+
+    def describe(self) -> str:
+        return "set the root's mount propagation"
+
+
+# --- in the child: system settings --------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hostname(Step):
+    KIND: ClassVar[int] = 32
+    name: str
+
+    def describe(self) -> str:
+        return f"set the host name to {self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Domainname(Step):
+    KIND: ClassVar[int] = 33
+    name: str
+
+    def describe(self) -> str:
+        return f"set the domain name to {self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sysctl(Step):
+    """Write a value below the host's /proc/sys as seen in the new namespaces (before the pivot)
+    or the container's own /proc/sys; the file must lie on procfs (checked with fstatfs)."""
+
+    KIND: ClassVar[int] = 34
+    key: str  # with slashes: net/ipv4/ip_forward
+    value: str
+
+    def describe(self) -> str:
+        return f"set sysctl {self.key.replace('/', '.')} = {self.value}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkUp(Step):
+    """Bring a network link up in the child's network namespace (SIOCSIFFLAGS)."""
+
+    KIND: ClassVar[int] = 35
+    name: str
+
+    def describe(self) -> str:
+        return f"bring link {self.name} up"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteSelf(Step):
+    """Write to a file below the host's /proc/self (oom_score_adj), before the pivot.
+
+    `optional` 1: EACCES and EPERM are passed over (lowering oom_score_adj needs CAP_SYS_RESOURCE).
+    """
+
+    KIND: ClassVar[int] = 36
+    name: str
+    data: str
+    optional: int = 0
+
+    def describe(self) -> str:
+        return f"write {self.data!r} to /proc/self/{self.name}"
+
+
+# --- in the child: the process ------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rlimit(Step):
+    """setrlimit(2). `soft`/`hard` ~0 (2**64-1) mean RLIM_INFINITY."""
+
+    KIND: ClassVar[int] = 48
+    resource: int
+    soft: int
+    hard: int
+
+    def describe(self) -> str:
+        return f"limit resource {self.resource} to {self.soft}/{self.hard}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Umask(Step):
+    KIND: ClassVar[int] = 49
+    mask: int
+
+    def describe(self) -> str:
+        return f"set umask {self.mask:04o}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionKeyring(Step):
+    """keyctl(2) KEYCTL_JOIN_SESSION_KEYRING, so that the host's keys aren't inherited. Optional by nature."""
+
+    KIND: ClassVar[int] = 50
+    name: str
+
+    def describe(self) -> str:
+        return f"join a session keyring of its own, {self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terminal(Step):
+    """Open a terminal in the root's devpts; its master end goes to the supervisor; bind it on /dev/console
+    when `console`; it becomes the controlling terminal and descriptors 0, 1 and 2. Before the pivot."""
+
+    KIND: ClassVar[int] = 51
+    rows: int = 0
+    cols: int = 0
+    console: int = 1
+    uid: int = 0
+
+    def describe(self) -> str:
+        return "open a terminal"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolveUser(Step):
+    """Sync point: hand a descriptor of the root to the daemon, which reads passwd and group there and
+    answers with uid, gid, groups and environment additions; they replace those of SetIds and Exec.
+    `user` and `groups` are only for a person to read. After the mounts, before the pivot."""
+
+    KIND: ClassVar[int] = 52
+    user: str
+    groups: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        return f"look up user {self.user or 'root'}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetIds(Step):
+    """setgroups(2), setresgid(2), setresuid(2); PR_SET_KEEPCAPS is used, capabilities come after."""
+
+    KIND: ClassVar[int] = 53
+    uid: int
+    gid: int
+    groups: tuple[str, ...] = ()  # decimal
+
+    def describe(self) -> str:
+        return f"become user {self.uid}, group {self.gid}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DropBounding(Step):
+    """PR_CAPBSET_DROP of every capability that isn't in the mask. Before SetIds."""
+
+    KIND: ClassVar[int] = 54
+    bounding: int
+
+    def describe(self) -> str:
+        return f"bound capabilities to {self.bounding:#x}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities(Step):
+    """capset(2), then PR_CAP_AMBIENT for each ambient bit. Masks of 1 << CAP_*."""
+
+    KIND: ClassVar[int] = 55
+    effective: int
+    permitted: int
+    inheritable: int
+    ambient: int
+
+    def describe(self) -> str:
+        return f"keep capabilities {self.effective:#x}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoNewPrivs(Step):
+    KIND: ClassVar[int] = 56
+
+    def describe(self) -> str:
+        return "forbid new privileges"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seccomp(Step):
+    """seccomp(2) SECCOMP_SET_MODE_FILTER with a compiled program (struct sock_filter[])."""
+
+    KIND: ClassVar[int] = 57
+    program: bytes
+    flags: int = 0
+
+    def describe(self) -> str:
+        return f"install a system call filter of {len(self.program) // 8} instructions"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chdir(Step):
+    """chdir(2) after the pivot; then the working directory must lie inside the root (getcwd(2) starts
+    with "/", CVE-2024-21626). `create` 1 makes it when missing, as Docker does, before identity changes."""
+
+    KIND: ClassVar[int] = 58
+    path: str
+    create: int = 0
+
+    def describe(self) -> str:
+        return f"change to {self.path}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exec(Step):
+    """execve(2), searching the environment's PATH when the name has no slash. Every other descriptor is
+    closed (close_range). With `init`, cove-init stays as process 1, reaps and forwards signals."""
+
+    KIND: ClassVar[int] = 59
+    args: tuple[str, ...]
+    env: tuple[str, ...]
+    init: int = 0
+
+    def describe(self) -> str:
+        return "run " + " ".join(self.args)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A plan: everything the executor needs. `clone_flags` are CLONE_NEW* for clone3(2);
+    a `cgroup_path` (opened after the `before` steps) adds CLONE_INTO_CGROUP (cgroup v2)."""
+
+    clone_flags: int
+    cgroup_path: str = ""
+    before: tuple[Step, ...] = ()
+    parent: tuple[Step, ...] = ()
+    child: tuple[Step, ...] = ()
+    exit: tuple[Step, ...] = ()
+
+
+_NAMESPACES = (
+    (0x00020000, "mount"),
+    (0x02000000, "cgroup"),
+    (0x04000000, "uts"),
+    (0x08000000, "ipc"),
+    (0x10000000, "user"),
+    (0x20000000, "pid"),
+    (0x40000000, "network"),
+    (0x00000080, "time"),
+)
+
+
+def namespace_names(flags: int) -> str:
+    """The namespaces of CLONE_NEW* flags, for a person: "mount, pid"."""
+    return ", ".join(name for bit, name in _NAMESPACES if flags & bit) or "none"
