@@ -24,7 +24,7 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 # --- mounts -------------------------------------------------------------------------------
 
 
-class Bind(Model, kw_only=True, tag="bind"):
+class Bind(Model, frozen=True, kw_only=True, tag="bind"):
     """A host path shown in the container (`-v /src:/dst`, `--mount type=bind`)."""
 
     source: str
@@ -35,7 +35,7 @@ class Bind(Model, kw_only=True, tag="bind"):
     create_source: bool = False  # -v makes a missing source directory, --mount refuses it
 
 
-class Volume(Model, kw_only=True, tag="volume"):
+class Volume(Model, frozen=True, kw_only=True, tag="volume"):
     """A named volume; an anonymous one has the name "" until the engine gives it one."""
 
     name: str
@@ -48,7 +48,7 @@ class Volume(Model, kw_only=True, tag="volume"):
     subpath: str = ""
 
 
-class Tmpfs(Model, kw_only=True, tag="tmpfs"):
+class Tmpfs(Model, frozen=True, kw_only=True, tag="tmpfs"):
     """A memory-backed mount (`--tmpfs`, `--mount type=tmpfs`)."""
 
     target: str
@@ -60,7 +60,7 @@ class Tmpfs(Model, kw_only=True, tag="tmpfs"):
 Mount = Bind | Volume | Tmpfs
 
 
-class VolumesFrom(Model, kw_only=True):
+class VolumesFrom(Model, frozen=True, kw_only=True):
     """`--volumes-from CONTAINER[:ro|rw]`."""
 
     container: str
@@ -70,7 +70,7 @@ class VolumesFrom(Model, kw_only=True):
 # --- process, network, limits -------------------------------------------------------------
 
 
-class HealthCheck(Model, kw_only=True):
+class HealthCheck(Model, frozen=True, kw_only=True):
     """`HEALTHCHECK` of an image or `--health-*`; an empty test inherits, ["NONE"] disables."""
 
     test: tuple[str, ...] = ()
@@ -81,7 +81,7 @@ class HealthCheck(Model, kw_only=True):
     retries: int = 0
 
 
-class PortBinding(Model, kw_only=True):
+class PortBinding(Model, frozen=True, kw_only=True):
     """One published port; `host_port` 0 lets Cove choose, `host_ip` "" means every address."""
 
     container_port: int
@@ -91,7 +91,7 @@ class PortBinding(Model, kw_only=True):
     host_port_end: int = 0  # a range to choose from: host_port … host_port_end, 0: just host_port
 
 
-class EndpointSpec(Model, kw_only=True):
+class EndpointSpec(Model, frozen=True, kw_only=True):
     """What the caller asked of one network attachment."""
 
     network: str  # name or id as given; "default" and "bridge" mean the default bridge
@@ -102,41 +102,41 @@ class EndpointSpec(Model, kw_only=True):
     driver_options: dict[str, str] = {}
 
 
-class RestartPolicy(Model, kw_only=True):
+class RestartPolicy(Model, frozen=True, kw_only=True):
     name: Literal["no", "always", "on-failure", "unless-stopped"] = "no"
     maximum_retries: int = 0
 
 
-class LogConfig(Model, kw_only=True):
+class LogConfig(Model, frozen=True, kw_only=True):
     """`--log-driver`; "" is the daemon's default (`local`)."""
 
     driver: str = ""
     options: dict[str, str] = {}
 
 
-class Device(Model, kw_only=True):
+class Device(Model, frozen=True, kw_only=True):
     host_path: str
     container_path: str
     permissions: str = "rwm"
 
 
-class Ulimit(Model, kw_only=True):
+class Ulimit(Model, frozen=True, kw_only=True):
     name: str  # as in getrlimit(2), lower case, without RLIMIT_: nofile
     soft: int  # -1: unlimited
     hard: int
 
 
-class ThrottleDevice(Model, kw_only=True):
+class ThrottleDevice(Model, frozen=True, kw_only=True):
     path: str
     rate: int  # bytes or operations a second
 
 
-class WeightDevice(Model, kw_only=True):
+class WeightDevice(Model, frozen=True, kw_only=True):
     path: str
     weight: int
 
 
-class Resources(Model, kw_only=True):
+class Resources(Model, frozen=True, kw_only=True):
     """Limits of a cgroup. 0 (or "") means no limit was asked for; -1 lifts one."""
 
     nano_cpus: int = 0  # 1e9 is one CPU
@@ -162,7 +162,7 @@ class Resources(Model, kw_only=True):
     write_iops: tuple[ThrottleDevice, ...] = ()
 
 
-class ContainerSpec(Model, kw_only=True):
+class ContainerSpec(Model, frozen=True, kw_only=True):
     """What `create` was asked for, decoded and validated; image defaults aren't merged yet."""
 
     image: str
@@ -229,7 +229,7 @@ class ContainerSpec(Model, kw_only=True):
 # --- what the engine decided --------------------------------------------------------------
 
 
-class MountPoint(Model, kw_only=True):
+class MountPoint(Model, frozen=True, kw_only=True):
     """A mount with its source settled: the mount table that inspect shows and the plan uses."""
 
     kind: Literal["bind", "volume", "tmpfs"]
@@ -244,7 +244,7 @@ class MountPoint(Model, kw_only=True):
     anonymous: bool = False
 
 
-class Endpoint(Model, kw_only=True):
+class Endpoint(Model, frozen=True, kw_only=True):
     """One network attachment while the container runs (addresses as text)."""
 
     network_id: str
@@ -262,7 +262,7 @@ class Endpoint(Model, kw_only=True):
     aliases: tuple[str, ...] = ()
 
 
-class Container(Model, kw_only=True):
+class Container(Model, frozen=True, kw_only=True):
     """A container as created. `args` is entrypoint and command with image defaults merged."""
 
     id: str  # 64 hex digits
@@ -293,7 +293,7 @@ class Container(Model, kw_only=True):
 Status = Literal["created", "running", "paused", "restarting", "removing", "exited", "dead"]
 
 
-class State(Model, kw_only=True):
+class State(Model, frozen=True, kw_only=True):
     """What was observed of a container, as of its last transition."""
 
     status: Status = "created"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from cove.model.container import HealthCheck, Model
 
 
-class ImageConfig(Model, kw_only=True):
+class ImageConfig(Model, frozen=True, kw_only=True):
     """The part of an image's configuration that containers inherit (OCI image-spec, config.md)."""
 
     entrypoint: tuple[str, ...] = ()
@@ -22,7 +22,7 @@ class ImageConfig(Model, kw_only=True):
     on_build: tuple[str, ...] = ()
 
 
-class HistoryEntry(Model, kw_only=True):
+class HistoryEntry(Model, frozen=True, kw_only=True):
     created: str = ""
     created_by: str = ""
     author: str = ""
@@ -30,7 +30,7 @@ class HistoryEntry(Model, kw_only=True):
     empty_layer: bool = False
 
 
-class Image(Model, kw_only=True):
+class Image(Model, frozen=True, kw_only=True):
     """An image: its id is the digest of its configuration blob."""
 
     id: str  # "sha256:…"
@@ -50,7 +50,7 @@ class Image(Model, kw_only=True):
     last_tagged_ns: int = 0
 
 
-class VolumeRecord(Model, kw_only=True):
+class VolumeRecord(Model, frozen=True, kw_only=True):
     name: str
     driver: str = "local"
     mountpoint: str
@@ -60,13 +60,13 @@ class VolumeRecord(Model, kw_only=True):
     anonymous: bool = False
 
 
-class IpamPool(Model, kw_only=True):
+class IpamPool(Model, frozen=True, kw_only=True):
     subnet: str
     gateway: str = ""
     ip_range: str = ""
 
 
-class Network(Model, kw_only=True):
+class Network(Model, frozen=True, kw_only=True):
     """A network; the three built-in ones are bridge, host and none."""
 
     id: str
@@ -83,7 +83,7 @@ class Network(Model, kw_only=True):
     options: dict[str, str] = {}
 
 
-class Event(Model, kw_only=True):
+class Event(Model, frozen=True, kw_only=True):
     """Something that happened to an object, as `docker events` shows it."""
 
     kind: str  # container, image, volume, network, daemon

@@ -1,0 +1,215 @@
+"""From what was asked to what will be: a ContainerSpec and its image become a Container.
+
+Pure: reads no file, clock or store. The merging rules are Docker's (Docker Engine API, "Create a
+container"; Dockerfile reference, "ENTRYPOINT and CMD"). Volumes keep the names they were given;
+anonymous ones are named by the ids handed in.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import signal
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from cove.model.container import (
+    Container,
+    ContainerSpec,
+    HealthCheck,
+    LogConfig,
+    Mount,
+    MountPoint,
+    Tmpfs,
+    Volume,
+)
+from cove.model.errors import Invalid
+from cove.model.objects import Image, ImageConfig
+
+
+class PlannedMount(NamedTuple):
+    """A mount of the caller's or the image's, its target clean and its volume named."""
+
+    mount: Mount
+    anonymous: bool
+
+
+def merge_env(image_env: Iterable[str], asked: Iterable[str]) -> tuple[str, ...]:
+    """Image defaults overlaid by the caller's `KEY=value`; a bare `KEY` removes one."""
+    merged: dict[str, str | None] = {}
+    for entry in (*image_env, *asked):
+        key, eq, value = entry.partition("=")
+        if not key:
+            raise Invalid(f"invalid environment variable: {entry!r}: expected NAME=value")
+        if "\0" in entry:
+            raise Invalid(f"invalid environment variable: {key!r}: a NUL byte is not allowed")
+        merged[key] = value if eq else None
+    return tuple(f"{key}={value}" for key, value in merged.items() if value is not None)
+
+
+def merge_args(spec: ContainerSpec, config: ImageConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Entrypoint and command. An entrypoint of the caller's drops the image's command."""
+    entrypoint, command = spec.entrypoint, spec.command or ()
+    if not entrypoint:
+        if not command:
+            command = config.command
+        if entrypoint is None:
+            entrypoint = config.entrypoint
+    if entrypoint == ("",):
+        entrypoint = ()
+    if not entrypoint and not command:
+        raise Invalid("no command specified")
+    for arg in (*entrypoint, *command):
+        if "\0" in arg:
+            raise Invalid("invalid command: a NUL byte is not allowed in an argument")
+    return entrypoint, command
+
+
+def merge_health(asked: HealthCheck | None, image: HealthCheck | None) -> HealthCheck | None:
+    """The caller's health check with the image's for what it leaves out."""
+    if asked is None or image is None:
+        return asked if asked is not None else image
+    return HealthCheck(
+        test=asked.test or image.test,
+        interval_ns=asked.interval_ns or image.interval_ns,
+        timeout_ns=asked.timeout_ns or image.timeout_ns,
+        start_period_ns=asked.start_period_ns or image.start_period_ns,
+        start_interval_ns=asked.start_interval_ns or image.start_interval_ns,
+        retries=asked.retries or image.retries,
+    )
+
+
+def parse_signal(text: str) -> int:
+    """A signal by number, `TERM` or `SIGTERM`, `RTMIN+1`; Invalid otherwise (signal(7))."""
+    name = text.upper().removeprefix("SIG")
+    if name.isdecimal() and len(name) < 4:
+        number = int(name)
+        if 0 < number < signal.NSIG:
+            return number
+        raise Invalid(f"Invalid signal: {text}: expected 1 to {signal.NSIG - 1} or a name, e.g. SIGTERM")
+    base, plus, offset = name.partition("+")
+    if base == "RTMIN" and plus and offset.isdecimal() and int(offset) <= 30:
+        return 34 + int(offset)
+    base, minus, offset = name.partition("-")
+    if base == "RTMAX" and minus and offset.isdecimal() and int(offset) <= 30:
+        return 64 - int(offset)
+    known = {"RTMIN": 34, "RTMAX": 64, "CLD": 17, "POLL": 29, "IOT": 6, "STKFLT": 16}
+    if name in known:
+        return known[name]
+    try:
+        return int(signal.Signals["SIG" + name])
+    except KeyError:
+        raise Invalid(f"Invalid signal: {text}: expected a number or a name, e.g. SIGTERM") from None
+
+
+def check_target(target: str) -> str:
+    """A mount's target, cleaned; Invalid unless it's absolute and not the root."""
+    if not target.startswith("/"):
+        raise Invalid(f"invalid mount path: '{target}' mount path must be absolute")
+    clean = posixpath.normpath(target)
+    if clean.startswith("//"):
+        clean = clean[1:]
+    if clean == "/":
+        raise Invalid("invalid volume specification: destination can't be '/'")
+    return clean
+
+
+def plan_mounts(
+    spec: ContainerSpec,
+    config: ImageConfig,
+    inherited: Sequence[MountPoint],
+    new_volume_name: Callable[[], str],
+) -> list[PlannedMount | MountPoint]:
+    """All mounts, each target once: the caller's win over --volumes-from, these over the image's volumes.
+
+    Anonymous volumes get their names here. Raises Invalid for a target that two of the caller's mounts share.
+    """
+    by_target: dict[str, PlannedMount | MountPoint] = {}
+    for mount in spec.mounts:
+        target = check_target(mount.target)
+        if target in by_target:
+            raise Invalid(f"Duplicate mount point: {target}")
+        cleaned: Mount = msgspec.structs.replace(mount, target=target)
+        by_target[target] = _planned(cleaned, new_volume_name)
+    for point in inherited:
+        by_target.setdefault(point.target, point)
+    for volume in config.volumes:
+        target = check_target(volume)
+        if target not in by_target:
+            by_target[target] = _planned(Volume(name="", target=target), new_volume_name)
+    return list(by_target.values())
+
+
+def _planned(mount: Mount, new_volume_name: Callable[[], str]) -> PlannedMount:
+    if isinstance(mount, Volume) and not mount.name:
+        return PlannedMount(msgspec.structs.replace(mount, name=new_volume_name()), True)
+    return PlannedMount(mount, False)
+
+
+def tmpfs_point(mount: Tmpfs) -> MountPoint:
+    """The mount options of a tmpfs as mount(8) writes them."""
+    options = list(mount.options)
+    given = {option.partition("=")[0] for option in options}
+    if mount.size_bytes and "size" not in given:
+        options.append(f"size={mount.size_bytes}")
+    if "mode" not in given:
+        options.append(f"mode={mount.mode:o}")
+    return MountPoint(kind="tmpfs", target=mount.target, options=tuple(options))
+
+
+def plan_container(
+    spec: ContainerSpec,
+    image: Image,
+    *,
+    container_id: str,
+    name: str,
+    created_ns: int,
+    mounts: tuple[MountPoint, ...],
+    log: LogConfig,
+    host_name: str,
+) -> Container:
+    """The record of a new container. Raises Invalid where spec and image together make no sense."""
+    config = image.config
+    entrypoint, command = merge_args(spec, config)
+    stop_signal = spec.stop_signal or config.stop_signal or "SIGTERM"
+    parse_signal(stop_signal)
+    if spec.auto_remove and spec.restart.name != "no":
+        raise Invalid("can't create 'AutoRemove' container with restart policy")
+    if spec.restart.name != "on-failure" and spec.restart.maximum_retries:
+        raise Invalid(
+            "invalid restart policy: maximum retry count can only be used with 'on-failure', "
+            f"not with '{spec.restart.name}'"
+        )
+    if spec.restart.maximum_retries < 0:
+        raise Invalid("invalid restart policy: maximum retry count cannot be negative, e.g. on-failure:3")
+    working_dir = spec.working_dir or config.working_dir or "/"
+    if not working_dir.startswith("/"):
+        raise Invalid(f"the working directory '{working_dir}' is invalid, it needs to be an absolute path")
+    if spec.stop_timeout_s is not None and spec.stop_timeout_s < -1:
+        raise Invalid("invalid stop timeout: expected seconds, or -1 to wait for ever")
+    if spec.network_mode == "host" or spec.uts_mode == "host":
+        hostname = host_name
+    else:
+        hostname = spec.hostname or container_id[:12]
+    return Container(
+        id=container_id,
+        name=name,
+        created_ns=created_ns,
+        image_id=image.id,
+        image_name=spec.image,
+        spec=spec,
+        args=entrypoint + command,
+        entrypoint=entrypoint,
+        command=command,
+        env=merge_env(config.env, spec.env),
+        working_dir=posixpath.normpath(working_dir),
+        user=spec.user or config.user,
+        hostname=hostname,
+        labels=config.labels | spec.labels,
+        exposed_ports=tuple(dict.fromkeys((*config.exposed_ports, *spec.exposed_ports))),
+        stop_signal=stop_signal,
+        mounts=mounts,
+        log=log,
+        healthcheck=merge_health(spec.healthcheck, config.healthcheck),
+    )

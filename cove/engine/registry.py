@@ -1,0 +1,151 @@
+"""The committed containers: an index in memory over the store. Reads take no lock.
+
+A write commits to the store first and is then shown, with no await in between, so that a reader
+sees either the old or the new record, never a half. Names are claimed by the same transaction.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from cove.engine.types import View
+from cove.model.container import Container, State
+from cove.model.errors import Conflict, Invalid, NotFound
+from cove.store.interface import Absent, Delete, Op, Put, Store
+
+_CONTAINERS = "containers/"
+_STATES = "states/"
+_NAMES = "names/"
+
+_encode = msgspec.json.Encoder().encode
+_decode_container = msgspec.json.Decoder(Container).decode
+_decode_state = msgspec.json.Decoder(State).decode
+
+
+class Registry:
+    """Every container of this daemon, by id and by name."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._views: dict[str, View] = {}
+        self._names: dict[str, str] = {}
+
+    @classmethod
+    async def open(cls, store: Store) -> Registry:
+        """Read all containers that the store holds."""
+        registry = cls(store)
+        states = {kv.key[len(_STATES) :]: kv.value for kv in await store.range(_STATES)}
+        for kv in await store.range(_CONTAINERS):
+            container = _decode_container(kv.value)
+            raw = states.get(container.id)
+            state = _decode_state(raw) if raw is not None else State()
+            registry._views[container.id] = View(container, state)
+            registry._names[container.name] = container.id
+        return registry
+
+    def get(self, container_id: str) -> View | None:
+        return self._views.get(container_id)
+
+    def views(self) -> list[View]:
+        return list(self._views.values())
+
+    def ids(self) -> list[str]:
+        return list(self._views)
+
+    def find(self, reference: str) -> View:
+        """By full id, name (a leading "/" is passed over), or a prefix of exactly one id.
+
+        Raises NotFound, or Invalid for an empty or an ambiguous reference.
+        """
+        if not reference:
+            raise Invalid("container name cannot be empty: give a name or an id, e.g. web")
+        view = self._views.get(reference)
+        if view is not None:
+            return view
+        owner = self._names.get(reference.removeprefix("/"))
+        if owner is not None:
+            return self._views[owner]
+        found = [i for i in self._views if i.startswith(reference)]
+        if len(found) == 1:
+            return self._views[found[0]]
+        if len(found) > 1:
+            raise Invalid(f"Multiple IDs found with provided prefix: {reference}")
+        raise NotFound(f"No such container: {reference}")
+
+    def owner_of(self, name: str) -> str | None:
+        return self._names.get(name)
+
+    async def insert(self, container: Container, state: State) -> None:
+        """Commit a new container and claim its name; Conflict when the name is taken."""
+        if container.name in self._names:
+            raise self._taken(container.name)
+        result = await self._store.txn(
+            [Absent(_NAMES + container.name)],
+            [
+                Put(_CONTAINERS + container.id, _encode(container)),
+                Put(_STATES + container.id, _encode(state)),
+                Put(_NAMES + container.name, container.id.encode()),
+            ],
+        )
+        if not result.succeeded:
+            raise self._taken(container.name)
+        self._views[container.id] = View(container, state)
+        self._names[container.name] = container.id
+
+    async def set_state(self, container_id: str, state: State) -> None:
+        """Commit a transition."""
+        view = self._views.get(container_id)
+        if view is None:
+            raise NotFound(f"No such container: {container_id}")
+        if view.state == state:
+            return
+        await self._store.txn([], [Put(_STATES + container_id, _encode(state))])
+        self._views[container_id] = View(self._views[container_id].container, state)
+
+    async def set_container(self, container: Container) -> None:
+        """Commit a changed record (update); the name must be the same."""
+        await self._store.txn([], [Put(_CONTAINERS + container.id, _encode(container))])
+        self._views[container.id] = View(container, self._views[container.id].state)
+
+    async def rename(self, container_id: str, new_name: str) -> Container:
+        """Commit a new name, atomically with the release of the old one; Conflict when it's taken."""
+        view = self._views[container_id]
+        old = view.container.name
+        if new_name in self._names:
+            raise self._taken(new_name)
+        renamed = msgspec.structs.replace(view.container, name=new_name)
+        result = await self._store.txn(
+            [Absent(_NAMES + new_name)],
+            [
+                Put(_CONTAINERS + container_id, _encode(renamed)),
+                Put(_NAMES + new_name, container_id.encode()),
+                Delete(_NAMES + old),
+            ],
+        )
+        if not result.succeeded:
+            raise self._taken(new_name)
+        self._names.pop(old, None)
+        self._names[new_name] = container_id
+        self._views[container_id] = View(renamed, self._views[container_id].state)
+        return renamed
+
+    async def delete(self, container_id: str) -> None:
+        """Forget a container and its name; forgetting twice is fine."""
+        view = self._views.get(container_id)
+        if view is None:
+            return
+        ops: list[Op] = [
+            Delete(_CONTAINERS + container_id),
+            Delete(_STATES + container_id),
+            Delete(_NAMES + view.container.name),
+        ]
+        await self._store.txn([], ops)
+        self._views.pop(container_id, None)
+        self._names.pop(view.container.name, None)
+
+    def _taken(self, name: str) -> Conflict:
+        owner = self._names.get(name, "unknown")
+        return Conflict(
+            f'Conflict. The container name "/{name}" is already in use by container "{owner}". '
+            "You have to remove (or rename) that container to be able to reuse that name."
+        )

@@ -1,0 +1,149 @@
+"""What the engine takes and gives beside the stored objects: options, handles, answers. No I/O."""
+
+from __future__ import annotations
+
+from asyncio import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from cove.model.container import Container, Model, State
+
+WaitCondition = Literal["not-running", "next-exit", "removed"]
+
+
+class View(NamedTuple):
+    """A container as committed: its record and its state, read without a lock."""
+
+    container: Container
+    state: State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a daemon was started with; every name is this daemon's own."""
+
+    data_root: Path
+    run_dir: Path
+    native: Path  # cove-init's file
+    cgroup_parent: str = "cove"
+    default_log_driver: str = "local"
+    default_stop_timeout_s: float = 10.0
+    debug: bool = False
+
+    @property
+    def containers_dir(self) -> Path:
+        return self.data_root / "containers"
+
+    def container_dir(self, container_id: str) -> Path:
+        return self.containers_dir / container_id
+
+    def log_dir(self, container_id: str) -> Path:
+        return self.containers_dir / container_id / "log"
+
+    def state_dir(self, container_id: str) -> Path:
+        return self.run_dir / "containers" / container_id
+
+    def exec_dir(self, exec_id: str) -> Path:
+        return self.run_dir / "exec" / exec_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachOptions:
+    """Which streams a client wants, and how they are framed."""
+
+    stdin: bool = False
+    stdout: bool = False
+    stderr: bool = False
+    multiplex: bool = True  # 8-byte frames; ignored (off) for a terminal
+    detach_keys: bytes | None = None  # None: ctrl-p ctrl-q
+    stream: bool = True
+    logs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class WaitResult:
+    exit_code: int
+    error: str = ""
+
+
+@dataclass(slots=True)
+class WaitHandle:
+    """A registered wait: made before the answer's header goes out, so that no exit is missed."""
+
+    future: Future[WaitResult]
+
+    async def result(self) -> WaitResult:
+        return await self.future
+
+    def cancel(self) -> None:
+        self.future.cancel()
+
+
+class ExecSpec(Model, frozen=True, kw_only=True):
+    """What `exec_create` was asked for."""
+
+    args: tuple[str, ...]
+    env: tuple[str, ...] = ()
+    user: str = ""
+    working_dir: str = ""
+    tty: bool = False
+    privileged: bool = False
+    attach_stdin: bool = False
+    attach_stdout: bool = False
+    attach_stderr: bool = False
+    detach_keys: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecView:
+    id: str
+    container_id: str
+    spec: ExecSpec
+    running: bool = False
+    started: bool = False
+    exit_code: int | None = None
+    pid: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Top:
+    """`docker top`: the columns' titles and a row for each process."""
+
+    titles: list[str]
+    processes: list[list[str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostInfo:
+    """What `docker info` shows of this host and daemon."""
+
+    id: str
+    name: str
+    kernel: str
+    operating_system: str
+    os_version: str
+    architecture: str
+    cpus: int
+    memory_bytes: int
+    cgroup_version: int
+    containers: int
+    running: int
+    paused: int
+    stopped: int
+    images: int
+    data_root: str
+    default_log_driver: str
+    log_drivers: list[str]
+    missing: list[str] = field(default_factory=list)  # limits and features this host lacks, as sentences
+    security: list[str] = field(default_factory=list)
+    started_ns: int = 0
+    open_files: int = 0
+    tasks: int = 0
+    event_listeners: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned:
+    deleted: list[str]
+    reclaimed_bytes: int
