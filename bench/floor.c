@@ -85,6 +85,32 @@ static const struct {
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
+/* What a failure in the parent has to take down; NULL in the child and between rounds. */
+static const struct settings *undo;
+static pid_t undo_child;
+
+static int remove_entry(const char *path, const struct stat *status, int type, struct FTW *where)
+{
+	(void)status, (void)type, (void)where;
+	return remove(path);
+}
+
+static void undo_round(void)
+{
+	const struct settings *s = undo;
+	char path[2048];
+
+	undo = NULL;
+	if (undo_child > 0 && kill(undo_child, SIGKILL) == 0)
+		waitpid(undo_child, NULL, 0);
+	for (int i = 0; i < s->hierarchy_count; i++) {
+		snprintf(path, sizeof path, "%s/%s", s->hierarchies[i], s->cgroup);
+		rmdir(path);
+	}
+	snprintf(path, sizeof path, "%s/%s", s->directory, s->cgroup);
+	nftw(path, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+}
+
 __attribute__((noreturn, format(printf, 1, 2))) static void fail(const char *format, ...)
 {
 	int error = errno;
@@ -95,6 +121,8 @@ __attribute__((noreturn, format(printf, 1, 2))) static void fail(const char *for
 	vfprintf(stderr, format, arguments);
 	va_end(arguments);
 	fprintf(stderr, ": %s\n", strerror(error));
+	if (undo != NULL)
+		undo_round();
 	_exit(1);
 }
 
@@ -153,6 +181,24 @@ static void bind_readonly(const char *source, const char *target)
 	mount_on("none", target, NULL, MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
 }
 
+/* A new cpuset on v1 is empty and takes no process until it has its parent's CPUs and nodes. */
+static void copy_cpuset(const struct settings *s, const char *hierarchy)
+{
+	static const char *const names[] = {"cpuset.cpus", "cpuset.mems"};
+	char path[PATH_SIZE], value[256];
+
+	for (size_t i = 0; i < COUNT(names); i++) {
+		int fd = open(text(path, "%s/%s", hierarchy, names[i]), O_RDONLY | O_CLOEXEC);
+		ssize_t size = fd < 0 ? -1 : read(fd, value, sizeof value - 1);
+
+		if (size < 0)
+			fail("read %s", path);
+		close(fd);
+		value[size] = 0;
+		write_file(text(path, "%s/%s/%s", hierarchy, s->cgroup, names[i]), 0, value);
+	}
+}
+
 static void make_cgroups(const struct settings *s)
 {
 	char path[PATH_SIZE];
@@ -160,7 +206,11 @@ static void make_cgroups(const struct settings *s)
 	for (int i = 0; i < s->hierarchy_count; i++)
 		make_directory(text(path, "%s/%s", s->hierarchies[i], s->cgroup), 0755);
 	for (int i = 0; i < s->hierarchy_count; i++) {
-		if (strcmp(strrchr(s->hierarchies[i], '/'), "/devices") != 0)
+		const char *name = strrchr(s->hierarchies[i], '/') + 1;
+
+		if (strcmp(name, "cpuset") == 0)
+			copy_cpuset(s, s->hierarchies[i]);
+		if (strcmp(name, "devices") != 0)
 			continue;
 		write_file(text(path, "%s/%s/devices.deny", s->hierarchies[i], s->cgroup), 0, "a");
 		for (size_t rule = 0; rule < COUNT(DEVICE_RULES); rule++)
@@ -333,12 +383,6 @@ static void make_files(const struct settings *s)
 			   "127.0.0.1 localhost\n");
 }
 
-static int remove_entry(const char *path, const struct stat *status, int type, struct FTW *where)
-{
-	(void)status, (void)type, (void)where;
-	return remove(path);
-}
-
 static void run_round(const struct settings *s)
 {
 	struct clone_args arguments = {
@@ -348,6 +392,8 @@ static void run_round(const struct settings *s)
 	char path[PATH_SIZE];
 	int ready[2], status;
 
+	undo_child = 0;
+	undo = s;
 	make_files(s);
 	make_cgroups(s);
 	if (pipe2(ready, O_CLOEXEC) < 0)
@@ -356,9 +402,11 @@ static void run_round(const struct settings *s)
 	if (child < 0)
 		fail("clone");
 	if (child == 0) {
+		undo = NULL;
 		close(ready[1]);
 		run_child(s, ready[0]);
 	}
+	undo_child = child;
 	close(ready[0]);
 	enter_cgroups(s, child);
 	if (write(ready[1], "x", 1) != 1)
@@ -366,6 +414,7 @@ static void run_round(const struct settings *s)
 	close(ready[1]);
 	if (waitpid(child, &status, 0) < 0)
 		fail("wait");
+	undo_child = 0;
 	remove_cgroups(s);
 	if (nftw(text(path, "%s/%s", s->directory, s->cgroup), remove_entry, 16, FTW_DEPTH | FTW_PHYS) < 0)
 		fail("remove %s", path);
@@ -373,6 +422,7 @@ static void run_round(const struct settings *s)
 		errno = EPROTO;
 		fail("the process ended with status %#x", status);
 	}
+	undo = NULL;
 }
 
 static void read_filter(struct settings *s, const char *path)
