@@ -306,6 +306,39 @@ class RootPropagation(Step):
         return "set the root's mount propagation"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unshare(Step):
+    """unshare(2) of namespaces in the child. For CLONE_NEWCGROUP above all: its root is the cgroup of
+    whoever unshares it (cgroup_namespaces(7)), so it comes after the child was put into its cgroups;
+    given to clone3(2) the supervisor's cgroup would become the root."""
+
+    KIND: ClassVar[int] = 30
+    flags: int
+
+    def describe(self) -> str:
+        return f"enter {namespace_names(self.flags)} namespaces of its own"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachTree(Step):
+    """Attach the detached mount tree in `slot` (open_tree(2) OPEN_TREE_CLONE, made by the daemon in the
+    host's mount namespace, so that it still is a peer of its source) at `target` inside the root, which is
+    made (file or directory, as the tree's root) when missing; move_mount(2). Then mount_setattr(2) as in
+    `Bind`, which this is for sources with shared or slave propagation."""
+
+    KIND: ClassVar[int] = 31
+    slot: int
+    target: str
+    recursive: int = 1
+    attr_set: int = 0  # MOUNT_ATTR_*
+    attr_clear: int = 0
+    propagation: int = 0  # MS_PRIVATE, MS_SLAVE, MS_SHARED, 0: leave
+
+    def describe(self) -> str:
+        readonly = " read-only" if self.attr_set & 1 else ""
+        return f"attach the mounts of descriptor {self.slot} -> {self.target}{readonly}"
+
+
 # --- in the child: system settings --------------------------------------------------------
 
 
