@@ -1,0 +1,1 @@
+"""Keys, revisions, transactions, watches and leases: the interface, and SQLite behind it."""
