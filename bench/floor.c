@@ -349,6 +349,7 @@ __attribute__((noreturn)) static void run_child(const struct settings *s, int re
 		fail("make a cgroup namespace");
 	if (setsid() < 0)
 		fail("start a session");
+	umask(0); /* device nodes get the mode they are made with */
 	mount_on("none", "/", NULL, MS_REC | MS_PRIVATE, NULL);
 	snprintf(options, sizeof options, "lowerdir=%s,upperdir=%s/%s/upper,workdir=%s/%s/work", s->lower,
 		 s->directory, s->cgroup, s->directory, s->cgroup);

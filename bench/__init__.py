@@ -1,0 +1,1 @@
+"""The benchmark: Cove beside dockerd, runc and the kernel's floor, interleaved in one run."""
