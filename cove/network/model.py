@@ -1,0 +1,117 @@
+"""Values of the network room: settings, attachments, host bindings, and the names of the built-in networks.
+
+No I/O. Everything is frozen. Addresses are text at the room's border (as in `cove.model`) and
+`ipaddress` objects within.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from cove.model.container import Endpoint, PortBinding
+from cove.model.errors import HostError, Unavailable
+
+BRIDGE = "bridge"
+HOST = "host"
+NONE = "none"
+BUILT_IN = (BRIDGE, HOST, NONE)
+
+# The kernel's BR_MAX_PORTS is 1 << 10 and port number 0 isn't used (net/bridge/br_private.h).
+MAX_ENDPOINTS = 1023
+
+
+class PortInUse(HostError):
+    """A published port is taken, by another container or by a process of the host: choose another one."""
+
+    code = "port-in-use"
+
+
+class FeatureMissing(Unavailable):
+    """The kernel lacks what bridge networks need; `host` and `none` keep working."""
+
+    code = "network-feature-missing"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkSettings:
+    """What a daemon is told about its networks.
+
+    `bridge` names the default bridge's link (15 bytes at most), `table` the nftables table (family inet);
+    both must be this daemon's own. `ipv4` and `ipv6` are the default bridge's subnets, e.g.
+    "172.30.0.0/16" and "fd00:1::/64"; "" chooses a free one, and `ipv6` "none" leaves IPv6 out. `mtu` 0
+    takes the one of the default route's link. `pool_size` is how many namespaces are kept ready.
+    """
+
+    bridge: str = "cove0"
+    table: str = "cove"
+    ipv4: str = ""
+    ipv6: str = ""
+    mtu: int = 0
+    pool_size: int = 4
+
+    @classmethod
+    def for_run_dir(cls, run_dir: str, *, default: str = "/run/cove", **changes: object) -> NetworkSettings:
+        """The settings of a daemon by its run directory: names with a hash unless it is the default one."""
+        names: dict[str, object] = {}
+        if run_dir != default:
+            tag = hashlib.sha256(run_dir.encode()).hexdigest()[:8]
+            names = {"bridge": f"cove-{tag}", "table": f"cove-{tag}"}
+        return cls(**{**names, **changes})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """A container's connection to its networks.
+
+    `namespace` is a descriptor of the ready network namespace; whoever receives the attachment closes it
+    once a process lives in there. `ports` are the published ports with the host ports that were chosen, one
+    for each address family: an asked-for `host_ip` "" comes back as "0.0.0.0" and "::".
+    """
+
+    namespace: int
+    endpoints: tuple[Endpoint, ...]
+    ports: tuple[PortBinding, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alive:
+    """What a container that survived a restart of the daemon holds: see `Networks.reconcile`."""
+
+    endpoints: Sequence[Endpoint] = field(default_factory=tuple)
+    ports: Sequence[PortBinding] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """One published port of one address family, as the rule set knows it: numeric addresses as text."""
+
+    protocol: str
+    host_ip: str  # "0.0.0.0" or "::": every address of the host
+    host_port: int
+    address: str
+    port: int
+
+    @property
+    def version(self) -> int:
+        return 6 if ":" in self.address else 4
+
+    @property
+    def wildcard(self) -> bool:
+        return self.host_ip in ("0.0.0.0", "::")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterfaceStatistics:
+    """Counters of one interface since it was made (/proc/PID/net/dev, proc_net(5))."""
+
+    name: str
+    rx_bytes: int
+    rx_packets: int
+    rx_errors: int
+    rx_dropped: int
+    tx_bytes: int
+    tx_packets: int
+    tx_errors: int
+    tx_dropped: int
