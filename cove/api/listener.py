@@ -1,0 +1,74 @@
+"""Bound sockets and the connections they bring; the owner of every request's task.
+
+Order at the end: stop listening, close idle connections and answers without an end, wait for
+the requests that change something, then cut the rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Coroutine, Iterable
+from typing import Any
+
+from cove.api.connection import Connection
+from cove.api.http import Handler
+
+BACKLOG = 1024
+
+
+class HttpServer:
+    """Serves `handler` on any number of sockets."""
+
+    def __init__(self, handler: Handler, headers: Iterable[tuple[str, str]] = ()) -> None:
+        self.common_headers = "".join(f"{key}: {value}\r\n" for key, value in headers)
+        self._handler = handler
+        self._servers: list[asyncio.AbstractServer] = []
+        self._connections: set[Connection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def listen(self, sock: socket.socket) -> None:
+        """Accept on a bound socket, unix or TCP. The server owns it from here on."""
+        loop = asyncio.get_running_loop()
+        sock.setblocking(False)
+        if sock.family == socket.AF_UNIX:
+            server = await loop.create_unix_server(self._accepted, sock=sock, backlog=BACKLOG)
+        else:
+            server = await loop.create_server(self._accepted, sock=sock, backlog=BACKLOG)
+        self._servers.append(server)
+
+    async def close(self, grace_s: float = 10.0) -> None:
+        """End: changes under way have `grace_s` seconds to finish. Idempotent."""
+        servers, self._servers = self._servers, []
+        for server in servers:
+            server.close()
+        for connection in list(self._connections):
+            connection.shut_down(now=False)
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=grace_s)
+        for connection in list(self._connections):
+            connection.shut_down(now=True)
+        if self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=grace_s)
+        for connection in list(self._connections):
+            connection.cut()
+        for server in servers:
+            await server.wait_closed()
+
+    # --- connections -----------------------------------------------------------------------
+
+    def _accepted(self) -> Connection:
+        return Connection(self, self._handler)
+
+    def add(self, connection: Connection) -> None:
+        self._connections.add(connection)
+
+    def discard(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+
+    def run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start a request's task; the server keeps hold of it until it ends."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
