@@ -1,0 +1,80 @@
+"""Encode a plan for cove-init: Plan -> bytes. Pure.
+
+The format, which native/src/plan.c decodes (little-endian, everything aligned to 8 bytes):
+
+    header   u32 magic "CVPL", u32 version, u64 clone_flags, u64 total size,
+             then for each section (before, parent, child, exit): u32 steps, u32 bytes
+    string   cgroup_path
+    steps    u16 kind, u16 fields, u32 bytes of the fields; then the fields in the class's order
+
+    int      u64 (a negative one as two's complement)
+    string   u64 length without the final NUL; the bytes, a NUL, zeros up to 8 bytes
+    bytes    as a string
+    list     u64 count, then strings
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+
+from cove.runtime.steps import PLAN_VERSION, Plan, Step
+
+MAGIC = 0x4C505643  # "CVPL"
+MAX_PLAN = 16 * 1024 * 1024
+
+_HEADER = struct.Struct("<IIQQ8I")
+_STEP = struct.Struct("<HHI")
+_U64 = struct.Struct("<Q")
+_ZEROS = tuple(bytes(8 - n % 8) for n in range(8))  # at least the final NUL
+_names: dict[type[Step], tuple[str, ...]] = {}
+
+
+def encode(plan: Plan) -> bytes:
+    """The plan on the wire. Raises ValueError, naming step and field, for a value that has no encoding
+    (a NUL within a string, a number beyond 64 bits), and for a plan over 16 MiB."""
+    sections = [_encode_section(steps) for steps in (plan.before, plan.parent, plan.child, plan.exit)]
+    cgroup = _encode_text(plan.cgroup_path.encode(errors="surrogateescape"), "cgroup_path")
+    total = _HEADER.size + len(cgroup) + sum(map(len, sections))
+    if total > MAX_PLAN:
+        raise ValueError(
+            f"the plan takes {total} bytes, at most {MAX_PLAN} are possible: pass fewer arguments"
+        )
+    counts = (len(plan.before), len(plan.parent), len(plan.child), len(plan.exit))
+    numbers = [n for pair in zip(counts, map(len, sections), strict=True) for n in pair]
+    header = _HEADER.pack(MAGIC, PLAN_VERSION, plan.clone_flags, total, *numbers)
+    return b"".join((header, cgroup, *sections))
+
+
+def _encode_section(steps: tuple[Step, ...]) -> bytes:
+    return b"".join(map(_encode_step, steps))
+
+
+def _encode_step(step: Step) -> bytes:
+    kind = type(step)
+    names = _names.get(kind)
+    if names is None:
+        names = _names[kind] = tuple(field.name for field in dataclasses.fields(step))
+    parts = []
+    for name in names:
+        value = getattr(step, name)
+        where = f"{kind.__name__}.{name}"
+        if isinstance(value, str):
+            parts.append(_encode_text(value.encode(errors="surrogateescape"), where))
+        elif isinstance(value, int):
+            if not -(2**63) <= value < 2**64:
+                raise ValueError(f"{where} is {value}: expected a number of 64 bits")
+            parts.append(_U64.pack(value & 0xFFFFFFFFFFFFFFFF))
+        elif isinstance(value, bytes):
+            parts.append(_U64.pack(len(value)) + value + _ZEROS[len(value) % 8])
+        else:
+            parts.append(_U64.pack(len(value)))
+            parts += [_encode_text(item.encode(errors="surrogateescape"), where) for item in value]
+    body = b"".join(parts)
+    return _STEP.pack(kind.KIND, len(names), len(body)) + body
+
+
+def _encode_text(data: bytes, where: str) -> bytes:
+    if b"\0" in data:
+        raise ValueError(f"{where} has a NUL byte in {data!r}: remove it")
+    return _U64.pack(len(data)) + data + _ZEROS[len(data) % 8]
