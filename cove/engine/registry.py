@@ -11,7 +11,7 @@ import msgspec
 from cove.engine.types import View
 from cove.model.container import Container, State
 from cove.model.errors import Conflict, Invalid, NotFound
-from cove.store.interface import Absent, Delete, Op, Put, Store
+from cove.store.interface import Delete, Op, Put, Store, absent
 
 _CONTAINERS = "containers/"
 _STATES = "states/"
@@ -80,7 +80,7 @@ class Registry:
         if container.name in self._names:
             raise self._taken(container.name)
         result = await self._store.txn(
-            [Absent(_NAMES + container.name)],
+            [absent(_NAMES + container.name)],
             [
                 Put(_CONTAINERS + container.id, _encode(container)),
                 Put(_STATES + container.id, _encode(state)),
@@ -115,7 +115,7 @@ class Registry:
             raise self._taken(new_name)
         renamed = msgspec.structs.replace(view.container, name=new_name)
         result = await self._store.txn(
-            [Absent(_NAMES + new_name)],
+            [absent(_NAMES + new_name)],
             [
                 Put(_CONTAINERS + container_id, _encode(renamed)),
                 Put(_NAMES + new_name, container_id.encode()),

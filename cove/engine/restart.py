@@ -39,10 +39,10 @@ def count_failure(state: State, ended_ns: int) -> int:
 
 
 def wants_start_after_boot(policy: RestartPolicy, state: State) -> bool:
-    """Whether a daemon that finds the container not running starts it.
+    """Whether a daemon that starts, and finds the container not running, starts it.
 
-    `always` starts even a container stopped by hand (it counts as a new boot), `unless-stopped`
-    and `on-failure` only one that was wanted when the daemon or the machine went down.
+    `always` starts even a container that was stopped by hand before, as Docker documents it;
+    `unless-stopped` and `on-failure` only one that was still wanted.
     """
     if not state.has_been_started:
         return False
@@ -51,5 +51,5 @@ def wants_start_after_boot(policy: RestartPolicy, state: State) -> bool:
     if policy.name == "unless-stopped":
         return state.wanted
     if policy.name == "on-failure":
-        return state.wanted and state.exit_code != 0
+        return plan_restart(policy, state) is not None
     return False

@@ -1,0 +1,81 @@
+"""Files of containers: which tree a path is looked up in, and what may be written there.
+
+A running container is entered by its mount namespace; of a stopped one the overlay and its binds and
+volumes are mounted in the worker's own. The lookup itself, and every byte, is the worker's (cove.image).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from cove.engine.parts import Parts
+from cove.engine.types import View
+from cove.image.types import OverlayTree, PathStat, RunningTree, Tree
+from cove.model.errors import Conflict, Forbidden, Invalid
+
+
+class Archives:
+    """stat, get and put of paths in containers."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    def tree(self, view: View) -> Tree:
+        """The tree that the container's processes see, or would see."""
+        container, state = view
+        if state.status in ("running", "paused") and state.pid:
+            return RunningTree(pid=state.pid)
+        if state.status in ("removing", "dead"):
+            raise Conflict(f"container {container.id} is being removed")
+        directory = self._parts.settings.container_dir(container.id)
+        image = self._parts.images.find_image(container.image_id)
+        return OverlayTree(
+            lower=self._parts.images.layer_paths(image),
+            layers_dir=self._parts.images.layers_dir,
+            upper=directory / "upper",
+            work=directory / "work",
+            mounts=container.mounts,
+        )
+
+    async def stat(self, view: View, path: str) -> PathStat:
+        _check_path(path)
+        return await self._parts.archive.stat_path(self.tree(view), path)
+
+    async def get(self, view: View, path: str) -> tuple[PathStat, AsyncIterator[bytes]]:
+        _check_path(path)
+        return await self._parts.archive.read_archive(self.tree(view), path)
+
+    async def put(
+        self,
+        view: View,
+        path: str,
+        chunks: AsyncIterator[bytes],
+        *,
+        no_overwrite_dir_non_dir: bool,
+        copy_uid_gid: bool,
+    ) -> None:
+        """Unpack into a directory. Forbidden where the container could not write either."""
+        _check_path(path)
+        if view.container.spec.readonly_rootfs and not self._below_writable_mount(view, path):
+            raise Forbidden("container rootfs is marked read-only")
+        await self._parts.archive.write_archive(
+            self.tree(view),
+            path,
+            chunks,
+            no_overwrite_dir_non_dir=no_overwrite_dir_non_dir,
+            copy_uid_gid=copy_uid_gid,
+        )
+
+    def _below_writable_mount(self, view: View, path: str) -> bool:
+        clean = "/" + path.strip("/") + "/"
+        return any(
+            clean.startswith(point.target.rstrip("/") + "/") and not point.readonly
+            for point in view.container.mounts
+        )
+
+
+def _check_path(path: str) -> None:
+    if not path:
+        raise Invalid("path: expected a path in the container, e.g. /etc/hosts")
+    if "\0" in path:
+        raise Invalid("path: a NUL byte is not allowed")

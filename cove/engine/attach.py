@@ -1,0 +1,48 @@
+"""Clients' sockets on their way to a supervisor: options checked, detach keys parsed."""
+
+from __future__ import annotations
+
+import socket
+
+from cove.engine.types import AttachOptions
+from cove.model.errors import Invalid
+from cove.runtime.launch import Attach
+
+DEFAULT_DETACH_KEYS = b"\x10\x11"  # ctrl-p ctrl-q
+
+
+def make_attach(options: AttachOptions, sock: socket.socket, initial: bytes, *, tty: bool) -> Attach:
+    """What the supervisor is told of one client. Only a client that sends input can detach by keys."""
+    keys = DEFAULT_DETACH_KEYS if options.detach_keys is None else options.detach_keys
+    return Attach(
+        sock=sock,
+        stdin=options.stdin,
+        stdout=options.stdout,
+        stderr=options.stderr and not tty,
+        multiplex=options.multiplex and not tty,
+        detach_keys=keys if options.stdin and tty else b"",
+        initial=initial if options.stdin else b"",
+    )
+
+
+def parse_keys(text: str) -> bytes | None:
+    """Detach keys as Docker writes them: `ctrl-p,ctrl-q`, single characters, comma-separated. "" is the default.
+
+    Raises Invalid for an unknown key.
+    """
+    if not text:
+        return None
+    keys = bytearray()
+    for key in text.split(","):
+        lower = key.lower()
+        if len(key) == 1 and key.isascii():
+            keys.append(ord(key))
+        elif (
+            lower.startswith("ctrl-")
+            and len(lower) == 6
+            and ("a" <= lower[5] <= "z" or lower[5] in "@[\\]^_")
+        ):
+            keys.append(ord(lower[5].upper()) & 0x1F)
+        else:
+            raise Invalid(f"Invalid detach keys ({text}): Unknown character: '{key}', e.g. ctrl-p,ctrl-q")
+    return bytes(keys)

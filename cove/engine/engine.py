@@ -1,0 +1,401 @@
+"""The engine's face: what the API calls. It finds the object, and hands the work to the room's part that owns it.
+
+Reads are synchronous and come from committed state; they take no lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import msgspec
+
+from cove.engine import host as host_facts
+from cove.engine.archive import Archives
+from cove.engine.attach import make_attach
+from cove.engine.create import plan_container, plan_mounts
+from cove.engine.execs import Execs
+from cove.engine.lifecycle import Lifecycle
+from cove.engine.live import Background
+from cove.engine.mounts import settle_mounts
+from cove.engine.names import check_name, choose_name, new_id
+from cove.engine.parts import Parts
+from cove.engine.reconcile import reconcile
+from cove.engine.start import plan_only
+from cove.engine.types import (
+    AttachOptions,
+    ExecSpec,
+    ExecView,
+    HostInfo,
+    Pruned,
+    Settings,
+    Top,
+    View,
+    WaitCondition,
+    WaitHandle,
+)
+from cove.events.bus import Bus
+from cove.image.types import PathStat
+from cove.logs.model import LogLine, LogQuery
+from cove.model.container import Container, ContainerSpec, MountPoint, Resources, RestartPolicy, State
+from cove.model.errors import Conflict, Invalid, NotFound
+from cove.network.model import NetworkSettings
+from cove.runtime.steps import Plan
+
+
+class Engine:
+    """Containers, execs, images, volumes and networks of one daemon."""
+
+    def __init__(self, parts: Parts, background: Background) -> None:
+        self._parts = parts
+        self._background = background
+        self._lifecycle = Lifecycle(parts, background)
+        self._execs = Execs(parts, background)
+        self._archives = Archives(parts)
+        parts.forget_execs = self._execs.forget_container
+        self.images = parts.images
+        self.networks = parts.networks
+        self.volumes = parts.volumes
+        self.events: Bus = parts.events
+        self.settings = parts.settings
+        self._started_ns = time.time_ns()
+        self._id = secrets.token_hex(16)
+
+    @classmethod
+    async def open(cls, settings: Settings, network: NetworkSettings) -> Engine:
+        """Open the rooms, find what is there, adopt what runs, start what policies want."""
+        parts = await Parts.open(settings, network)
+        engine = cls(parts, Background())
+        try:
+            engine._id = await parts.daemon_id()
+            starts = await reconcile(parts, engine._lifecycle)
+            await engine._execs.reconcile()
+            for container_id in starts:
+                engine._lifecycle.resume_restart(container_id)
+        except BaseException:
+            await engine.close()
+            raise
+        return engine
+
+    async def close(self) -> None:
+        """End the daemon's part; containers run on."""
+        self._lifecycle.close()
+        await self._background.close()
+        await self._parts.close()
+
+    async def uninstall(self) -> None:
+        """End every container and take down what the host holds for this daemon; data stays."""
+        for view in self.list():
+            if view.state.status in ("running", "paused", "restarting"):
+                await self._lifecycle.halt(view.container.id)
+        await self._parts.uninstall()
+
+    # --- reads --------------------------------------------------------------------------------
+
+    def find(self, reference: str) -> View:
+        return self._parts.registry.find(reference)
+
+    def list(self) -> list[View]:
+        """Every container, newest first."""
+        return sorted(self._parts.registry.views(), key=lambda view: view.container.created_ns, reverse=True)
+
+    def _id_of(self, reference: str) -> str:
+        return self._parts.registry.find(reference).container.id
+
+    def exec_ids(self, container_id: str) -> Sequence[str]:
+        """Execs of a container that haven't ended."""
+        return self._execs.ids_of(container_id)
+
+    # --- create -------------------------------------------------------------------------------
+
+    async def create(self, spec: ContainerSpec) -> tuple[Container, Sequence[str]]:
+        """Create a container; returns it with warnings. Nothing is left when it raises."""
+        name = check_name(spec.name) if spec.name else choose_name(self._parts.registry)
+        owner = self._parts.registry.owner_of(name)
+        if owner is not None:
+            raise self._parts.registry.taken(name)
+        async with AsyncExitStack() as undo:
+            container, warnings = await self._prepare(spec, name, undo)
+            directory = self._parts.settings.container_dir(container.id)
+            undo.callback(self._parts.trash.throw, directory)
+            self._parts.make_container_dir(container)
+            await self._parts.registry.insert(container, State())
+            undo.pop_all()
+        self._parts.publish(container, "create")
+        return container, warnings
+
+    async def _prepare(
+        self, spec: ContainerSpec, name: str, undo: AsyncExitStack
+    ) -> tuple[Container, Sequence[str]]:
+        image = self._parts.images.find_image(spec.image)
+        inherited = self._inherited_mounts(spec)
+        planned = plan_mounts(spec, image.config, inherited, lambda: secrets.token_hex(32))
+        container = plan_container(
+            spec,
+            image,
+            container_id=new_id(),
+            name=name,
+            created_ns=time.time_ns(),
+            mounts=(),
+            log=self._parts.log_config(spec.log),
+            host_name=host_facts.host_name(),
+        )
+        warnings = self._parts.check(container)
+        self._check_references(spec)
+        mounts = await settle_mounts(self._parts, planned, image, undo)
+        return msgspec.structs.replace(container, mounts=mounts), warnings
+
+    def _inherited_mounts(self, spec: ContainerSpec) -> list[MountPoint]:
+        points: list[MountPoint] = []
+        for source in spec.volumes_from:
+            for point in self.find(source.container).container.mounts:
+                if point.kind == "tmpfs":
+                    continue
+                points.append(msgspec.structs.replace(point, readonly=point.readonly or source.readonly))
+        return points
+
+    def _check_references(self, spec: ContainerSpec) -> None:
+        """Networks and containers that a spec names must exist."""
+        for mode in (spec.network_mode, spec.pid_mode, spec.ipc_mode):
+            if mode.startswith("container:"):
+                self.find(mode.removeprefix("container:"))
+        named = [spec.network_mode] if not spec.network_mode.startswith("container:") else []
+        for network in [*named, *(endpoint.network for endpoint in spec.endpoints)]:
+            if network and network != "default":
+                self._parts.networks.find_network(network)
+
+    # --- transitions --------------------------------------------------------------------------
+
+    async def start(self, reference: str, *, detach_keys: bytes = b"") -> None:
+        await self._lifecycle.start(self._id_of(reference))
+
+    async def stop(self, reference: str, *, timeout_s: float | None = None, signal: str = "") -> None:
+        await self._lifecycle.stop(self._id_of(reference), timeout_s=timeout_s, signal_name=signal)
+
+    async def restart(self, reference: str, *, timeout_s: float | None = None, signal: str = "") -> None:
+        await self._lifecycle.restart(self._id_of(reference), timeout_s=timeout_s, signal_name=signal)
+
+    async def kill(self, reference: str, signal: str = "KILL") -> None:
+        await self._lifecycle.kill(self._id_of(reference), signal)
+
+    async def pause(self, reference: str) -> None:
+        await self._lifecycle.pause(self._id_of(reference))
+
+    async def unpause(self, reference: str) -> None:
+        await self._lifecycle.unpause(self._id_of(reference))
+
+    async def remove(
+        self, reference: str, *, force: bool = False, volumes: bool = False, link: bool = False
+    ) -> None:
+        if link:
+            raise Invalid("legacy links are not supported: leave link out")
+        await self._lifecycle.remove(self._id_of(reference), force=force, volumes=volumes)
+
+    async def rename(self, reference: str, new_name: str) -> None:
+        view = self.find(reference)
+        if not new_name.removeprefix("/"):
+            raise Invalid("Neither old nor new names may be empty")
+        name = check_name(new_name)
+        if name == view.container.name:
+            raise Invalid("Renaming a container with the same name as its current name")
+        renamed = await self._parts.registry.rename(view.container.id, name)
+        self._parts.publish(renamed, "rename", oldName="/" + view.container.name)
+
+    async def wait(self, reference: str, condition: WaitCondition = "not-running") -> WaitHandle:
+        """Register a wait; it is registered once this returns."""
+        return self._lifecycle.wait(self._id_of(reference), condition)
+
+    async def update(
+        self, reference: str, resources: Resources, restart: RestartPolicy | None
+    ) -> Sequence[str]:
+        """Change limits (those given) and the restart policy of a container; returns warnings."""
+        return await self._lifecycle.update(self._id_of(reference), resources, restart)
+
+    async def prune(self, accepts: Callable[[View], bool]) -> Pruned:
+        """Remove the containers that don't run and that `accepts` lets through."""
+        deleted = []
+        reclaimed = 0
+        for view in self.list():
+            if view.state.status not in ("created", "exited", "dead") or not accepts(view):
+                continue
+            size = await self._parts.writable_size(view.container)
+            try:
+                await self._lifecycle.remove(view.container.id, force=False, volumes=False)
+            except (Conflict, NotFound):
+                continue  # somebody started or removed it meanwhile
+            deleted.append(view.container.id)
+            reclaimed += size
+        return Pruned(deleted=deleted, reclaimed_bytes=reclaimed)
+
+    # --- streams ------------------------------------------------------------------------------
+
+    async def resize(self, reference: str, rows: int, cols: int) -> None:
+        live = self._lifecycle.live(self._id_of(reference))
+        if live.task is None:
+            raise Conflict(f"container {self._id_of(reference)} is not running")
+        await live.task.resize(rows, cols)
+
+    def check_attach(self, reference: str) -> View:
+        """Whether a client may attach now."""
+        view = self.find(reference)
+        if view.state.status == "paused":
+            raise Conflict(f"Container {reference} is paused, unpause the container before attach.")
+        if view.state.status == "restarting":
+            raise Conflict(
+                f"Container {reference} is restarting, wait until the container is running before attaching"
+            )
+        return view
+
+    async def attach(
+        self, reference: str, options: AttachOptions, sock: socket.socket, initial: bytes
+    ) -> None:
+        """Hand a client's socket over to the container, now or once it starts."""
+        view = self.find(reference)
+        live = self._lifecycle.live(view.container.id)
+        if options.logs:
+            await self._replay(view, options, sock)
+        if not options.stream:
+            sock.close()
+            return
+        attach = make_attach(options, sock, initial, tty=view.container.spec.tty)
+        if live.task is None:
+            live.pending.append(attach)
+        else:
+            await live.task.attach(attach)
+
+    async def _replay(self, view: View, options: AttachOptions, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        query = LogQuery(stdout=options.stdout, stderr=options.stderr)
+        framed = options.multiplex and not view.container.spec.tty
+        async for line in self.logs(view.container.id, query):
+            head = bytes((line.stream, 0, 0, 0)) + len(line.data).to_bytes(4, "big") if framed else b""
+            await loop.sock_sendall(sock, head + line.data)
+
+    def logs(self, reference: str, query: LogQuery) -> AsyncIterator[LogLine]:
+        view = self.find(reference)
+        live = self._lifecycle.live(view.container.id)
+        return self._parts.read_logs(view.container, query, live.ended)
+
+    # --- execs --------------------------------------------------------------------------------
+
+    async def exec_create(self, reference: str, spec: ExecSpec) -> str:
+        return self._execs.create(self._id_of(reference), spec)
+
+    def exec_check_start(self, exec_id: str) -> ExecView:
+        return self._execs.check_start(exec_id)
+
+    async def exec_start(
+        self,
+        exec_id: str,
+        *,
+        detach: bool = False,
+        tty: bool = False,
+        rows: int = 0,
+        cols: int = 0,
+        sock: socket.socket | None = None,
+        initial: bytes = b"",
+    ) -> None:
+        await self._execs.start(
+            exec_id, detach=detach, tty=tty, rows=rows, cols=cols, sock=sock, initial=initial
+        )
+
+    def exec_inspect(self, exec_id: str) -> ExecView:
+        return self._execs.inspect(exec_id)
+
+    async def exec_resize(self, exec_id: str, rows: int, cols: int) -> None:
+        await self._execs.resize(exec_id, rows, cols)
+
+    # --- files --------------------------------------------------------------------------------
+
+    async def archive_stat(self, reference: str, path: str) -> PathStat:
+        return await self._archives.stat(self.find(reference), path)
+
+    async def archive_get(self, reference: str, path: str) -> tuple[PathStat, AsyncIterator[bytes]]:
+        return await self._archives.get(self.find(reference), path)
+
+    async def archive_put(
+        self,
+        reference: str,
+        path: str,
+        chunks: AsyncIterator[bytes],
+        *,
+        no_overwrite_dir_non_dir: bool,
+        copy_uid_gid: bool,
+    ) -> None:
+        await self._archives.put(
+            self.find(reference),
+            path,
+            chunks,
+            no_overwrite_dir_non_dir=no_overwrite_dir_non_dir,
+            copy_uid_gid=copy_uid_gid,
+        )
+
+    # --- plans, statistics, the host ----------------------------------------------------------
+
+    async def plan(self, spec: ContainerSpec) -> Plan:
+        """The isolation plan that a container of this spec would start with; nothing is made."""
+        image = self._parts.images.find_image(spec.image)
+        container = plan_container(
+            spec,
+            image,
+            container_id="0" * 64,
+            name="plan",
+            created_ns=0,
+            mounts=(),
+            log=self._parts.log_config(spec.log),
+            host_name=host_facts.host_name(),
+        )
+        planned = plan_mounts(spec, image.config, self._inherited_mounts(spec), lambda: "anonymous")
+        return plan_only(self._parts, container, planned)
+
+    async def top(self, reference: str, ps_args: str) -> Top:
+        """The container's processes as the host's ps(1) shows them. Conflict when it doesn't run."""
+        view = self.find(reference)
+        if view.state.status not in ("running", "paused"):
+            raise Conflict(f"container {view.container.id} is not running")
+        pids = self._parts.pids(view.container)
+        return await host_facts.list_processes(pids, ps_args)
+
+    async def writable_size(self, reference: str) -> int:
+        """Bytes in the container's writable layer."""
+        return await self._parts.writable_size(self.find(reference).container)
+
+    def info(self) -> HostInfo:
+        states = [view.state.status for view in self._parts.registry.views()]
+        name, version = host_facts.operating_system()
+        uname = os.uname()
+        return HostInfo(
+            id=self._id,
+            name=uname.nodename,
+            kernel=uname.release,
+            operating_system=name,
+            os_version=version,
+            architecture=uname.machine,
+            cpus=os.cpu_count() or 1,
+            memory_bytes=host_facts.memory_bytes(),
+            cgroup_version=self._parts.cgroups.version,
+            containers=len(states),
+            running=sum(s in ("running", "restarting") for s in states),
+            paused=states.count("paused"),
+            stopped=sum(s in ("created", "exited", "dead", "removing") for s in states),
+            images=len(self.images.list_images()),
+            data_root=str(self.settings.data_root),
+            default_log_driver=self.settings.default_log_driver,
+            log_drivers=["local", "json-file", "none"],
+            missing=self._parts.missing(),
+            security=["name=seccomp,profile=builtin", "name=cgroupns"],
+            started_ns=self._started_ns,
+            open_files=_count_entries(Path("/proc/self/fd")),
+            tasks=len(asyncio.all_tasks()),
+        )
+
+
+def _count_entries(directory: Path) -> int:
+    return sum(1 for _ in directory.iterdir())

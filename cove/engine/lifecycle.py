@@ -1,0 +1,435 @@
+"""Transitions of a container: start, exit, stop, pause, restart, remove.
+
+One lock for each container guards its transitions, and nothing slow but the transition itself
+happens under it: who waits for an exit waits outside, so that a kill never queues behind a stop.
+
+Order that must hold at an exit: the process is gone (followers of the log finish), endpoints are
+freed (a port can be taken again), the state is committed, the event goes out, waiters wake, and only
+then is the container removed or started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+import msgspec
+
+from cove.engine.create import parse_signal
+from cove.engine.live import Background, Live, done_wait, wake
+from cove.engine.parts import Parts
+from cove.engine.removal import remove_remains
+from cove.engine.restart import count_failure, plan_restart
+from cove.engine.start import StartRefused, launch_container
+from cove.engine.types import View, WaitCondition, WaitHandle, WaitResult
+from cove.model.container import Container, State
+from cove.model.errors import Conflict, CoveError, HostError, NotFound, NotModified
+from cove.runtime.launch import ExitStatus, Task
+
+log = logging.getLogger("cove.engine")
+
+KILL_BOUND_S = 30.0  # a killed process that isn't gone by then hangs in the kernel
+
+
+class Lifecycle:
+    """The state machine; `lives` holds what isn't stored."""
+
+    def __init__(self, parts: Parts, background: Background) -> None:
+        self._parts = parts
+        self._background = background
+        self._lives: dict[str, Live] = {}
+
+    def live(self, container_id: str) -> Live:
+        live = self._lives.get(container_id)
+        if live is None:
+            live = self._lives[container_id] = Live()
+        return live
+
+    def _view(self, container_id: str) -> View:
+        view = self._parts.registry.get(container_id)
+        if view is None:
+            raise NotFound(f"No such container: {container_id}")
+        return view
+
+    # --- start --------------------------------------------------------------------------------
+
+    async def start(self, container_id: str) -> None:
+        """Start by hand. NotModified when it runs, Conflict when it's paused or being removed."""
+        live = self.live(container_id)
+        async with live.lock:
+            view = self._view(container_id)
+            match view.state.status:
+                case "running":
+                    raise NotModified(f"container {view.container.name} is running already")
+                case "paused":
+                    raise Conflict("cannot start a paused container, try unpause instead")
+                case "removing" | "dead":
+                    raise Conflict("container is marked for removal and cannot be started")
+                case _:
+                    live.cancel_restart()
+            try:
+                await self._launch(view, live, restart_count=0, failures=0)
+            except CoveError:
+                if view.container.spec.auto_remove:
+                    await self._remove_locked(view, live, volumes=True)
+                raise
+
+    async def _launch(self, view: View, live: Live, *, restart_count: int, failures: int) -> None:
+        """Start under the lock; a refused start is committed as the state's error before it is raised."""
+        container = view.container
+        pending, live.pending = live.pending, []
+        try:
+            running = await launch_container(self._parts, container, pending)
+        except StartRefused as refused:
+            for attach in pending:
+                attach.sock.close()
+            await self._parts.registry.set_state(
+                container.id,
+                msgspec.structs.replace(
+                    view.state,
+                    status="created" if not view.state.has_been_started else "exited",
+                    exit_code=refused.exit_code,
+                    error=str(refused.cause),
+                    wanted=False,
+                    pid=0,
+                    supervisor_pid=0,
+                ),
+            )
+            wake(live.next_exit, WaitResult(refused.exit_code, str(refused.cause)))
+            raise refused.cause from None
+        except BaseException:
+            for attach in pending:
+                attach.sock.close()
+            raise
+        state = State(
+            status="running",
+            pid=running.task.pid,
+            supervisor_pid=running.task.supervisor_pid,
+            started_ns=time.time_ns(),
+            finished_ns=view.state.finished_ns,
+            restart_count=restart_count,
+            failures_in_row=failures,
+            wanted=True,
+            has_been_started=True,
+            endpoints=running.endpoints,
+            ports=running.ports,
+        )
+        try:
+            await self._parts.registry.set_state(container.id, state)
+        except BaseException:
+            await running.task.signal(9)
+            await running.task.wait()
+            await self._parts.networks.disconnect(container.id)
+            raise
+        self.adopt(container, live, running.task)
+        self._parts.publish(container, "start")
+
+    def adopt(self, container: Container, live: Live, task: Task) -> None:
+        """Watch a running task: a fresh one, or one that an earlier daemon left."""
+        live.task = task
+        live.ended.clear()
+        live.settled.clear()
+        self._background.spawn(
+            self._watch(container.id, live, task), f"watching container {container.short_id}"
+        )
+        if container.spec.resources.memory_bytes > 0:
+            live.oom = self._background.spawn(
+                self._watch_oom(container), f"OOM events of {container.short_id}"
+            )
+
+    async def _watch_oom(self, container: Container) -> None:
+        async for _ in self._parts.oom_events(container):
+            self._parts.publish(container, "oom")
+
+    # --- exit ---------------------------------------------------------------------------------
+
+    async def _watch(self, container_id: str, live: Live, task: Task) -> None:
+        status = await task.wait()
+        live.ended.set()
+        if live.oom is not None:
+            live.oom.cancel()
+            live.oom = None
+        async with live.lock:
+            try:
+                await self._exited(container_id, live, status)
+            finally:
+                live.settled.set()
+
+    async def _exited(self, container_id: str, live: Live, status: ExitStatus) -> None:
+        live.task = None
+        view = self._view(container_id)
+        container = view.container
+        await self._parts.clean_after_exit(container)
+        state = msgspec.structs.replace(
+            view.state,
+            status="exited",
+            pid=0,
+            supervisor_pid=0,
+            exit_code=status.exit_code,
+            error=status.error,
+            oom_killed=status.oom_killed,
+            finished_ns=status.finished_ns,
+            failures_in_row=count_failure(view.state, status.finished_ns),
+            endpoints=(),
+            ports=(),
+        )
+        pause = plan_restart(container.spec.restart, state)
+        if pause is not None:
+            state = msgspec.structs.replace(state, status="restarting")
+        await self._parts.registry.set_state(container_id, state)
+        self._parts.publish(
+            container,
+            "die",
+            exitCode=str(status.exit_code),
+            execDuration=str(max(0, status.finished_ns - state.started_ns) // 10**9),
+        )
+        wake(live.next_exit, WaitResult(status.exit_code, status.error))
+        if pause is not None:
+            self._schedule_restart(container_id, live, pause)
+        elif container.spec.auto_remove:
+            await self._remove_locked(View(container, state), live, volumes=True)
+
+    def _schedule_restart(self, container_id: str, live: Live, pause: float) -> None:
+        def fire() -> None:
+            live.restart_timer = None
+            self._background.spawn(
+                self._restart_after_exit(container_id, live), f"restarting {container_id[:12]}"
+            )
+
+        live.restart_timer = asyncio.get_running_loop().call_later(pause, fire)
+
+    async def _restart_after_exit(self, container_id: str, live: Live) -> None:
+        async with live.lock:
+            view = self._parts.registry.get(container_id)
+            if view is None or view.state.status != "restarting":
+                return
+            state = view.state
+            try:
+                await self._launch(
+                    view, live, restart_count=state.restart_count + 1, failures=state.failures_in_row
+                )
+            except CoveError as error:
+                log.warning("container %s could not be started again: %s", container_id[:12], error)
+                await self._retry_later(container_id, live, state)
+
+    async def _retry_later(self, container_id: str, live: Live, before: State) -> None:
+        """A restart that failed to launch counts as a failed run."""
+        view = self._view(container_id)
+        state = msgspec.structs.replace(
+            view.state,
+            status="restarting",
+            wanted=True,
+            exit_code=view.state.exit_code or 128,
+            restart_count=before.restart_count + 1,
+            failures_in_row=before.failures_in_row + 1,
+        )
+        pause = plan_restart(view.container.spec.restart, state)
+        if pause is None:
+            state = msgspec.structs.replace(state, status="exited")
+        await self._parts.registry.set_state(container_id, state)
+        if pause is not None:
+            self._schedule_restart(container_id, live, pause)
+
+    # --- signals ------------------------------------------------------------------------------
+
+    async def kill(self, container_id: str, signal_name: str) -> None:
+        """Send a signal. Conflict when the container doesn't run."""
+        number = parse_signal(signal_name or "KILL")
+        live = self.live(container_id)
+        async with live.lock:
+            view = self._view(container_id)
+            if live.task is None:
+                if view.state.status == "restarting" and number in (9, 15):
+                    await self._end_restarting(view, live)
+                    return
+                raise Conflict(
+                    f"cannot kill container: {container_id}: container {container_id} is not running"
+                )
+            if number in (9, parse_signal(view.container.stop_signal)):
+                await self._unwant(view)
+            await live.task.signal(number)
+            if view.state.status == "paused" and number == 9:
+                await self._thaw(view.container, live)
+        self._parts.publish(view.container, "kill", signal=str(number))
+
+    async def stop(self, container_id: str, *, timeout_s: float | None, signal_name: str) -> None:
+        """The stop signal, then SIGKILL once `timeout_s` is over (-1: never). NotModified when it doesn't run."""
+        live = self.live(container_id)
+        async with live.lock:
+            view = self._view(container_id)
+            container = view.container
+            number = parse_signal(signal_name or container.stop_signal)
+            if live.task is None:
+                if view.state.status == "restarting":
+                    await self._end_restarting(view, live)
+                    return
+                raise NotModified(f"container {container.name} is not running")
+            await self._unwant(view)
+            await live.task.signal(number)
+            if view.state.status == "paused":
+                await self._thaw(container, live)
+        self._parts.publish(container, "kill", signal=str(number))
+        if timeout_s is None:
+            asked = container.spec.stop_timeout_s
+            timeout_s = float(asked) if asked is not None else self._parts.settings.default_stop_timeout_s
+        if not await _settled_within(live, timeout_s):
+            await self._kill_and_settle(container, live)
+        self._parts.publish(container, "stop")
+
+    async def restart(self, container_id: str, *, timeout_s: float | None, signal_name: str) -> None:
+        """Stop when it runs, then start."""
+        try:
+            await self.stop(container_id, timeout_s=timeout_s, signal_name=signal_name)
+        except NotModified:
+            pass
+        try:
+            await self.start(container_id)
+        except NotModified:
+            pass
+        self._parts.publish(self._view(container_id).container, "restart")
+
+    async def _unwant(self, view: View) -> None:
+        """Commit that this end is asked for: no restart policy acts on it, even after a crash."""
+        await self._parts.registry.set_state(
+            view.container.id, msgspec.structs.replace(view.state, wanted=False)
+        )
+
+    async def _end_restarting(self, view: View, live: Live) -> None:
+        live.cancel_restart()
+        await self._parts.registry.set_state(
+            view.container.id, msgspec.structs.replace(view.state, status="exited", wanted=False)
+        )
+        self._parts.publish(view.container, "stop")
+
+    async def _kill_and_settle(self, container: Container, live: Live) -> None:
+        task = live.task
+        if task is not None:
+            await task.signal(9)
+            self._parts.publish(container, "kill", signal="9")
+        if not await _settled_within(live, KILL_BOUND_S):
+            await self._parts.kill_all(container)
+            if not await _settled_within(live, KILL_BOUND_S):
+                raise HostError(
+                    f"container {container.short_id} did not end within {KILL_BOUND_S:.0f} s of SIGKILL: "
+                    "a process of it hangs in the kernel; try again later"
+                )
+
+    # --- pause --------------------------------------------------------------------------------
+
+    async def pause(self, container_id: str) -> None:
+        live = self.live(container_id)
+        async with live.lock:
+            view = self._view(container_id)
+            container = view.container
+            if view.state.status == "paused":
+                raise Conflict(f"Container {container.id} is already paused")
+            if live.task is None:
+                raise Conflict(f"Container {container.id} is not running")
+            await self._parts.freeze(container)
+            await self._parts.registry.set_state(
+                container.id, msgspec.structs.replace(view.state, status="paused")
+            )
+            self._parts.publish(container, "pause")
+
+    async def unpause(self, container_id: str) -> None:
+        live = self.live(container_id)
+        async with live.lock:
+            view = self._view(container_id)
+            if view.state.status != "paused":
+                raise Conflict(f"Container {view.container.id} is not paused")
+            await self._thaw(view.container, live)
+
+    async def _thaw(self, container: Container, live: Live) -> None:
+        await self._parts.thaw(container)
+        state = self._view(container.id).state
+        if live.task is not None and state.status == "paused":
+            await self._parts.registry.set_state(
+                container.id, msgspec.structs.replace(state, status="running")
+            )
+        self._parts.publish(container, "unpause")
+
+    # --- waiting ------------------------------------------------------------------------------
+
+    def wait(self, container_id: str, condition: WaitCondition) -> WaitHandle:
+        """Register a wait; it is complete before anything else happens to the container."""
+        view = self._view(container_id)
+        live = self.live(container_id)
+        if condition == "removed":
+            return live.wait_on(live.removed)
+        running = view.state.status in ("running", "paused", "restarting")
+        if condition == "not-running" and not running:
+            return done_wait(WaitResult(view.state.exit_code, view.state.error))
+        return live.wait_on(live.next_exit)
+
+    # --- remove -------------------------------------------------------------------------------
+
+    async def remove(self, container_id: str, *, force: bool, volumes: bool) -> None:
+        """Remove; `force` kills first. Conflict when it runs and `force` isn't given."""
+        live = self.live(container_id)
+        while True:
+            async with live.lock:
+                view = self._view(container_id)
+                if live.task is None:
+                    live.cancel_restart()
+                    await self._remove_locked(view, live, volumes=volumes)
+                    return
+                if not force:
+                    raise Conflict(_still_runs(view))
+                await self._unwant(view)
+                if view.state.status == "paused":
+                    await live.task.signal(9)
+                    await self._thaw(view.container, live)
+            await self._kill_and_settle(view.container, live)
+            if self._parts.registry.get(container_id) is None:
+                return  # --rm: its end removed it
+
+    async def _remove_locked(self, view: View, live: Live, *, volumes: bool) -> None:
+        container = view.container
+        await self._parts.registry.delete(container.id)
+        live.drop_pending()
+        await remove_remains(self._parts, container, volumes=volumes)
+        self._lives.pop(container.id, None)
+        self._parts.publish(container, "destroy")
+        result = WaitResult(view.state.exit_code, view.state.error)
+        wake(live.next_exit, result)
+        wake(live.removed, result)
+
+    # --- the daemon's own start and end -------------------------------------------------------
+
+    def resume_restart(self, view: View) -> None:
+        """At a daemon's start: go on with a restart that was waiting, from the shortest pause on."""
+        live = self.live(view.container.id)
+        self._schedule_restart(view.container.id, live, 0.0)
+
+    def close(self) -> None:
+        """Stop timers and hang up on pending clients; containers run on."""
+        for live in self._lives.values():
+            live.cancel_restart()
+            live.drop_pending()
+
+
+def _still_runs(view: View) -> str:
+    name = view.container.name
+    if view.state.status == "paused":
+        return (
+            f'cannot remove container "{name}": container is paused and must be unpaused first: '
+            "unpause it, or force remove"
+        )
+    return (
+        f'cannot remove container "{name}": container is running: '
+        "stop the container before removing or force remove"
+    )
+
+
+async def _settled_within(live: Live, seconds: float) -> bool:
+    """Whether the container's exit was committed in time; a negative bound waits for ever."""
+    if seconds < 0:
+        await live.settled.wait()
+        return True
+    try:
+        async with asyncio.timeout(seconds):
+            await live.settled.wait()
+    except TimeoutError:
+        return False
+    return True

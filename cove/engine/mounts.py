@@ -1,0 +1,121 @@
+"""Settle a new container's mounts: volumes are made, sources checked, empty volumes filled.
+
+Effects on volumes and on missing bind sources only. What was made for a create that fails later is
+taken back by the undo stack handed in.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from cove.engine.create import PlannedMount, tmpfs_point
+from cove.engine.parts import Parts
+from cove.image.types import OverlayTree
+from cove.model.container import Bind, MountPoint, Tmpfs, Volume
+from cove.model.errors import Invalid, NotFound
+from cove.model.objects import Image, VolumeRecord
+
+
+async def settle_mounts(
+    parts: Parts, planned: list[PlannedMount | MountPoint], image: Image, undo: AsyncExitStack
+) -> tuple[MountPoint, ...]:
+    """The mount table of a new container. Raises Invalid for a bind source that isn't there."""
+    points = []
+    for item in planned:
+        if isinstance(item, MountPoint):
+            points.append(item)
+            continue
+        match item.mount:
+            case Bind():
+                points.append(_bind_point(item.mount))
+            case Tmpfs():
+                points.append(tmpfs_point(item.mount))
+            case Volume():
+                points.append(await _volume_point(parts, item.mount, item.anonymous, image, undo))
+    return tuple(points)
+
+
+def _bind_point(mount: Bind) -> MountPoint:
+    source = os.path.normpath(mount.source)
+    if not mount.source.startswith("/"):
+        raise Invalid(
+            f"invalid mount config for type \"bind\": invalid mount path: '{source}' must be absolute"
+        )
+    if not os.path.lexists(source):
+        if not mount.create_source:
+            raise Invalid(f'invalid mount config for type "bind": bind source path does not exist: {source}')
+        try:
+            os.makedirs(source, mode=0o755, exist_ok=True)
+        except OSError as error:
+            raise Invalid(f"bind source {source} could not be made: {error.strerror}") from None
+    return MountPoint(
+        kind="bind",
+        target=mount.target,
+        source=source,
+        readonly=mount.readonly,
+        propagation=mount.propagation,
+        recursive=mount.recursive,
+    )
+
+
+async def _volume_point(
+    parts: Parts, mount: Volume, anonymous: bool, image: Image, undo: AsyncExitStack
+) -> MountPoint:
+    volumes = parts.volumes
+    try:
+        record = volumes.find(mount.name)
+    except NotFound:
+        record = await volumes.create(
+            mount.name, mount.driver, mount.driver_options, mount.labels, anonymous=anonymous
+        )
+        undo.push_async_callback(parts.discard_volume, mount.name)
+        parts.publish_volume(record, "create")
+    source = _subpath(record, mount.subpath) if mount.subpath else record.mountpoint
+    if mount.copy_up and not mount.subpath and may_have_content(parts, image, mount.target):
+        await _copy_up(parts, image, mount.target, Path(source))
+    return MountPoint(
+        kind="volume",
+        target=mount.target,
+        source=source,
+        name=record.name,
+        driver=record.driver,
+        readonly=mount.readonly,
+        anonymous=anonymous,
+    )
+
+
+def _subpath(record: VolumeRecord, subpath: str) -> str:
+    """A directory within a volume; Invalid when it leads outside or doesn't exist."""
+    root = os.path.realpath(record.mountpoint)
+    path = os.path.realpath(os.path.join(root, subpath.lstrip("/")))
+    if os.path.commonpath([root, path]) != root:
+        raise Invalid(f"volume subpath '{subpath}' leads out of the volume {record.name}")
+    if not os.path.exists(path):
+        raise Invalid(f"volume subpath '{subpath}' does not exist in the volume {record.name}: make it first")
+    return path
+
+
+def may_have_content(parts: Parts, image: Image, target: str) -> bool:
+    """Whether a layer has something at `target`, or a symlink on the way that only a mount can tell."""
+    names = target.strip("/").split("/")
+    for layer in parts.images.layer_paths(image):
+        path = os.path.join(parts.images.layers_dir, layer)
+        for name in names:
+            path = os.path.join(path, name)
+            if os.path.islink(path):
+                return True
+            if not os.path.lexists(path):
+                break
+        else:
+            return True
+    return False
+
+
+async def _copy_up(parts: Parts, image: Image, target: str, destination: Path) -> None:
+    with os.scandir(destination) as entries:
+        if any(True for _ in entries):
+            return
+    tree = OverlayTree(lower=parts.images.layer_paths(image), layers_dir=parts.images.layers_dir)
+    await parts.copy_up(tree, target, destination)

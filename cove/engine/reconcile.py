@@ -1,0 +1,137 @@
+"""What a starting daemon finds: adopt what runs, settle what ended, start what policies want.
+
+Truth is on the host: a supervisor that answers is a running container, an `exit` file tells how one
+ended while no daemon watched, neither means that it was killed (or that the machine went down). A
+supervisor whose start was never acknowledged (the record doesn't say running) is ended: its caller
+was told nothing, and its endpoints are in no record.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import msgspec
+
+from cove.engine.lifecycle import Lifecycle
+from cove.engine.parts import Parts
+from cove.engine.removal import remove_remains, sweep_orphans
+from cove.engine.restart import count_failure, plan_restart, wants_start_after_boot
+from cove.engine.types import View
+from cove.model.container import State
+from cove.model.errors import CoveError
+from cove.network.model import Alive
+from cove.runtime.launch import ExitStatus, Task, read_exit, reconnect
+
+log = logging.getLogger("cove.engine")
+
+_RUNS = ("running", "paused")
+
+
+async def reconcile(parts: Parts, lifecycle: Lifecycle) -> list[str]:
+    """Bring records and host together; returns the containers that restart policies want started."""
+    await sweep_orphans(parts)
+    adopted: list[tuple[View, Task]] = []
+    starts: list[str] = []
+    ended: list[View] = []
+    for view in parts.registry.views():
+        task = await reconnect(parts.settings.state_dir(view.container.id))
+        if task is not None and view.state.status not in _RUNS:
+            await task.signal(9)
+            await task.wait()
+            task = None
+        if task is not None:
+            adopted.append((view, task))
+        else:
+            ended.append(view)
+    await parts.networks.reconcile(
+        {v.container.id: Alive(endpoints=v.state.endpoints, ports=v.state.ports) for v, _ in adopted}
+    )
+    for view, task in adopted:
+        await _adopt(parts, lifecycle, view, task)
+    for view in ended:
+        if await _settle(parts, view):
+            starts.append(view.container.id)
+    return starts
+
+
+async def _adopt(parts: Parts, lifecycle: Lifecycle, view: View, task: Task) -> None:
+    frozen = await parts.is_frozen(view.container)
+    status = "paused" if frozen else "running"
+    if status != view.state.status:  # the daemon died between the freezer and the record
+        if view.state.status == "running" and frozen:
+            await parts.thaw(view.container)
+        elif view.state.status == "paused":
+            await parts.registry.set_state(
+                view.container.id, msgspec.structs.replace(view.state, status="running")
+            )
+    lifecycle.adopt(view.container, lifecycle.live(view.container.id), task)
+
+
+async def _settle(parts: Parts, view: View) -> bool:
+    """Record how a container ended while nobody watched; whether it's to be started again."""
+    container, state = view
+    ran = state.status in _RUNS
+    if ran:
+        status = read_exit(parts.settings.state_dir(container.id)) or _killed()
+        await parts.clean_after_exit(container)
+        state = _ended(state, status)
+        if container.spec.auto_remove:
+            await _remove(parts, View(container, state))
+            return False
+        await parts.registry.set_state(container.id, state)
+        parts.publish(container, "die", exitCode=str(status.exit_code))
+        if plan_restart(container.spec.restart, state) is not None:
+            await _mark_restarting(parts, container.id, state)
+            return True
+    elif state.status == "removing":
+        await _remove(parts, view)
+        return False
+    elif state.status == "restarting":
+        return True
+    elif state.has_been_started and container.spec.auto_remove:
+        await _remove(parts, view)
+        return False
+    if wants_start_after_boot(container.spec.restart, state):
+        await _mark_restarting(parts, container.id, state)
+        return True
+    return False
+
+
+def _killed() -> ExitStatus:
+    return ExitStatus(
+        exit_code=137,
+        oom_killed=False,
+        finished_ns=time.time_ns(),
+        error="the supervisor was gone when the daemon started",
+    )
+
+
+def _ended(state: State, status: ExitStatus) -> State:
+    return msgspec.structs.replace(
+        state,
+        status="exited",
+        pid=0,
+        supervisor_pid=0,
+        exit_code=status.exit_code,
+        error=status.error,
+        oom_killed=status.oom_killed,
+        finished_ns=status.finished_ns,
+        failures_in_row=count_failure(state, status.finished_ns),
+        endpoints=(),
+        ports=(),
+    )
+
+
+async def _mark_restarting(parts: Parts, container_id: str, state: State) -> None:
+    await parts.registry.set_state(
+        container_id, msgspec.structs.replace(state, status="restarting", wanted=True)
+    )
+
+
+async def _remove(parts: Parts, view: View) -> None:
+    try:
+        await parts.registry.delete(view.container.id)
+        await remove_remains(parts, view.container, volumes=True)
+    except CoveError as error:
+        log.warning("container %s could not be removed: %s", view.container.short_id, error)
