@@ -1,0 +1,333 @@
+"""Control groups behind one interface: what this host has, and everything done to a living container's.
+
+`Layout` is plain data: the hierarchies found, which limits they can do, and the name of this daemon's
+parent. Planning (plan_cgroups.py, pure) makes the steps by which cove-init makes, limits, joins and removes
+a container's cgroup; a `Cgroups` (cgroups_v1.py, cgroups_v2.py) does the rest: the parent, updates, freezing,
+killing, statistics, OOM events, removing what was left.
+
+A container's cgroup is named by a path relative to every hierarchy: "cove/ID", or "PARENT/ID" with
+`--cgroup-parent PARENT`. Nothing outside the parents that Cove made itself, or was told to use, is touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from cove.model.errors import HostError, Invalid, Unavailable
+from cove.runtime import oci
+from cove.runtime.cgroups_stats import Stats
+
+GUARDED = "guarded"  # below the parent, in v1's devices hierarchy: the default device rules, inherited
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hierarchy:
+    """One mounted hierarchy of v1: its directory below the root and its controllers ("name=systemd" too)."""
+
+    directory: str
+    controllers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """The cgroups of a host. `features` names the limits that it can do (cgroups_limits.FEATURES)."""
+
+    version: Literal[1, 2]
+    root: str = "/sys/fs/cgroup"
+    parent: str = "cove"
+    hierarchies: tuple[Hierarchy, ...] = ()  # v1
+    controllers: frozenset[str] = frozenset()  # of all v1 hierarchies, or v2's root
+    features: frozenset[str] = frozenset()
+    cpus: str = ""  # of the root's cpuset, "0-3"; "" without one
+    mems: str = ""
+    online_cpus: int = 1
+
+    def hierarchy(self, controller: str) -> Hierarchy | None:
+        """The v1 hierarchy that has `controller`."""
+        for hierarchy in self.hierarchies:
+            if controller in hierarchy.controllers:
+                return hierarchy
+        return None
+
+    def directory(self, controller: str, path: str) -> str:
+        """The host directory of the cgroup `path` in v1's hierarchy of `controller`."""
+        hierarchy = self.hierarchy(controller)
+        assert hierarchy is not None, controller
+        return f"{self.root}/{hierarchy.directory}/{path}"
+
+
+class OomWatch(ABC):
+    """A source of OOM events: `fileno` becomes readable when the cgroup ran out of memory."""
+
+    @abstractmethod
+    def fileno(self) -> int:
+        """The descriptor for `loop.add_reader`; it is non-blocking."""
+
+    @abstractmethod
+    def take(self) -> bool:
+        """Consume what is pending; True when a process was killed since the last call."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Idempotent."""
+
+
+class Cgroups(ABC):
+    """The effects. Methods that wait are coroutines and bounded; the others take microseconds."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+
+    # --- this daemon's parent ---------------------------------------------------------------------
+
+    @abstractmethod
+    def setup(self) -> None:
+        """Make the parent, ready for containers; find out which limits work (`layout.features`).
+
+        Idempotent. Raises HostError when a hierarchy refuses the parent.
+        """
+
+    @abstractmethod
+    def ensure_parent(self, parent: str) -> None:
+        """Make a `--cgroup-parent` ready for containers. Idempotent. Raises Invalid for a name that leads
+        outside, HostError when the host refuses it."""
+
+    def teardown(self) -> None:
+        """Remove the parent and every empty cgroup below it; one with processes stays, as does its parent."""
+        for directory in self._directories(self.layout.parent):
+            remove_tree(directory)
+
+    def list_containers(self) -> list[str]:
+        """The paths of all cgroups directly below the parent ("cove/ID"), in any hierarchy: whoever isn't a
+        living container of this daemon's is a leak."""
+        found: set[str] = set()
+        for directory in self._directories(self.layout.parent):
+            found.update(entry for entry in _subdirectories(directory) if entry != GUARDED)
+        return sorted(f"{self.layout.parent}/{name}" for name in found)
+
+    # --- one container ----------------------------------------------------------------------------
+
+    @abstractmethod
+    def update(self, path: str, resources: oci.Resources) -> None:
+        """Change the limits of a living container. Only fields that are set are written, in an order in which
+        lowering and raising memory and swap both pass. Raises Invalid when the kernel refuses a value (memory
+        in use is above the limit), NotFound without such a cgroup, HostError otherwise."""
+
+    @abstractmethod
+    async def freeze(self, path: str, timeout_s: float = 10.0) -> None:
+        """Freeze every process and wait until all are. Raises HostError after `timeout_s`, thawed again."""
+
+    @abstractmethod
+    async def thaw(self, path: str, timeout_s: float = 10.0) -> None:
+        """Let them run again; fine when they do."""
+
+    @abstractmethod
+    def is_frozen(self, path: str) -> bool:
+        """Whether the cgroup is, or is about to be, frozen; False when it doesn't exist."""
+
+    @abstractmethod
+    async def kill(self, path: str, timeout_s: float = 10.0) -> None:
+        """SIGKILL to every process of the cgroup and those below it, and wait until none is left. Fine when
+        there is none. Raises HostError when one remains after `timeout_s` (in uninterruptible sleep)."""
+
+    @abstractmethod
+    def read_stats(self, path: str) -> Stats:
+        """What the cgroup used so far. Raises NotFound when it doesn't exist."""
+
+    @abstractmethod
+    def watch_oom(self, path: str) -> OomWatch:
+        """Events of the OOM killer in this cgroup. Raises NotFound, or Unavailable without the controller."""
+
+    @abstractmethod
+    def _directories(self, path: str) -> list[str]:
+        """The host directories of a cgroup, one in each hierarchy, whether they exist or not."""
+
+    def list_pids(self, path: str) -> list[int]:
+        """The processes (host pids) in the cgroup and those below it, whichever hierarchy they joined."""
+        found: set[int] = set()
+        for directory in self._directories(path):
+            for each in [directory, *_walk(directory)]:
+                found.update(_read_pids(each))
+        return sorted(found)
+
+    async def remove(self, path: str, timeout_s: float = 2.0) -> None:
+        """Remove the cgroup, and what the container made below it, in every hierarchy. Fine when it is gone.
+
+        Retries for `timeout_s` while the kernel still lets the last process go; then raises HostError that
+        names the processes left.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        delay_s = 0.001
+        while True:
+            gone = [remove_tree(directory) for directory in self._directories(path)]
+            if all(gone):
+                return
+            if asyncio.get_running_loop().time() >= deadline:
+                left = ", ".join(map(str, self.list_pids(path)[:8])) or "none visible"
+                raise HostError(f"cgroup {path} is still busy after {timeout_s:g} s (processes: {left})")
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, 0.1)
+
+
+# --- detection --------------------------------------------------------------------------------------
+
+
+def detect_cgroups(root: str = "/sys/fs/cgroup", *, parent: str = "cove") -> Cgroups:
+    """Find out what is mounted at `root` and choose the implementation; changes nothing (`setup` does).
+
+    A v2 tree at `root` itself is a unified host. Otherwise directories with v1 controllers make it v1, also
+    when an empty v2 tree lies beside them (hybrid). Raises Unavailable when there is neither.
+    """
+    from cove.runtime.cgroups_v1 import CgroupsV1
+    from cove.runtime.cgroups_v2 import CgroupsV2
+
+    check_parent(parent)
+    online = len(os.sched_getaffinity(0))
+    if os.path.exists(f"{root}/cgroup.controllers"):
+        controllers = frozenset(_read(f"{root}/cgroup.controllers").split())
+        layout = Layout(
+            version=2, root=root, parent=parent, controllers=controllers, online_cpus=online,
+            cpus=_read(f"{root}/cpuset.cpus.effective").strip(),
+            mems=_read(f"{root}/cpuset.mems.effective").strip(),
+        )  # fmt: skip
+        return CgroupsV2(layout)
+
+    hierarchies = _find_hierarchies(root)
+    known = frozenset(name for hierarchy in hierarchies for name in hierarchy.controllers)
+    if not known:
+        raise Unavailable(
+            f"no control groups are mounted at {root}: mount cgroup2 there, or v1's hierarchies below it"
+        )
+    layout = Layout(
+        version=1, root=root, parent=parent, hierarchies=hierarchies, controllers=known, online_cpus=online
+    )
+    if "cpuset" in known:
+        cpuset = layout.directory("cpuset", "")
+        layout = replace(
+            layout,
+            cpus=_read(f"{cpuset}cpuset.effective_cpus").strip(),
+            mems=_read(f"{cpuset}cpuset.effective_mems").strip(),
+        )
+    return CgroupsV1(layout)
+
+
+def _find_hierarchies(root: str) -> tuple[Hierarchy, ...]:
+    """v1 hierarchies are named after their controllers ("cpu,cpuacct"); symlinks to them are no others."""
+    found = []
+    try:
+        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+    except OSError:
+        return ()
+    for entry in entries:
+        if not entry.is_dir(follow_symlinks=False) or not os.path.exists(f"{entry.path}/cgroup.procs"):
+            continue
+        if os.path.exists(f"{entry.path}/cgroup.controllers"):  # the v2 tree of a hybrid host
+            continue
+        names = tuple(entry.name.split(","))
+        known = tuple(name if name in V1_CONTROLLERS else f"name={name}" for name in names)
+        found.append(Hierarchy(directory=entry.name, controllers=known))
+    return tuple(found)
+
+
+V1_CONTROLLERS = frozenset(
+    ["cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids"]
+    + ["net_cls", "net_prio", "perf_event", "hugetlb", "rdma", "misc"]
+)
+
+
+def check_parent(parent: str) -> str:
+    """A parent's name without the leading slash. Raises Invalid for one that leads elsewhere."""
+    name = parent.strip("/")
+    parts = name.split("/")
+    if not name or any(part in ("", ".", "..") for part in parts) or "\0" in name or len(name) > 1024:
+        raise Invalid(
+            f"cgroup parent {parent!r}: give a path of names without . and .., e.g. /cove or /team/batch"
+        )
+    return name
+
+
+# --- files and processes, shared by both versions ---------------------------------------------------
+
+
+def _read(path: str) -> str:
+    """The content of a control file; "" when there is none."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def write_file(path: str, data: str) -> None:
+    """One write(2) to a control file, as the kernel wants it. Raises OSError."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, data.encode())
+    finally:
+        os.close(fd)
+
+
+def _read_pids(directory: str) -> list[int]:
+    try:
+        with open(f"{directory}/cgroup.procs", encoding="ascii") as file:
+            return [int(line) for line in file]
+    except OSError:  # gone, or a threaded cgroup (EOPNOTSUPP), whose processes its parent lists
+        return []
+
+
+def _subdirectories(directory: str) -> list[str]:
+    try:
+        with os.scandir(directory) as entries:
+            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return []
+
+
+def _walk(directory: str) -> Iterator[str]:
+    """Every cgroup below `directory`, the deepest first."""
+    for name in _subdirectories(directory):
+        child = f"{directory}/{name}"
+        yield from _walk(child)
+        yield child
+
+
+def remove_tree(directory: str) -> bool:
+    """rmdir(2) from the leaves up; True when the directory is gone. Control files go with it."""
+    gone = True
+    for each in [*_walk(directory), directory]:
+        try:
+            os.rmdir(each)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            gone = False
+    return gone
+
+
+def signal_all(pids: Sequence[int], signo: int = signal.SIGKILL) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, signo)
+        except ProcessLookupError:
+            continue
+
+
+async def wait_until_empty(cgroups: Cgroups, path: str, timeout_s: float, *, killing: bool) -> bool:
+    """Wait, with growing steps, until the cgroup has no process; `killing` sends SIGKILL each time, to catch
+    what was forked meanwhile. cgroup v1 has no event for this. False after `timeout_s`."""
+    loop = asyncio.get_running_loop()
+    deadline, delay_s = loop.time() + timeout_s, 0.001
+    while pids := cgroups.list_pids(path):
+        if killing:
+            signal_all(pids)
+        if loop.time() >= deadline:
+            return False
+        await asyncio.sleep(delay_s)
+        delay_s = min(delay_s * 2, 0.05)
+    return True
