@@ -48,7 +48,7 @@ class Client:
         self._buffer.clear()
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
-        """Send one request, return the decoded JSON (None when the body is empty). Raises ApiError, OSError."""
+        """Send one request, return the decoded JSON (None: empty). Raises ApiError, OSError."""
         start = time.thread_time_ns()
         try:
             payload = b"" if body is None else json.dumps(body).encode()
@@ -120,7 +120,9 @@ class Client:
         assert self._socket is not None
         piece = self._socket.recv(1 << 18)
         if not piece:
-            raise ConnectionError(f"{self._path}: the engine closed the connection in the middle of a response")
+            raise ConnectionError(
+                f"{self._path}: the engine closed the connection in the middle of a response"
+            )
         self._buffer += piece
 
     def _take(self, size: int) -> bytes:

@@ -11,8 +11,8 @@ is compared with (`against`). `judge` turns a row's targets into a verdict:
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 Verdict = Literal["ok", "missed", "no peer", "failed", "-"]
@@ -149,10 +149,43 @@ def spread(samples: Sequence[float]) -> str:
     return f"{significant(low)} to {significant(high)}"
 
 
-def interleave(rounds: int, sides: dict[str, Callable[[], Sequence[float]]]) -> dict[str, list[float]]:
-    """Run every side once a round, A B A B, so that a busy moment of the machine meets all of them."""
-    samples: dict[str, list[float]] = {name: [] for name in sides}
+@dataclass(slots=True)
+class Samples:
+    """What each side measured, and why a side that failed has nothing more."""
+
+    values: dict[str, list[float]] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+
+    def median(self, side: str) -> float | None:
+        values = self.values.get(side)
+        return median(values) if values else None
+
+    def describe(self, side: str, unit: Unit) -> str:
+        """A side in a note: "dockerd 241 ms (middle half 230 to 252)"."""
+        values = self.values.get(side)
+        if not values:
+            return f"{side}: {self.problems.get(side, 'not measured')}"
+        text = f"{side} {significant(median(values))} {unit}"
+        return f"{text} (middle half {spread(values)})" if len(values) > 3 else text
+
+
+def interleave(
+    rounds: int,
+    sides: Mapping[str, Callable[[], Iterable[float]]],
+    failures: tuple[type[Exception], ...] = (),
+) -> Samples:
+    """Run every side once a round, A B A B, so that a busy moment of the machine meets all of them.
+
+    A side that raises one of `failures` is left out from then on; its samples so far are dropped.
+    """
+    samples = Samples({name: [] for name in sides})
     for _ in range(rounds):
         for name, measure in sides.items():
-            samples[name].extend(measure())
+            if name in samples.problems:
+                continue
+            try:
+                samples.values[name].extend(measure())
+            except failures as error:
+                samples.problems[name] = str(error) or type(error).__name__
+                samples.values[name].clear()
     return samples

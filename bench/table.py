@@ -32,7 +32,9 @@ def render_text(rows: Sequence[Row], width: int = 0) -> str:
         spare = width - sum(widths) - 2 * (len(widths) - 1)
         if spare < 0:
             widths[2] = max(16, widths[2] + spare)
-    drawn = ["  ".join(pad(cell, size) for cell, size in zip(line, widths, strict=True)).rstrip() for line in lines]
+    drawn = [
+        "  ".join(pad(cell, size) for cell, size in zip(line, widths, strict=True)).rstrip() for line in lines
+    ]
     drawn.insert(1, "  ".join("-" * size for size in widths))
     notes = [f"{row.what}: {row.note}" for row in rows if row.note]
     return "\n".join([*drawn, *([""] if notes else []), *notes]) + "\n"
@@ -43,12 +45,12 @@ def render_markdown(rows: Sequence[Row], machine: Sequence[tuple[str, str]], *, 
     page = [
         "# Benchmarks",
         "",
-        "Written by `make bench` (`python -m bench --write`). Every row measures both sides in the same run on the"
-        " same machine, taking turns, and shows medians; only the ratios mean something elsewhere.",
+        "Written by `make bench` (`python -m bench --write`). Every row measures both sides in the same run"
+        " on the same machine, taking turns, and shows medians; only the ratios mean something elsewhere.",
         "",
-        "*The floor* is `bench/floor.c`: the very same isolation made with bare system calls and nothing else."
-        " dockerd, containerd and runc are Debian's packages, with directories and namespaces of their own"
-        " (`bench/peers.py` says how).",
+        "*The floor* is `bench/floor.c`: the very same isolation made with bare system calls and nothing"
+        " else. dockerd, containerd and runc are Debian's packages, with directories and namespaces of their"
+        " own (`bench/peers.py` says how).",
         "",
     ]
     if quick:
@@ -80,7 +82,10 @@ def render_json(rows: Sequence[Row], machine: Sequence[tuple[str, str]], *, quic
         }
         for row in rows
     ]
-    return json.dumps({"machine": dict(machine), "quick": quick, "rows": listed}, indent=2, ensure_ascii=False) + "\n"
+    return (
+        json.dumps({"machine": dict(machine), "quick": quick, "rows": listed}, indent=2, ensure_ascii=False)
+        + "\n"
+    )
 
 
 def markdown_line(cells: Sequence[str]) -> str:
