@@ -1,0 +1,464 @@
+"""A create body → ContainerSpec: what the fields mean and which values make sense. Pure.
+
+Every refusal names the JSON path, the rule and, where it helps, a value that works. Rules of
+older API versions are kept where they change what a client gets (moby,
+api/docs/CHANGELOG.md). Mounts and limits have modules of their own.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import posixpath
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from cove.api.docker import wire
+from cove.api.docker.limits import (
+    decode_device_rules,
+    decode_devices,
+    decode_resources,
+    decode_restart,
+    decode_ulimits,
+)
+from cove.api.docker.mounts import decode_mounts, decode_volumes_from, string_map
+from cove.model.container import ContainerSpec, EndpointSpec, HealthCheck, LogConfig, PortBinding
+from cove.model.errors import Invalid, NotImplementedHere
+
+_HOSTNAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,62}[a-zA-Z0-9])?")
+_MAC = re.compile(r"[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}")
+_PORT = re.compile(r"(\d{1,5})(?:/(tcp|udp|sctp))?", re.IGNORECASE)
+_HOST_PORT = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
+_RUNTIMES = ("", "cove", "runc", "io.containerd.runc.v2")
+_MILLISECOND = 1_000_000
+WORD_LIMIT = 128 << 10  # MAX_ARG_STRLEN of execve(2): one argument or variable
+
+Strings = Sequence[str] | None
+
+
+class Decoded(msgspec.Struct, frozen=True):
+    spec: ContainerSpec
+    warnings: list[str]
+
+
+def decode_create(body: wire.CreateBody, *, name: str, platform: str, version: int, cpus: int) -> Decoded:
+    """The spec of a container, and warnings for the caller. Raises `Invalid`, `NotImplementedHere`."""
+    host = body.host_config or wire.HostConfig()
+    warnings: list[str] = []
+    if not body.image:
+        raise Invalid("Image: an image is needed, e.g. debian:latest")
+    _check_platform(platform)
+    _refuse_unsupported(host)
+    network_mode = _network_mode(host)
+    endpoints, warning = _endpoints(body, network_mode, version)
+    if warning:
+        warnings.append(warning)
+    security = _security(host.security_opt)
+    binds_tty = bool(body.tty)
+    mode = {
+        "pid_mode": _mode(host.pid_mode, "PidMode", ("host",), container=True),
+        "ipc_mode": _mode(host.ipc_mode, "IpcMode", ("none", "private", "shareable", "host"), container=True),
+        "uts_mode": _mode(host.uts_mode, "UTSMode", ("host",)),
+        "userns_mode": _mode(host.userns_mode, "UsernsMode", ("host",)),
+        "cgroupns_mode": _mode(host.cgroupns_mode, "CgroupnsMode", ("private", "host")),
+    }
+    if version < 1040 and not mode["ipc_mode"]:
+        mode["ipc_mode"] = "shareable"  # the default of older daemons
+    if version < 1041 and not mode["cgroupns_mode"]:
+        mode["cgroupns_mode"] = "host"
+    oom_score = host.oom_score_adj or 0
+    if not -1000 <= oom_score <= 1000:
+        raise Invalid(
+            f"HostConfig.OomScoreAdj: Invalid value {oom_score}, range for oom score adj is [-1000, 1000]"
+        )
+    if (host.shm_size or 0) < 0:
+        raise Invalid("HostConfig.ShmSize: SHM size can not be less than 0")
+    masked, readonly_paths = host.masked_paths, host.readonly_paths
+    if security.paths_unconfined:
+        masked, readonly_paths = [], []
+    spec = ContainerSpec(
+        image=body.image,
+        name=name.removeprefix("/"),
+        hostname=_hostname(body.hostname),
+        domainname=body.domainname or "",
+        entrypoint=words(body.entrypoint, "Entrypoint"),
+        command=words(body.cmd, "Cmd"),
+        env=_env(body.env),
+        working_dir=body.working_dir or "",
+        user=body.user or "",
+        labels=string_map(body.labels),
+        annotations=string_map(host.annotations) if version >= 1043 else {},
+        tty=binds_tty,
+        open_stdin=bool(body.open_stdin),
+        stdin_once=bool(body.stdin_once),
+        attach_stdout=bool(body.attach_stdout),
+        attach_stderr=bool(body.attach_stderr),
+        exposed_ports=tuple(_exposed(port) for port in body.exposed_ports or ()),
+        stop_signal=body.stop_signal or "",
+        stop_timeout_s=_stop_timeout(body.stop_timeout),
+        healthcheck=_health(body.healthcheck, version),
+        mounts=decode_mounts(body, host, version),
+        volumes_from=decode_volumes_from(host.volumes_from),
+        ports=_ports(host),
+        publish_all=bool(host.publish_all_ports),
+        network_mode=network_mode,
+        network_disabled=bool(body.network_disabled),
+        endpoints=endpoints,
+        extra_hosts=_extra_hosts(host.extra_hosts),
+        dns=tuple(_address(a, f"HostConfig.Dns[{i}]") for i, a in enumerate(host.dns or ())),
+        dns_search=tuple(host.dns_search or ()),
+        dns_options=tuple(host.dns_options or ()),
+        restart=decode_restart(host.restart_policy, "HostConfig."),
+        auto_remove=bool(host.auto_remove) and version >= 1025,
+        log=_log(host.log_config),
+        privileged=bool(host.privileged),
+        readonly_rootfs=bool(host.readonly_rootfs),
+        cap_add=tuple(host.cap_add or ()),
+        cap_drop=tuple(host.cap_drop or ()),
+        seccomp=security.seccomp,
+        apparmor=security.apparmor,
+        no_new_privileges=security.no_new_privileges,
+        masked_paths=None if masked is None else _absolute(masked, "HostConfig.MaskedPaths"),
+        readonly_paths=None
+        if readonly_paths is None
+        else _absolute(readonly_paths, "HostConfig.ReadonlyPaths"),
+        init=bool(host.init),
+        devices=decode_devices(host),
+        device_cgroup_rules=decode_device_rules(host.device_cgroup_rules),
+        resources=decode_resources(host, "HostConfig.", cpus=cpus),
+        ulimits=decode_ulimits(host.ulimits),
+        oom_score_adj=oom_score,
+        shm_size_bytes=host.shm_size or 0,
+        sysctls=_sysctls(host.sysctls),
+        group_add=tuple(host.group_add or ()),
+        cgroup_parent=host.cgroup_parent or "",
+        request=_request(body, host),
+        **mode,
+    )
+    return Decoded(spec, warnings)
+
+
+def _request(body: wire.CreateBody, host: wire.HostConfig) -> msgspec.Raw:
+    """What inspect shows again of the request: known fields only, nulls left out."""
+    config = msgspec.structs.replace(body, host_config=None, networking_config=None)
+    return msgspec.Raw(
+        msgspec.json.encode(
+            {"Config": config, "HostConfig": host, "NetworkingConfig": body.networking_config}
+        )
+    )
+
+
+def _check_platform(platform: str) -> None:
+    if platform and platform.split("/", 1)[0] not in ("linux", "unknown"):
+        raise Invalid(f"platform {platform!r}: only linux containers run here, e.g. linux/amd64")
+
+
+def _refuse_unsupported(host: wire.HostConfig) -> None:
+    if host.links:
+        raise NotImplementedHere(
+            "HostConfig.Links: Cove has no links; put the containers on a network of their own, where names resolve"
+        )
+    if host.storage_opt:
+        raise Invalid(
+            "HostConfig.StorageOpt: --storage-opt is supported only for overlay over xfs with 'pquota' mount option"
+        )
+    if (host.runtime or "") not in _RUNTIMES:
+        raise Invalid(
+            f"HostConfig.Runtime: unknown or invalid runtime name: {host.runtime}; leave it out, or use runc"
+        )
+    if (host.isolation or "default") != "default":
+        raise Invalid(f"HostConfig.Isolation: invalid isolation '{host.isolation}' on linux")
+    if host.cgroup:
+        raise Invalid(f"HostConfig.Cgroup: invalid cgroup mode '{host.cgroup}'; use CgroupParent")
+    size = host.console_size
+    if size and (len(size) != 2 or not all(0 <= n <= 65535 for n in size)):
+        raise Invalid("HostConfig.ConsoleSize: expected [height, width], each from 0 to 65535")
+
+
+def words(value: wire.Words, field: str) -> tuple[str, ...] | None:
+    """A command: null keeps the image's, one string is one word."""
+    if value is None:
+        return None
+    found = (value,) if isinstance(value, str) else tuple(value)
+    for index, word in enumerate(found):
+        if "\0" in word or len(word) >= WORD_LIMIT:
+            raise Invalid(
+                f"{field}[{index}]: an argument can't hold a NUL byte or be {WORD_LIMIT} bytes long (execve(2))"
+            )
+    return found
+
+
+def _env(env: Strings) -> tuple[str, ...]:
+    for index, entry in enumerate(env or ()):
+        if "\0" in entry or not entry or entry.startswith("=") or len(entry) >= WORD_LIMIT:
+            raise Invalid(f"Env[{index}]: invalid environment variable: expected NAME=value")
+    return tuple(env or ())
+
+
+def _hostname(name: str | None) -> str:
+    if name and not _HOSTNAME.fullmatch(name):
+        raise Invalid(f"Hostname: invalid hostname format: {name}; up to 64 letters, digits, '-' and '.'")
+    return name or ""
+
+
+def _mode(value: str | None, field: str, allowed: Sequence[str], *, container: bool = False) -> str:
+    mode = value or ""
+    if not mode or mode in allowed:
+        return mode
+    if container and mode.startswith("container:") and len(mode) > len("container:"):
+        return mode
+    choices = [*allowed, "container:NAME"] if container else list(allowed)
+    raise Invalid(f"HostConfig.{field}: invalid mode '{mode}', expected one of {', '.join(choices)}")
+
+
+def _network_mode(host: wire.HostConfig) -> str:
+    mode = host.network_mode or "default"
+    if mode == "container:" or "\0" in mode:
+        raise Invalid(
+            "HostConfig.NetworkMode: Invalid network mode: invalid container format container:<name|id>"
+        )
+    return mode
+
+
+def _endpoints(body: wire.CreateBody, mode: str, version: int) -> tuple[tuple[EndpointSpec, ...], str]:
+    configs = dict((body.networking_config or wire.NetworkingConfig()).endpoints_config or {})
+    if version < 1044 and len(configs) > 1:
+        raise Invalid(
+            f"NetworkingConfig.EndpointsConfig: Container cannot be created with multiple network endpoints: {', '.join(configs)}"
+        )
+    mac, warning = body.mac_address or "", ""
+    own_network = mode in ("host", "none") or mode.startswith("container:")
+    found = [
+        decode_endpoint(name, config or wire.EndpointConfig(), f"NetworkingConfig.EndpointsConfig[{name!r}]")
+        for name, config in configs.items()
+    ]
+    if mac:
+        _check_mac(mac, "MacAddress")
+        if own_network:
+            if version < 1044:
+                raise Invalid("MacAddress: conflicting options: mac-address and the network mode")
+        else:
+            index = next((i for i, e in enumerate(found) if e.network == mode or version < 1044), None)
+            if index is None:
+                found.insert(0, EndpointSpec(network=mode, mac=mac))
+            elif found[index].mac not in ("", mac):
+                raise Invalid(
+                    "MacAddress: the container-wide MAC address must match the endpoint-specific MAC address "
+                    "for the main network, or be left empty"
+                )
+            else:
+                found[index] = msgspec.structs.replace(found[index], mac=mac)
+        if version >= 1044:
+            warning = "The container-wide MacAddress field is now deprecated. It should be specified in EndpointsConfig instead."
+    if own_network and any(e.ipv4 or e.ipv6 or e.aliases for e in found):
+        raise Invalid(
+            f"NetworkingConfig.EndpointsConfig: addresses and aliases need a network of Cove's, not '{mode}'"
+        )
+    if own_network:
+        found = [endpoint for endpoint in found if endpoint.network != mode]
+    return tuple(found), warning
+
+
+def decode_endpoint(network: str, config: wire.EndpointConfig, path: str) -> EndpointSpec:
+    """One network attachment as asked for. Raises `Invalid`."""
+    ipam = config.ipam_config or wire.IpamConfig()
+    if config.links:
+        raise NotImplementedHere(
+            f"{path}.Links: Cove has no links; containers on a network find each other by name"
+        )
+    if ipam.link_local_ips:
+        raise NotImplementedHere(
+            f"{path}.IPAMConfig.LinkLocalIPs: Cove can't add link-local addresses; leave it out"
+        )
+    if not network:
+        raise Invalid(f"{path}: a network's name is needed, e.g. bridge")
+    return EndpointSpec(
+        network=network,
+        aliases=tuple(config.aliases or ()),
+        ipv4=_address(ipam.ipv4_address, f"{path}.IPAMConfig.IPv4Address", 4),
+        ipv6=_address(ipam.ipv6_address, f"{path}.IPAMConfig.IPv6Address", 6),
+        mac=_check_mac(config.mac_address or "", f"{path}.MacAddress"),
+        driver_options=string_map(config.driver_opts),
+    )
+
+
+def _check_mac(mac: str, path: str) -> str:
+    if mac and not _MAC.fullmatch(mac):
+        raise Invalid(f"{path}: invalid MAC address: {mac}, e.g. 02:42:ac:11:00:02")
+    return mac.replace("-", ":").lower()
+
+
+def _address(text: str | None, path: str, version: int = 0) -> str:
+    if not text:
+        return ""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise Invalid(
+            f"{path}: invalid IP address: {text}, e.g. {'fd00::2' if version == 6 else '192.0.2.2'}"
+        ) from None
+    if version and address.version != version:
+        raise Invalid(f"{path}: invalid IPv{version} address: {text}")
+    return str(address)
+
+
+def _extra_hosts(entries: Strings) -> tuple[str, ...]:
+    for index, entry in enumerate(entries or ()):
+        name, colon, address = entry.partition(":")
+        if not name or not colon or not address:
+            raise Invalid(
+                f'HostConfig.ExtraHosts[{index}]: bad format for add-host: "{entry}", e.g. db:192.0.2.2'
+            )
+        if address != "host-gateway":
+            _address(address.strip("[]"), f"HostConfig.ExtraHosts[{index}]")
+    return tuple(entries or ())
+
+
+def _port(text: str, path: str) -> tuple[int, str]:
+    match = _PORT.fullmatch(text)
+    if match is None or not 0 < int(match[1]) <= 65535:
+        raise Invalid(f'{path}: invalid port specification: "{text}", e.g. 80/tcp')
+    return int(match[1]), (match[2] or "tcp").lower()
+
+
+def _exposed(text: str) -> str:
+    number, protocol = _port(text, "ExposedPorts")
+    return f"{number}/{protocol}"
+
+
+def _ports(host: wire.HostConfig) -> tuple[PortBinding, ...]:
+    found = []
+    for key, bindings in (host.port_bindings or {}).items():
+        port, protocol = _port(key, "HostConfig.PortBindings")
+        # an empty list means "any address, any port", as the reference daemon fills it in
+        for binding in bindings or [wire.PortBinding()]:
+            path = f"HostConfig.PortBindings[{key!r}]"
+            low, high = _host_port(binding.host_port or "", path)
+            found.append(
+                PortBinding(
+                    container_port=port,
+                    protocol=protocol,  # type: ignore[arg-type]
+                    host_ip=_address(binding.host_ip, f"{path}.HostIp"),
+                    host_port=low,
+                    host_port_end=high,
+                )
+            )
+    return tuple(found)
+
+
+def _host_port(text: str, path: str) -> tuple[int, int]:
+    if not text:
+        return 0, 0
+    match = _HOST_PORT.fullmatch(text)
+    low = int(match[1]) if match else -1
+    high = int(match[2]) if match and match[2] else 0
+    if low < 0 or low > 65535 or high > 65535 or (high and (high < low or not low)):
+        raise Invalid(f'{path}.HostPort: invalid port specification: "{text}", e.g. 8080 or 8080-8090')
+    return low, 0 if high == low else high
+
+
+def _stop_timeout(value: int | None) -> int | None:
+    if value is not None and not -1 <= value <= 1 << 31:
+        raise Invalid(f"StopTimeout: expected seconds, or -1 to wait for ever, got {value}")
+    return value
+
+
+def _health(health: wire.Health | None, version: int) -> HealthCheck | None:
+    if health is None:
+        return None
+    test = words(health.test, "Healthcheck.Test") or ()
+    if test and test[0] not in ("", "NONE", "CMD", "CMD-SHELL"):
+        raise Invalid(
+            f"Healthcheck.Test[0]: Unknown healthcheck type '{test[0]}', expected NONE, CMD or CMD-SHELL"
+        )
+    times = {
+        "Interval": health.interval or 0,
+        "Timeout": health.timeout or 0,
+        "StartPeriod": health.start_period or 0,
+        "StartInterval": (health.start_interval or 0) if version >= 1044 else 0,
+    }
+    for field, value in times.items():
+        if value and value < _MILLISECOND:
+            raise Invalid(
+                f"Healthcheck.{field}: {field} in Healthcheck cannot be less than 1ms ({_MILLISECOND})"
+            )
+    if (health.retries or 0) < 0:
+        raise Invalid("Healthcheck.Retries: Retries in Healthcheck cannot be negative")
+    return HealthCheck(
+        test=test,
+        interval_ns=times["Interval"],
+        timeout_ns=times["Timeout"],
+        start_period_ns=times["StartPeriod"],
+        start_interval_ns=times["StartInterval"],
+        retries=health.retries or 0,
+    )
+
+
+def _log(log: wire.LogConfig | None) -> LogConfig:
+    if log is None:
+        return LogConfig()
+    return LogConfig(driver=log.type or "", options=string_map(log.config))
+
+
+def _sysctls(values: wire.StringMap) -> dict[str, str]:
+    for key, value in (values or {}).items():
+        if not re.fullmatch(r"[a-z0-9_]+([./][a-zA-Z0-9_*:@-]+)+", key) or "\0" in (value or ""):
+            raise Invalid(f"HostConfig.Sysctls: invalid sysctl '{key}', e.g. net.ipv4.ip_forward")
+    return string_map(values)
+
+
+def _absolute(paths: Sequence[str], field: str) -> tuple[str, ...]:
+    for index, path in enumerate(paths):
+        if not path.startswith("/") or "\0" in path:
+            raise Invalid(f"{field}[{index}]: expected an absolute path, got '{path}'")
+    return tuple(posixpath.normpath(path) for path in paths)
+
+
+class _Security(msgspec.Struct):
+    seccomp: str = ""
+    apparmor: str = ""
+    no_new_privileges: bool = False
+    paths_unconfined: bool = False
+
+
+def _security(options: Strings) -> _Security:
+    found = _Security()
+    for index, option in enumerate(options or ()):
+        path = f"HostConfig.SecurityOpt[{index}]"
+        key, separator, value = option.partition("=")
+        if not separator:
+            key, separator, value = option.partition(":")  # the notation of old clients
+        if key == "no-new-privileges":
+            if value not in ("", "true", "false"):
+                raise Invalid(f"{path}: invalid --security-opt: no-new-privileges is true or false")
+            found.no_new_privileges = value != "false"
+        elif key == "seccomp" and value:
+            found.seccomp = "" if value == "builtin" else _seccomp(value, path)
+        elif key == "apparmor" and value:
+            found.apparmor = value
+        elif key == "systempaths" and value == "unconfined":
+            found.paths_unconfined = True
+        elif key == "label" and value:
+            continue  # for hosts with SELinux; without it, as here, the reference daemon passes over it too
+        else:
+            raise Invalid(
+                f'{path}: invalid --security-opt: "{key}", expected no-new-privileges, seccomp, apparmor, '
+                "systempaths or label"
+            )
+    return found
+
+
+def _seccomp(value: str, path: str) -> str:
+    if value == "unconfined":
+        return value
+    try:
+        profile: Any = msgspec.json.decode(value)
+    except (msgspec.DecodeError, RecursionError):
+        profile = None
+    if not isinstance(profile, dict):
+        raise Invalid(
+            f"{path}: seccomp: expected unconfined, builtin, or a profile's JSON (not its file name)"
+        )
+    return value
