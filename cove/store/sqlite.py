@@ -128,6 +128,8 @@ class SqliteStore:
             db = undo.enter_context(closing(_connect(path)))
             behind = undo.enter_context(closing(_connect(path)))
             _prepare(path, db)
+            # A connection learns at its first read that there is a log to check point.
+            behind.execute("SELECT revision FROM meta").fetchall()
             store = cls(path, lock, db, behind, clock or MonotonicClock(), history)
             undo.pop_all()
         return store
@@ -198,7 +200,7 @@ class SqliteStore:
         finally:
             # What a checkpoint can't write now (disk full) stays in the log and is found at the next open.
             with suppress(sqlite3.Error):
-                await asyncio.to_thread(self._db.execute, "PRAGMA wal_checkpoint(TRUNCATE)")
+                await asyncio.to_thread(self._checkpoint, self._db, "TRUNCATE")
             self._behind.close()
             self._db.close()
             os.close(self._lock)
@@ -376,7 +378,11 @@ class SqliteStore:
         finally:
             os.close(log)
         # PASSIVE never waits for the writer, and the writer doesn't wait for it.
-        self._behind.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        self._checkpoint(self._behind, "PASSIVE")
+
+    @staticmethod
+    def _checkpoint(connection: sqlite3.Connection, mode: str) -> None:
+        connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
 
 
 class SqliteLease:
@@ -485,7 +491,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         cached_statements=64,
         timeout=5.0,
     )
-    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA synchronous = NORMAL").fetchall()
     return connection
 
 
@@ -505,7 +511,7 @@ def _prepare(path: Path, db: sqlite3.Connection) -> None:
             "run that version, or give the daemon another --data-root"
         )
     db.execute("PRAGMA journal_mode = WAL").fetchall()
-    db.execute("PRAGMA wal_autocheckpoint = 0")  # _write_behind does that, off the loop
+    db.execute("PRAGMA wal_autocheckpoint = 0").fetchall()  # _write_behind does that, off the loop
     if not tables:
         db.executescript(_SCHEMA)
         return
