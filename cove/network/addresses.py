@@ -108,7 +108,7 @@ def parse_pool(pool: IpamPool, *, network: str) -> AddressPool:
     ip_range = None
     if pool.ip_range:
         ip_range = parse_subnet(pool.ip_range, field="ip-range")
-        if ip_range.version != subnet.version or not ip_range.subnet_of(subnet):  # type: ignore[arg-type]
+        if ip_range.version != subnet.version or not (ip_range[0] in subnet and ip_range[-1] in subnet):
             raise Invalid(
                 f"ip-range {ip_range} isn't part of subnet {subnet}: choose a smaller one within it"
             )
@@ -123,7 +123,8 @@ def parse_subnet(value: str, *, field: str = "subnet") -> Subnet:
         raise Invalid(f"{field} {value!r}: {error}; expected a network such as 10.1.0.0/24") from None
     if field == "subnet" and subnet.prefixlen > _SMALLEST_PREFIX[subnet.version]:
         raise Invalid(
-            f"subnet {subnet} is too small: a gateway and a container need /{_SMALLEST_PREFIX[subnet.version]} or larger"
+            f"subnet {subnet} is too small: a gateway and a container "
+            f"need /{_SMALLEST_PREFIX[subnet.version]} or larger"
         )
     if subnet.is_loopback or subnet.is_multicast or subnet.is_link_local:
         raise Invalid(f"{field} {subnet} has a special meaning: choose a private one such as 10.1.0.0/24")
@@ -135,7 +136,7 @@ def parse_address(value: str, *, field: str, version: int) -> Address:
     try:
         address = ipaddress.ip_address(value)
     except ValueError:
-        address = None  # type: ignore[assignment]
+        address = None
     if address is None or address.version != version:
         example = "10.1.0.5" if version == 4 else "fd00:1::5"
         raise Invalid(f"{field} {value!r} isn't an IPv{version} address: expected one such as {example}")
@@ -152,7 +153,7 @@ def _parse_within(value: str, subnet: Subnet, field: str) -> Address:
 def overlapping(subnet: Subnet, taken: Iterable[Subnet]) -> Subnet | None:
     """The first of `taken` that shares an address with `subnet`, or None. Default routes don't count."""
     for other in taken:
-        if other.version == subnet.version and other.prefixlen and other.overlaps(subnet):  # type: ignore[arg-type]
+        if other.version == subnet.version and other.prefixlen and other.overlaps(subnet):
             return other
     return None
 
@@ -164,7 +165,8 @@ def choose_subnet_4(taken: Iterable[Subnet]) -> Subnet:
         if overlapping(candidate, listed) is None:
             return candidate
     raise Unavailable(
-        "all predefined address pools have been fully subnetted: name a free subnet, e.g. --subnet 10.1.0.0/24"
+        "all predefined address pools have been fully subnetted: name a free subnet, "
+        "e.g. --subnet 10.1.0.0/24"
     )
 
 

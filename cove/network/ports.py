@@ -1,0 +1,239 @@
+"""Host ports: which are given out, and the sockets that hold them against other programs.
+
+A published port is a map element in the kernel, and needs no socket to work. But without one another
+program could listen on the same port, and would never see a connection; so each port is also bound by a
+socket, as Docker does it. The kernel's own answer to bind(2) is what tells that a port is taken.
+
+All of a container's ports are taken or none. Not thread-safe; nothing here blocks.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from cove.model.container import PortBinding
+from cove.model.errors import HostError, Invalid
+from cove.network.links import Address
+from cove.network.model import PortInUse, Published
+
+_PREFIX = "failed to set up container networking"
+_ANY = {4: "0.0.0.0", 6: "::"}
+_KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+_ATTEMPTS = 64  # for a port that Cove may choose: each is free for IPv4, and may be taken for IPv6
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A published port and the descriptor that holds it (-1: the kernel has no such sockets)."""
+
+    published: Published
+    descriptor: int
+
+    @property
+    def binding(self) -> PortBinding:
+        entry = self.published
+        return PortBinding(
+            container_port=entry.port,
+            protocol=entry.protocol,  # type: ignore[arg-type]  # it came from a PortBinding
+            host_ip=entry.host_ip,
+            host_port=entry.host_port,
+        )
+
+
+class Ports:
+    """The host ports of all containers of a daemon."""
+
+    def __init__(self) -> None:
+        self._taken: dict[tuple[int, str, int], dict[str, Held]] = {}
+
+    def reserve(
+        self, bindings: Sequence[PortBinding], ipv4: Address | None, ipv6: Address | None
+    ) -> list[Held]:
+        """Take all of a container's ports, or none.
+
+        A `host_ip` "" is every address of each family that the container has an address of, with the same
+        port. Raises PortInUse, Invalid, HostError.
+        """
+        held: list[Held] = []
+        try:
+            for binding in bindings:
+                held += self._reserve_one(binding, ipv4, ipv6)
+        except BaseException:
+            self.release(held)
+            raise
+        return held
+
+    def adopt(self, entry: Published) -> tuple[Held, str]:
+        """Take a port that a living container has, whoever else holds it now.
+
+        Returns the port and what was in the way ("": nothing).
+        """
+        problem = ""
+        try:
+            descriptor = _hold(entry.protocol, entry.host_ip, entry.host_port)
+        except OSError as error:
+            descriptor = -1
+            problem = error.strerror or str(error)
+        return self._remember(entry, descriptor), problem
+
+    def release(self, held: Iterable[Held]) -> None:
+        """Give ports back; one that was given back already is fine."""
+        for item in held:
+            key = _key(item.published)
+            others = self._taken.get(key, {})
+            if others.get(item.published.host_ip) is item:
+                del others[item.published.host_ip]
+                if not others:
+                    del self._taken[key]
+                if item.descriptor >= 0:
+                    os.close(item.descriptor)
+
+    def held(self) -> list[Held]:
+        """Every port that is taken now."""
+        return [item for others in self._taken.values() for item in others.values()]
+
+    def _reserve_one(self, binding: PortBinding, ipv4: Address | None, ipv6: Address | None) -> list[Held]:
+        targets = _targets(binding, ipv4, ipv6)
+        first, last = binding.host_port, max(binding.host_port, binding.host_port_end)
+        if first == 0:
+            return self._choose(binding, targets)
+        for port in range(first, last + 1):
+            try:
+                return self._take(binding, targets, port)
+            except PortInUse:
+                if port == last:
+                    raise
+        raise AssertionError("a range has at least one port")
+
+    def _choose(self, binding: PortBinding, targets: Sequence[tuple[str, Address]]) -> list[Held]:
+        for _ in range(_ATTEMPTS):
+            # The kernel picks from net.ipv4.ip_local_port_range, and knows what is bound.
+            try:
+                port = _free_port(binding.protocol, targets[0][0])
+                return self._take(binding, targets, port)
+            except PortInUse:
+                continue
+            except OSError as error:
+                raise _refused(binding, targets[0][0], 0, error) from None
+        raise PortInUse(
+            f"{_PREFIX}: no free port was found for {binding.container_port}/{binding.protocol}: "
+            "widen the sysctl net.ipv4.ip_local_port_range, or name a host port"
+        )
+
+    def _take(self, binding: PortBinding, targets: Sequence[tuple[str, Address]], port: int) -> list[Held]:
+        taken: list[Held] = []
+        try:
+            for host_ip, address in targets:
+                entry = Published(
+                    protocol=binding.protocol,
+                    host_ip=host_ip,
+                    host_port=port,
+                    address=str(address),
+                    port=binding.container_port,
+                )
+                self._check(entry)
+                try:
+                    descriptor = _hold(entry.protocol, host_ip, port)
+                except OSError as error:
+                    raise _refused(binding, host_ip, port, error) from None
+                taken.append(self._remember(entry, descriptor))
+        except BaseException:
+            self.release(taken)
+            raise
+        return taken
+
+    def _check(self, entry: Published) -> None:
+        others = self._taken.get(_key(entry))
+        if not others:
+            return
+        if entry.wildcard or entry.host_ip in others or _ANY[entry.version] in others:
+            raise PortInUse(
+                f"{_PREFIX}: Bind for {_shown(entry.host_ip)}:{entry.host_port} failed: "
+                "port is already allocated"
+            )
+
+    def _remember(self, entry: Published, descriptor: int) -> Held:
+        item = Held(entry, descriptor)
+        self._taken.setdefault(_key(entry), {})[entry.host_ip] = item
+        return item
+
+
+def _key(entry: Published) -> tuple[int, str, int]:
+    return entry.version, entry.protocol, entry.host_port
+
+
+def _targets(binding: PortBinding, ipv4: Address | None, ipv6: Address | None) -> list[tuple[str, Address]]:
+    """The host addresses to publish on, each with the container's address behind it."""
+    if not 0 < binding.container_port <= 65535 or not 0 <= binding.host_port <= 65535:
+        raise Invalid(
+            f"ports: {binding.host_port}:{binding.container_port}: expected numbers up to 65535, e.g. 8080:80"
+        )
+    by_version = {4: ipv4, 6: ipv6}
+    if not binding.host_ip:
+        targets = [(_ANY[version], address) for version, address in by_version.items() if address]
+        if not targets:
+            raise Invalid(f"{_PREFIX}: the container has no address that ports could be published for")
+        return targets
+    try:
+        host_ip = ipaddress.ip_address(binding.host_ip)
+    except ValueError:
+        raise Invalid(
+            f"ports: host address {binding.host_ip!r} isn't an IP address: expected one such as 127.0.0.1"
+        ) from None
+    address = by_version[host_ip.version]
+    if address is None:
+        other = "an IPv4 address such as 127.0.0.1" if host_ip.version == 6 else "an IPv6 address such as ::1"
+        raise Invalid(
+            f"{_PREFIX}: cannot publish on {host_ip}: "
+            f"the container's network has no IPv{host_ip.version}; use {other}"
+        )
+    return [(str(host_ip), address)]
+
+
+def _hold(protocol: str, host_ip: str, port: int) -> int:
+    """Bind a port and return the descriptor. A TCP port that only old connections hold is taken too."""
+    kind = _KINDS.get(protocol)
+    if kind is None:
+        return -1  # sctp: the kernel forwards it, but Debian's needs a module for a socket
+    family = socket.AF_INET6 if ":" in host_ip else socket.AF_INET
+    sock = socket.socket(family, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        try:
+            sock.bind((host_ip, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or protocol != "tcp":
+                raise
+            # Connections in TIME_WAIT of a server that ended hold its port for a minute. With
+            # SO_REUSEADDR they don't count, and listen(2) still fails when someone else listens.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((host_ip, port))
+            sock.listen(1)
+    except OSError:
+        sock.close()
+        raise
+    return sock.detach()
+
+
+def _free_port(protocol: str, host_ip: str) -> int:
+    descriptor = _hold(protocol if protocol in _KINDS else "tcp", host_ip, 0)
+    sock = socket.socket(fileno=descriptor)
+    with sock:
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def _refused(binding: PortBinding, host_ip: str, port: int, error: OSError) -> HostError:
+    kind = PortInUse if error.errno == errno.EADDRINUSE else HostError
+    reason = (error.strerror or str(error)).lower()
+    return kind(f"{_PREFIX}: failed to bind host port {_shown(host_ip)}:{port}/{binding.protocol}: {reason}")
+
+
+def _shown(host_ip: str) -> str:
+    return f"[{host_ip}]" if ":" in host_ip else host_ip
