@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from cove.model.container import Container, Model, State
+from cove.network.model import InterfaceStatistics
+from cove.runtime.cgroups_stats import CpuClock, Stats
 
 WaitCondition = Literal["not-running", "next-exit", "removed"]
 
@@ -112,6 +114,16 @@ class Top:
 
     titles: list[str]
     processes: list[list[str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerStats:
+    """One reading of a container's counters: what `Engine.stats` gives. All zero when it doesn't run."""
+
+    read_ns: int  # since the epoch
+    cgroup: Stats
+    clock: CpuClock  # the host's, read together with the cgroup
+    interfaces: tuple[InterfaceStatistics, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
