@@ -8,7 +8,6 @@ what it measures; `cpu_ns` keeps count, so that a row can say how little it is.
 from __future__ import annotations
 
 import json
-import os
 import socket
 import time
 from collections.abc import Iterator
@@ -73,9 +72,7 @@ class Client:
         size = file.stat().st_size
         connection = self._send(_head("POST", path, size, "application/x-tar"))
         with file.open("rb") as source:
-            offset = 0
-            while offset < size:
-                offset += os.sendfile(connection.fileno(), source.fileno(), offset, size - offset)
+            connection.sendfile(source)
         status, headers = self._read_head(f"POST {path}")
         content = b"".join(self._body(status, headers))
         if status >= 400 or b'"error"' in content:

@@ -163,7 +163,7 @@ def default_filter() -> bytes:
     import pyseccomp
 
     rules = pyseccomp.SyscallFilter(pyseccomp.ERRNO(1))
-    for number in range(335):
+    for number in (*range(335), *range(424, 450)):
         rules.add_rule(pyseccomp.ALLOW, number)
     with tempfile.TemporaryFile() as file:
         rules.export_bpf(file)

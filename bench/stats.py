@@ -164,7 +164,7 @@ class Samples:
         """A side in a note: "dockerd 241 ms (middle half 230 to 252)"."""
         values = self.values.get(side)
         if not values:
-            return f"{side}: {self.problems.get(side, 'not measured')}"
+            return f"{side} none"
         text = f"{side} {significant(median(values))} {unit}"
         return f"{text} (middle half {spread(values)})" if len(values) > 3 else text
 

@@ -18,25 +18,33 @@ def cells(row: Row) -> tuple[str, ...]:
     beside = row.against
     if row.base is not None:
         beside = f"{row.against} {significant(row.base)} {row.unit}".strip()
-    if row.problem:
-        beside = row.problem if row.cove is not None or not beside else f"{beside} ({row.problem})"
+    elif row.problem and row.cove is not None:
+        beside = f"{row.against}: none"
     target = ", ".join(target.describe() for target in row.targets)
     return (row.what, cove, beside, ratio(row), target, judge(row))
 
 
+def remarks(rows: Sequence[Row]) -> list[str]:
+    """What has to be said below the table: why sides are missing (once each), then how rows were measured."""
+    problems = dict.fromkeys(row.problem for row in rows if row.problem)
+    notes = [f"{row.what}: {row.note}" for row in rows if row.note]
+    return [" ".join(remark.split()) for remark in (*problems, *notes)]
+
+
 def render_text(rows: Sequence[Row], width: int = 0) -> str:
-    """The terminal's table; notes follow it. `width` 0: as wide as the cells are."""
+    """The terminal's table; notes follow it. `width` 0: as wide as the cells are; else the
+    first column gives way, down to 24."""
     lines = [HEADINGS, *(cells(row) for row in rows)]
     widths = [max(display_width(line[column]) for line in lines) for column in range(len(HEADINGS))]
     if width:
         spare = width - sum(widths) - 2 * (len(widths) - 1)
         if spare < 0:
-            widths[2] = max(16, widths[2] + spare)
+            widths[0] = max(min(widths[0], 24), widths[0] + spare)
     drawn = [
         "  ".join(pad(cell, size) for cell, size in zip(line, widths, strict=True)).rstrip() for line in lines
     ]
     drawn.insert(1, "  ".join("-" * size for size in widths))
-    notes = [f"{row.what}: {row.note}" for row in rows if row.note]
+    notes = remarks(rows)
     return "\n".join([*drawn, *([""] if notes else []), *notes]) + "\n"
 
 
@@ -57,7 +65,7 @@ def render_markdown(rows: Sequence[Row], machine: Sequence[tuple[str, str]], *, 
         page += ["This was a quick run: few samples, smaller numbers of containers.", ""]
     page += [markdown_line(HEADINGS), markdown_line(["---"] * len(HEADINGS))]
     page += [markdown_line(cells(row)) for row in rows]
-    notes = [f"- {row.what}: {row.note}" for row in rows if row.note]
+    notes = [f"- {remark}" for remark in remarks(rows)]
     if notes:
         page += ["", "## How each row was measured", "", *notes]
     page += ["", "## The machine", "", markdown_line(["", ""]), markdown_line(["---", "---"])]

@@ -41,8 +41,9 @@ def rate(bench: Bench) -> Iterator[Row]:
 
     samples = bench.measure(parts, {"Cove": lambda: rates("Cove"), "dockerd": lambda: rates("dockerd")})
     note = (
-        f"`true`, no network, created, started, awaited, removed by {connections} connections; {counts['Cove']} in "
-        f"all by Cove, {counts['dockerd']} by dockerd; client on the same {bench.cores} cores; "
+        f"`true`, no network, created, started, awaited, removed by {connections} connections; "
+        f"{counts['Cove']} in all by Cove, {counts['dockerd']} by dockerd; "
+        f"client on the same {bench.cores} cores; "
         f"{samples.describe('Cove', 'per s')}, {samples.describe('dockerd', 'per s')}"
     )
     targets = (TimesMore(15),)
@@ -107,8 +108,9 @@ def at_once(bench: Bench) -> Iterator[Row]:
     row = Samples({"Cove": samples.values.get("Cove", []), "alone": singles["Cove"]}, samples.problems)
     alone = Samples(singles, samples.problems)
     note = (
-        f"time until the last of {count} runs, times {bench.cores} cores, by {count}; bridge network; dockerd with "
-        f"{peer_count} at once: {samples.describe('dockerd', 'ms')}, {alone.describe('dockerd', 'ms')} alone"
+        f"time until the last of {count} runs, times {bench.cores} cores, by {count}; bridge network; "
+        f"dockerd with {peer_count} at once: {samples.describe('dockerd', 'ms')}, "
+        f"{alone.describe('dockerd', 'ms')} alone"
     )
     what = f"{count} starts at once, per start and core, beside one start"
     yield bench.row(what, "ms", row, against="alone", targets=(AtMostTimes(2),), note=note)
@@ -134,8 +136,8 @@ class Alive:
             share(2 * bench.cores, range(count), engine, start_one)
             self.start_s = time.perf_counter() - begin
             supervisors = engine.supervisor_pids()
-            self.supervisors = len(supervisors)
-            self.each_kib = memory_of(supervisors).pss / max(1, len(supervisors))
+            assert len(supervisors) == count, f"{len(supervisors)} supervisors for {count} containers"
+            self.each_kib = memory_of(supervisors).private / max(1, len(supervisors))
             self.daemon_mib = engine.daemon_memory().rss / 1024
             self.list_ms = list(list_latencies(engine, count))
             self.restart_s = restart(engine, count)
@@ -205,7 +207,7 @@ def alive(bench: Bench) -> Iterator[Row]:
         "KiB",
         samples("each_kib"),
         targets=(AtMost(1024, "KiB"), AtMostTimes(0.1)),
-        note="PSS of cove-init (of containerd-shim), mean of all; " + scale,
+        note="private memory (clean and dirty) of cove-init, of containerd-shim, mean of all; " + scale,
     )
     yield bench.row(
         f"daemon's resident memory, {count} containers",
