@@ -236,8 +236,7 @@ def _find_hierarchies(root: str) -> tuple[Hierarchy, ...]:
 
 
 V1_CONTROLLERS = frozenset(
-    ["cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids"]
-    + ["net_cls", "net_prio", "perf_event", "hugetlb", "rdma", "misc"]
+    "cpu cpuacct cpuset memory devices freezer blkio pids net_cls net_prio perf_event hugetlb misc".split()
 )
 
 

@@ -109,7 +109,7 @@ def parse_flat(text: str) -> dict[str, int]:
 
 
 def parse_blkio(text: str) -> tuple[IoEntry, ...]:
-    """v1: `MAJOR:MINOR OPERATION NUMBER` lines of blkio.throttle.*_recursive; the sum over all is left out."""
+    """v1: `MAJOR:MINOR OPERATION NUMBER` lines of blkio.throttle.*_recursive; the sum of all is left out."""
     result = []
     for line in text.splitlines():
         fields = line.split()

@@ -6,7 +6,7 @@ counter before the directory goes.
 v1 pays for each hierarchy (a mkdir, a write that moves the process, a rmdir), so containers join those that
 statistics, limits and freezing need; cpuset only when it was asked for. A privileged container joins all, as
 it may run an engine of its own. Device rules are inherited: containers with the default rules live below
-PARENT/guarded in the devices hierarchy, whose rules `setup` writes once; others live beside it with their own.
+PARENT/guarded in the devices hierarchy, whose rules `setup` writes once; others live beside it.
 
 v2 needs one directory, and clone3(2) starts the process in it (CLONE_INTO_CGROUP).
 """

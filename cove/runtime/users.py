@@ -196,7 +196,7 @@ def resolve_user(root_fd: int, user: str, group_add: Sequence[str] = ()) -> Reso
 def read_layered_user_files(directories: Sequence[str]) -> UserFiles | None:
     """The two files as an overlay of `directories` (highest first) would show them, without mounting it.
 
-    None when only a mounted overlay can tell: a symlink, a whiteout or an opaque directory is involved. For an
+    None when only a mounted overlay can tell: a symlink, a whiteout or an opaque directory is there. For an
     image's layers this answer can be kept as long as the image; a container's upper directory comes first.
     """
     found: list[bytes] = []
