@@ -1,0 +1,176 @@
+"""What the daemon and a worker say to each other. No I/O.
+
+A worker gets one job, sends any number of reports and then exactly one answer; bytes of archives go over
+a socket of their own. Paths of files are text with surrogateescape, as Python has them.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from cove.image.types import Limits, PathStat
+from cove.model import errors
+from cove.model.errors import CoveError, HostError
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of jobs and answers."""
+
+
+# --- jobs ---------------------------------------------------------------------------------
+
+
+class Unpack(Message, tag="unpack", frozen=True, kw_only=True):
+    """Read an archive of images (`single`: of one layer's files) from the data socket into `staging`."""
+
+    staging: str
+    known: tuple[str, ...] = ()  # digests that need not be unpacked again
+    single: bool = False
+    budget_bytes: int
+    limits: Limits
+
+
+class SaveMember(Message, frozen=True, kw_only=True):
+    """One member of an archive to be written: its text, a blob, or a layer by its frame."""
+
+    name: str
+    size: int
+    data: bytes = b""
+    blob: str = ""  # hex digits
+    layer: str = ""
+    moved: bool = False
+    digest: str = ""  # what the content's digest has to be
+    directory: bool = False
+
+
+class Save(Message, tag="save", frozen=True, kw_only=True):
+    """Write an archive of `members` to the data socket."""
+
+    root: str
+    members: tuple[SaveMember, ...]
+
+
+class BindMount(Message, frozen=True, kw_only=True):
+    source: str
+    target: str
+    readonly: bool = False
+
+
+class OverlayPlace(Message, tag="overlay", frozen=True, kw_only=True):
+    """A stopped container's tree."""
+
+    lower: tuple[str, ...]
+    layers_dir: str
+    upper: str = ""
+    work: str = ""
+    mounts: tuple[BindMount, ...] = ()
+
+
+class RunningPlace(Message, tag="running", frozen=True, kw_only=True):
+    """A running container's tree; the pidfd is handed over at the fixed number."""
+
+
+Place = OverlayPlace | RunningPlace
+
+
+class StatPath(Message, tag="stat", frozen=True, kw_only=True):
+    place: Place
+    path: str
+
+
+class ReadArchive(Message, tag="read", frozen=True, kw_only=True):
+    place: Place
+    path: str
+
+
+class WriteArchive(Message, tag="write", frozen=True, kw_only=True):
+    place: Place
+    path: str
+    owner: tuple[int, int] | None = None
+    keep_kind: bool = False
+    limits: Limits
+
+
+class CopyUp(Message, tag="copy-up", frozen=True, kw_only=True):
+    place: Place
+    path: str
+    destination: str
+
+
+Job = Unpack | Save | StatPath | ReadArchive | WriteArchive | CopyUp
+
+
+# --- reports and answers ------------------------------------------------------------------
+
+
+class Progress(Message, tag="progress", frozen=True, kw_only=True):
+    """So much of a member of the archive was read."""
+
+    name: str
+    current: int
+    total: int
+
+
+class Member(Message, frozen=True, kw_only=True):
+    """One member of an archive of images. What it is in says which of the fields are set."""
+
+    name: str
+    digest: str = ""
+    size: int = 0
+    link: str = ""  # another member's name
+    data: bytes | None = None  # content that was small enough to be kept
+    known: bool = False
+    layer: int = -1  # the number of the directory it was unpacked into
+    diff_id: str = ""
+    compressed: bool = False
+    unpacked_bytes: int = 0
+    tar_bytes: int = 0
+    opaque: tuple[str, ...] = ()
+    moved: int = 0
+
+
+class Unpacked(Message, tag="unpacked", frozen=True, kw_only=True):
+    members: tuple[Member, ...]
+
+
+class Found(Message, tag="found", frozen=True, kw_only=True):
+    """The path's facts; with ReadArchive the archive follows on the data socket."""
+
+    stat: PathStat
+
+
+class Done(Message, tag="done", frozen=True, kw_only=True):
+    pass
+
+
+class Failed(Message, tag="failed", frozen=True, kw_only=True):
+    """The job failed: a class of cove.model.errors by name, and its sentence."""
+
+    error: str
+    sentence: str
+
+
+Answer = Progress | Unpacked | Found | Done | Failed
+
+
+def decode_job(data: bytes) -> Job:
+    """A job as the daemon wrote it."""
+    job: Job = msgspec.json.decode(data, type=Job)
+    return job
+
+
+def decode_answer(data: bytes) -> Answer:
+    """A report or an answer; a worker that lies about its shape is an error of msgspec's."""
+    answer: Answer = msgspec.json.decode(data, type=Answer)
+    return answer
+
+
+def failure(error: CoveError) -> Failed:
+    """An error as a message."""
+    return Failed(error=type(error).__name__, sentence=str(error))
+
+
+def raise_failure(failed: Failed) -> None:
+    """Raise the error that a worker reported."""
+    kind = getattr(errors, failed.error, HostError)
+    raise (kind if isinstance(kind, type) and issubclass(kind, CoveError) else HostError)(failed.sentence)

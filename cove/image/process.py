@@ -1,0 +1,203 @@
+"""A worker's life: `python -m cove.image.process CONTROL DATA PIDFD`.
+
+Reads one job from the control socket, walls itself in as the job needs, does it, answers, ends. Order
+that must hold: all imports above; the job is read; the tree is entered; capabilities, limits and the
+system call filter; only then the first byte of a stranger's archive.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import struct
+import sys
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from cove.image import archive, frames, sandbox, trees
+from cove.image.jobs import (
+    Answer,
+    CopyUp,
+    Done,
+    Found,
+    Job,
+    OverlayPlace,
+    Place,
+    ReadArchive,
+    Save,
+    SaveMember,
+    StatPath,
+    Unpack,
+    Unpacked,
+    WriteArchive,
+    decode_job,
+    failure,
+)
+from cove.image.tarformat import END, Entry, encode_header, padding
+from cove.image.types import Limits
+from cove.image.unpack import Unpacker
+from cove.model.errors import CoveError, HostError
+
+_RECEIVE = 1 << 20
+_BATCH = 256 << 10
+
+
+class Peer:
+    """The daemon, as the worker sees it."""
+
+    def __init__(self, control: int, data: int) -> None:
+        self.control = socket.socket(fileno=control)
+        self.data = socket.socket(fileno=data)
+
+    def read_job(self) -> Job:
+        (length,) = struct.unpack("<I", self._exactly(4))
+        return decode_job(self._exactly(length))
+
+    def _exactly(self, length: int) -> bytes:
+        data = bytearray()
+        while len(data) < length:
+            piece = self.control.recv(length - len(data))
+            if not piece:
+                raise SystemExit(1)  # the daemon went away before it gave a job
+            data += piece
+        return bytes(data)
+
+    def answer(self, answer: Answer) -> None:
+        body = msgspec.json.encode(answer)
+        self.control.sendall(struct.pack("<I", len(body)) + body)
+
+    def receive(self) -> bytes:
+        return self.data.recv(_RECEIVE)
+
+    def send(self, pieces: Iterable[bytes]) -> None:
+        """Send many pieces with few calls."""
+        batch = bytearray()
+        for piece in pieces:
+            if len(piece) >= _BATCH and not batch:
+                self.data.sendall(piece)
+                continue
+            batch += piece
+            if len(batch) >= _BATCH:
+                self.data.sendall(batch)
+                batch.clear()
+        self.data.sendall(batch)
+        self.data.shutdown(socket.SHUT_WR)
+
+
+def main() -> None:
+    """Do the one job of this process."""
+    control, data, pidfd = (int(argument) for argument in sys.argv[1:4])
+    sandbox.die_with_parent()
+    os.umask(0)
+    calls = sandbox.FileCalls()
+    peer = Peer(control, data)
+    try:
+        try:
+            peer.answer(_do(peer, peer.read_job(), pidfd, calls))
+        except CoveError as error:
+            peer.answer(failure(error))
+        except (BrokenPipeError, ConnectionResetError):
+            raise
+        except OSError as error:
+            peer.answer(failure(HostError(f"{error.filename or 'the worker'}: {error.strerror}")))
+        except MemoryError:
+            peer.answer(failure(HostError("the worker needs more memory than it may have")))
+    except (BrokenPipeError, ConnectionResetError):
+        os._exit(1)  # whoever asked doesn't listen any more
+    os._exit(0)  # threads may still wait for a stream that nobody needs
+
+
+def _do(peer: Peer, job: Job, pidfd: int, calls: sandbox.FileCalls) -> Answer:
+    if isinstance(job, Unpack):
+        sandbox.unshare_all()
+        sandbox.pivot_into(job.staging)
+        root = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+        _close_walls(calls)
+        return Unpacked(members=tuple(Unpacker(job, root, peer.receive, peer.answer).run()))
+    if isinstance(job, Save):
+        sandbox.unshare_all()
+        sandbox.pivot_into(job.root)
+        _close_walls(calls)
+        peer.send(_save(job))
+        return Done()
+    destination = os.open(job.destination, os.O_RDONLY | os.O_DIRECTORY) if isinstance(job, CopyUp) else -1
+    _enter(job.place, pidfd)
+    _close_walls(calls)
+    if isinstance(job, CopyUp):
+        archive.copy_tree(job.path, destination, Limits())
+        return Done()
+    if isinstance(job, WriteArchive):
+        archive.write_tree(job.path, peer.receive, job.limits, owner=job.owner, keep_kind=job.keep_kind)
+        return Done()
+    place = archive.resolve(job.path)
+    found = Found(stat=archive.stat_place(place, job.path))
+    if isinstance(job, StatPath):
+        return found
+    assert isinstance(job, ReadArchive)
+    peer.answer(found)
+    peer.send(archive.tar_stream(place))
+    return Done()
+
+
+def _enter(place: Place, pidfd: int) -> None:
+    if isinstance(place, OverlayPlace):
+        trees.enter_overlay(place)
+    else:
+        trees.enter_running(pidfd)
+
+
+def _close_walls(calls: sandbox.FileCalls) -> None:
+    sandbox.set_limits()
+    sandbox.keep_capabilities(sandbox.FILE_CAPABILITIES)
+    calls.apply()
+
+
+def _save(job: Save) -> Iterator[bytes]:
+    for member in job.members:
+        entry = Entry(
+            name=os.fsencode(member.name),
+            kind="dir" if member.directory else "file",
+            mode=0o755 if member.directory else 0o644,
+            size=member.size,
+        )
+        yield encode_header(entry)
+        if member.directory:
+            continue
+        sent = 0
+        digest = hashlib.sha256()
+        for piece in _content(member):
+            sent += len(piece)
+            digest.update(piece)
+            yield piece
+        if sent != member.size or (member.digest and member.digest != f"sha256:{digest.hexdigest()}"):
+            raise HostError(f"the image store is damaged: {member.name} isn't what was loaded; load it again")
+        yield padding(member.size)
+    yield END
+
+
+def _content(member: SaveMember) -> Iterator[bytes]:
+    if member.blob:
+        with open(f"/blobs/sha256/{member.blob}", "rb", buffering=0) as stream:
+            while piece := stream.read(_RECEIVE):
+                yield piece
+        return
+    if not member.layer:
+        yield member.data
+        return
+    layer = os.open(f"/layers/{member.layer}", os.O_RDONLY | os.O_DIRECTORY)
+    moved = None
+    try:
+        if member.moved:
+            moved = os.open(f"/frames/{member.layer}.moved", os.O_RDONLY | os.O_DIRECTORY)
+        with open(f"/frames/{member.layer}", "rb") as stream:
+            yield from frames.read_frame(stream, layer, moved)
+    finally:
+        os.close(layer)
+        if moved is not None:
+            os.close(moved)
+
+
+if __name__ == "__main__":
+    main()
