@@ -1,0 +1,1 @@
+"""Volumes, writable layers, the trash, and how much disk they take."""

@@ -1,0 +1,269 @@
+"""Volumes: directories with a name that outlive containers.
+
+Owns DATA_ROOT/volumes and the keys `volumes/NAME` (a VolumeRecord) and `volumes-removed/NAME` (a removal
+under way). Work on one volume never waits for another's.
+
+Orders that must hold, so that kill -9 at any instant leaves something that `open` can finish:
+create: directories, then record. Remove: record becomes the removal's mark (one transaction), then
+the directory goes into the trash, then the mark goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+
+from cove.model.errors import Conflict, HostError, Invalid, NotFound
+from cove.model.objects import VolumeRecord
+from cove.storage.trash import Trash
+from cove.storage.usage import Usage, disk_usage
+from cove.storage.volume_options import VolumeSource, check_name, volume_source
+from cove.store.interface import Delete, Exists, Put, Store, absent
+
+DRIVER = "local"
+ANONYMOUS_LABEL = "com.docker.volume.anonymous"
+_KEYS = "volumes/"
+_REMOVED_KEYS = "volumes-removed/"
+_DATA = "_data"
+
+InUse = Callable[[str], Sequence[str]]  # volume name → ids of the containers that use it
+
+_log = logging.getLogger(__name__)
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(VolumeRecord).decode
+
+
+class Pruned(msgspec.Struct, frozen=True):
+    """What a prune removed."""
+
+    names: tuple[str, ...]
+    reclaimed_bytes: int
+
+
+class Volumes:
+    """All volumes of this daemon. Made by `open`; reads come from memory."""
+
+    def __init__(self, root: Path, store: Store, trash: Trash) -> None:
+        self._root = root
+        self._store = store
+        self._trash = trash
+        self._records: dict[str, VolumeRecord] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._lockers: Counter[str] = Counter()  # how many hold or wait for a lock
+
+    @classmethod
+    async def open(cls, root: Path, store: Store, trash: Trash) -> Volumes:
+        """Load the records and finish what a crash interrupted.
+
+        A removal that had begun is completed. A directory without a record becomes a volume again when
+        it holds data, and goes when it doesn't: its creation was never answered.
+        """
+        volumes = cls(root, store, trash)
+        try:
+            root.mkdir(mode=0o701, exist_ok=True)
+            for pair in await store.range(_REMOVED_KEYS):
+                await volumes._finish_removal(pair.key.removeprefix(_REMOVED_KEYS))
+            for pair in await store.range(_KEYS):
+                record = _decode(pair.value)
+                volumes._records[record.name] = record
+            for name in sorted(os.listdir(root)):
+                if name not in volumes._records:
+                    await volumes._adopt(name)
+            for name in volumes._records:
+                volumes._make_directories(name)
+        except OSError as error:
+            raise HostError(f"the volumes in {root} can't be used: {error.strerror}") from error
+        return volumes
+
+    # --- reading --------------------------------------------------------------------------
+
+    def find(self, name: str) -> VolumeRecord | None:
+        """The volume with exactly this name."""
+        return self._records.get(name)
+
+    def get(self, name: str) -> VolumeRecord:
+        """Like `find`; raises NotFound."""
+        record = self._records.get(name)
+        if record is None:
+            raise NotFound(f"get {name}: no such volume")
+        return record
+
+    def list(self) -> list[VolumeRecord]:
+        """All volumes, in order of their names."""
+        return [self._records[name] for name in sorted(self._records)]
+
+    def mountpoint(self, name: str) -> Path:
+        """The host directory of a volume's data (its own one, also when options name another)."""
+        return self._root / self.get(name).name / _DATA
+
+    def source(self, name: str) -> VolumeSource:
+        """What a container's plan mounts for this volume. Raises NotFound."""
+        record = self.get(name)
+        return volume_source(name, record.options, record.mountpoint)
+
+    async def usage(self, name: str) -> Usage:
+        """The disk space that a volume's own directory takes."""
+        return await disk_usage(self.mountpoint(name))
+
+    # --- writing --------------------------------------------------------------------------
+
+    async def create(
+        self,
+        name: str = "",
+        driver: str = "",
+        options: Mapping[str, str] | None = None,
+        labels: Mapping[str, str] | None = None,
+        *,
+        anonymous: bool = False,
+    ) -> VolumeRecord:
+        """Create a volume, or return the one that has the name already (its labels stay as they are).
+
+        Without a name it gets 64 hex digits and is anonymous. Raises Invalid for a bad name or option,
+        NotFound for an unknown driver, Conflict when the volume exists with other options.
+        """
+        if not name:
+            name, anonymous = secrets.token_hex(32), True
+        if driver not in ("", DRIVER):
+            raise NotFound(
+                f'create {name}: error looking up volume plugin {driver}: plugin "{driver}" not found'
+            )
+        check_name(name)
+        wanted = dict(options or {})
+        volume_source(name, wanted, "")
+        async with self._alone(name):
+            existing = self._records.get(name)
+            if existing is not None:
+                if wanted and wanted != existing.options:
+                    raise Conflict(
+                        f"create {name}: the volume exists with other options ({_told(existing.options)}):"
+                        " remove it first, or take another name"
+                    )
+                return existing
+            return await self._create(name, wanted, dict(labels or {}), anonymous)
+
+    async def remove(self, name: str, *, force: bool = False, in_use: InUse) -> None:
+        """Remove a volume; its data goes behind the caller's back.
+
+        Raises NotFound (not with `force`) and Conflict while a container uses it (with `force`, too).
+        """
+        async with self._alone(name):
+            if name not in self._records:
+                if force:
+                    return
+                raise NotFound(f"get {name}: no such volume")
+            users = in_use(name)
+            if users:
+                raise Conflict(f"remove {name}: volume is in use - [{', '.join(users)}]")
+            record = self._records.pop(name)  # no await since in_use: nobody finds it from here on
+            try:
+                await self._store.txn(
+                    [Exists(_KEYS + name)], [Delete(_KEYS + name), Put(_REMOVED_KEYS + name, b"")]
+                )
+            except BaseException:
+                self._records[name] = record
+                raise
+            await self._finish_removal(name)
+
+    async def prune(
+        self,
+        *,
+        in_use: InUse,
+        keep: Callable[[VolumeRecord], bool] = lambda record: False,
+        named_too: bool = False,
+    ) -> Pruned:
+        """Remove the volumes that no container uses: anonymous ones, and others with `named_too`."""
+        names: list[str] = []
+        reclaimed = 0
+        for record in self.list():
+            if not (record.anonymous or named_too) or keep(record) or in_use(record.name):
+                continue
+            usage = await disk_usage(self._root / record.name / _DATA)
+            try:
+                await self.remove(record.name, in_use=in_use)
+            except (NotFound, Conflict):
+                continue  # removed or taken into use since
+            names.append(record.name)
+            reclaimed += usage.size_bytes
+        return Pruned(tuple(names), reclaimed)
+
+    # --- inside ---------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _alone(self, name: str) -> AsyncIterator[None]:
+        """One change of one volume at a time."""
+        lock = self._locks.setdefault(name, asyncio.Lock())
+        self._lockers[name] += 1
+        try:
+            async with lock:
+                yield
+        finally:
+            self._lockers[name] -= 1
+            if not self._lockers[name]:
+                del self._lockers[name], self._locks[name]
+
+    async def _create(
+        self, name: str, options: dict[str, str], labels: dict[str, str], anonymous: bool
+    ) -> VolumeRecord:
+        if anonymous:
+            labels.setdefault(ANONYMOUS_LABEL, "")
+        record = VolumeRecord(
+            name=name,
+            mountpoint=str(self._root / name / _DATA),
+            created_ns=time.time_ns(),
+            labels=labels,
+            options=options,
+            anonymous=anonymous,
+        )
+        try:
+            self._make_directories(name)
+        except OSError as error:
+            raise HostError(f"create {name}: {error.strerror} in {self._root}") from error
+        try:
+            done = await self._store.txn([absent(_KEYS + name)], [Put(_KEYS + name, _encode(record))])
+        except BaseException:
+            self._trash.discard(self._root / name)
+            raise
+        assert done.succeeded, "a volume's key was written by somebody else"
+        self._records[name] = record
+        return record
+
+    def _make_directories(self, name: str) -> None:
+        (self._root / name).mkdir(mode=0o701, exist_ok=True)
+        data = self._root / name / _DATA
+        try:
+            data.mkdir()
+        except FileExistsError:
+            return
+        data.chmod(0o755)  # the umask took bits off
+
+    async def _finish_removal(self, name: str) -> None:
+        self._trash.discard(self._root / name)
+        await self._store.txn([], [Delete(_REMOVED_KEYS + name)])
+
+    async def _adopt(self, name: str) -> None:
+        """A directory without a record: a creation that a crash cut short, or data from a backup."""
+        path = self._root / name
+        try:
+            check_name(name)
+            content = os.listdir(path)
+            data = os.listdir(path / _DATA) if content == [_DATA] else []
+        except (Invalid, NotADirectoryError):
+            return
+        if data:
+            _log.warning("volume %s has data but no record: it gets a new one", name)
+            await self._create(name, {}, {}, anonymous=False)
+        elif content in ([], [_DATA]):
+            self._trash.discard(path)
+
+
+def _told(options: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(options.items())) or "none"
