@@ -2,12 +2,16 @@
 
 Owns the two ways into nf_tables: libnftables for rule text (seldom: at start and when a network comes or
 goes) and netlink for map elements (at every start of a container with ports; 0.03 ms). Both are atomic:
-the kernel takes all of a transaction or nothing. Blocking; rule text takes some milliseconds.
+the kernel takes all of a transaction or nothing.
+
+Two threads may use one object: the event loop's changes elements, another one does everything else, which
+blocks for milliseconds.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -32,17 +36,23 @@ _HOOK_NUMBER = 1
 _GEN_ID = 1
 _FORWARD = 2  # NF_INET_FORWARD
 _DROP = 0  # NF_DROP
+_ATTEMPTS = 10
 _FAMILIES = {1: "inet", 2: "ip", 10: "ip6"}  # NFPROTO_*
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A chain of any table; `forward_drop`: a base chain that drops what its rules don't decide."""
+    """A chain of any table: does it see forwarded packets, and drop those that no rule decides about?"""
 
     family: str
     table: str
     name: str
-    forward_drop: bool
+    forward: bool
+    drops: bool
+
+    @property
+    def forward_drop(self) -> bool:
+        return self.forward and self.drops
 
 
 class Firewall:
@@ -52,6 +62,7 @@ class Firewall:
         self.table = table
         try:
             self._netlink = Netlink(NETLINK_NETFILTER)
+            self._reader = Netlink(NETLINK_NETFILTER)
         except OSError as error:
             raise FeatureMissing(
                 f"bridge networks need nf_tables, which this kernel lacks (CONFIG_NF_TABLES): "
@@ -62,15 +73,24 @@ class Firewall:
 
     def close(self) -> None:
         self._netlink.close()
+        self._reader.close()
         self._library = None
 
     def run(self, commands: str) -> str:
         """Run nft(8) commands as one transaction and return what they print. Raises HostError."""
         assert self._library is not None, "the firewall is closed"
-        status, output, error = self._library.cmd(commands)
-        if status != 0:
-            raise HostError(f"nftables refused a change of its rules: {_first_line(error)}")
-        return str(output)
+        for _ in range(_ATTEMPTS):
+            status, output, error = self._library.cmd(commands)
+            if status == 0:
+                return str(output)
+            if os.strerror(errno.ERESTART) not in error and os.strerror(errno.EINTR) not in error:
+                break  # those two say that someone else changed rules at the same time
+        reason = _first_line(error)
+        if os.strerror(errno.EOPNOTSUPP) in error:
+            raise FeatureMissing(
+                f"bridge networks need nf_tables with nat and fib, which this kernel lacks: {reason}"
+            )
+        raise HostError(f"nftables refused a change of its rules: {reason}")
 
     def add(self, published: Sequence[Published]) -> None:
         """Add elements, all or none. Raises NetlinkError."""
@@ -94,7 +114,7 @@ class Firewall:
         """Every chain of the families ip, ip6 and inet."""
         found = []
         request = Request(_GETCHAIN, 0, struct.pack(">BBH", 0, 0, 0), "list nftables chains")
-        for reply in self._netlink.dump(request):
+        for reply in self._reader.dump(request):
             family = _FAMILIES.get(reply.body[0])
             if family is None:
                 continue
@@ -102,23 +122,21 @@ class Firewall:
             hook = parse_attributes(attributes.get(_CHAIN_HOOK, b"")).get(_HOOK_NUMBER)
             policy = attributes.get(_CHAIN_POLICY)
             kind = zero_terminated(attributes.get(_CHAIN_TYPE, b""))
+            forward = hook is not None and int.from_bytes(hook, "big") == _FORWARD
             found.append(
                 Chain(
                     family,
                     zero_terminated(attributes.get(_CHAIN_TABLE, b"")),
                     zero_terminated(attributes.get(_CHAIN_NAME, b"")),
-                    hook is not None
-                    and int.from_bytes(hook, "big") == _FORWARD
-                    and policy is not None
-                    and int.from_bytes(policy, "big") == _DROP
-                    and kind == "filter",
+                    forward=forward and kind == "filter",
+                    drops=policy is not None and int.from_bytes(policy, "big") == _DROP,
                 )
             )
         return found
 
     def generation(self) -> int:
         """A number that changes whenever anyone changes any rule."""
-        reply = self._netlink.ask(
+        reply = self._reader.ask(
             Request(_GETGEN, 0, struct.pack(">BBH", 0, 0, 0), "ask nftables for its generation")
         )
         value = parse_attributes(reply.body, 4).get(_GEN_ID, b"") if reply else b""

@@ -57,6 +57,11 @@ _ADDRESS = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
 _ROUTE = struct.Struct("=BBBBBBBBI")  # family, dst len, src len, tos, table, protocol, scope, type, flags
 
 
+_NO_LINK_LOCAL = nested(
+    _IFLA_AF_SPEC, nested(socket.AF_INET6, attribute(_INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE))
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Link:
     """What a link is, as RTM_GETLINK tells."""
@@ -133,7 +138,7 @@ def enslave(name: str, bridge: int) -> Request:
         _LINK.pack(0, 0, 0, _IFF_UP, _IFF_UP)
         + text(_IFLA_IFNAME, name)
         + u32(_IFLA_MASTER, bridge)
-        + nested(_IFLA_AF_SPEC, nested(socket.AF_INET6, attribute(_INET6_ADDR_GEN_MODE, _ADDR_GEN_NONE))),
+        + _NO_LINK_LOCAL,
         "put an interface on its bridge",
     )
 
@@ -158,8 +163,10 @@ def port_flags(name: str, *, hairpin: bool, isolated: bool) -> Request:
     )
 
 
-def set_up(index: int) -> Request:
-    return Request(_RTM_NEWLINK, 0, _LINK.pack(0, 0, index, _IFF_UP, _IFF_UP), "bring a link up")
+def set_up(index: int, *, link_local: bool = True) -> Request:
+    """Bring a link up; without `link_local` the kernel gives it no IPv6 address."""
+    body = _LINK.pack(0, 0, index, _IFF_UP, _IFF_UP)
+    return Request(_RTM_NEWLINK, 0, body if link_local else body + _NO_LINK_LOCAL, "bring a link up")
 
 
 def set_group(index: int, group: int) -> Request:

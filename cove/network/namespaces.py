@@ -116,7 +116,7 @@ class Workshop:
 
     def add(self, plan: InterfacePlan, namespace: int) -> None:
         """Add an interface to a namespace that lives. Runs in a maker's thread. Raises HostError."""
-        inside = self._visit(namespace, plan.ipv6)
+        inside = self._visit(namespace)
         with inside:
             self._furnish(plan, namespace, inside)
 
@@ -152,13 +152,12 @@ class Workshop:
             self._go_home()
         return namespace, inside
 
-    def _visit(self, namespace: int, ipv6: bool) -> Netlink:
+    def _visit(self, namespace: int) -> Netlink:
         if _libc.setns(namespace, CLONE_NEWNET) != 0:
             raise HostError(
                 f"cannot enter the container's network namespace: {os.strerror(ctypes.get_errno())}"
             )
         try:
-            _write_setting("default", "disable_ipv6", "0" if ipv6 else "1")
             return Netlink(NETLINK_ROUTE)
         except OSError as error:
             raise HostError(f"cannot set up a network namespace: {error.strerror}") from None
@@ -185,7 +184,7 @@ class Workshop:
                 raise HostError(f"interface {plan.name} went away while it was set up")
             inside.batch(
                 [
-                    links.set_up(link.index),
+                    links.set_up(link.index, link_local=plan.ipv6),
                     *(links.add_address(link.index, address) for address in plan.addresses),
                     *(links.default_route(link.index, gateway) for gateway in plan.gateways),
                 ]
@@ -197,15 +196,14 @@ class Workshop:
 
 def _write_defaults() -> None:
     """What new interfaces of the calling thread's namespace inherit; a kernel without IPv6 has none."""
-    if not os.path.isdir("/proc/sys/net/ipv6/conf/default"):
-        return
-    _write_setting("default", "accept_ra", "0")
-    _write_setting("default", "accept_dad", "0")
+    for key in ("accept_ra", "accept_dad"):
+        write_setting(f"net/ipv6/conf/default/{key}", "0")
 
 
-def _write_setting(interface: str, key: str, value: str) -> None:
+def write_setting(key: str, value: str) -> None:
+    """Write a file below /proc/sys of the calling thread's namespace; a missing one is fine. OSError."""
     try:
-        descriptor = os.open(f"/proc/sys/net/ipv6/conf/{interface}/{key}", os.O_WRONLY | os.O_CLOEXEC)
+        descriptor = os.open(f"/proc/sys/{key}", os.O_WRONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return
     try:

@@ -21,7 +21,9 @@ from cove.model.errors import HostError, Invalid
 from cove.network.links import Address
 from cove.network.model import PortInUse, Published
 
-_PREFIX = "failed to set up container networking"
+_PREFIX = (  # Docker's words
+    "failed to set up container networking: driver failed programming external connectivity"
+)
 _ANY = {4: "0.0.0.0", 6: "::"}
 _KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
 _ATTEMPTS = 64  # for a port that Cove may choose: each is free for IPv4, and may be taken for IPv6
@@ -52,9 +54,9 @@ class Ports:
         self._taken: dict[tuple[int, str, int], dict[str, Held]] = {}
 
     def reserve(
-        self, bindings: Sequence[PortBinding], ipv4: Address | None, ipv6: Address | None
+        self, bindings: Sequence[PortBinding], ipv4: Address | None, ipv6: Address | None, *, endpoint: str
     ) -> list[Held]:
-        """Take all of a container's ports, or none.
+        """Take all of a container's ports, or none. `endpoint` names the container in errors.
 
         A `host_ip` "" is every address of each family that the container has an address of, with the same
         port. Raises PortInUse, Invalid, HostError.
@@ -63,8 +65,10 @@ class Ports:
         try:
             for binding in bindings:
                 held += self._reserve_one(binding, ipv4, ipv6)
-        except BaseException:
+        except BaseException as error:
             self.release(held)
+            if isinstance(error, HostError):
+                raise type(error)(f"{_PREFIX} on endpoint {endpoint}: {error}") from None
             raise
         return held
 
@@ -121,7 +125,7 @@ class Ports:
             except OSError as error:
                 raise _refused(binding, targets[0][0], 0, error) from None
         raise PortInUse(
-            f"{_PREFIX}: no free port was found for {binding.container_port}/{binding.protocol}: "
+            f"no free port was found for {binding.container_port}/{binding.protocol}: "
             "widen the sysctl net.ipv4.ip_local_port_range, or name a host port"
         )
 
@@ -153,8 +157,7 @@ class Ports:
             return
         if entry.wildcard or entry.host_ip in others or _ANY[entry.version] in others:
             raise PortInUse(
-                f"{_PREFIX}: Bind for {_shown(entry.host_ip)}:{entry.host_port} failed: "
-                "port is already allocated"
+                f"Bind for {_shown(entry.host_ip)}:{entry.host_port} failed: port is already allocated"
             )
 
     def _remember(self, entry: Published, descriptor: int) -> Held:
@@ -177,7 +180,7 @@ def _targets(binding: PortBinding, ipv4: Address | None, ipv6: Address | None) -
     if not binding.host_ip:
         targets = [(_ANY[version], address) for version, address in by_version.items() if address]
         if not targets:
-            raise Invalid(f"{_PREFIX}: the container has no address that ports could be published for")
+            raise Invalid("ports: the container has no address that ports could be published for")
         return targets
     try:
         host_ip = ipaddress.ip_address(binding.host_ip)
@@ -189,7 +192,7 @@ def _targets(binding: PortBinding, ipv4: Address | None, ipv6: Address | None) -
     if address is None:
         other = "an IPv4 address such as 127.0.0.1" if host_ip.version == 6 else "an IPv6 address such as ::1"
         raise Invalid(
-            f"{_PREFIX}: cannot publish on {host_ip}: "
+            f"ports: cannot publish on {host_ip}: "
             f"the container's network has no IPv{host_ip.version}; use {other}"
         )
     return [(str(host_ip), address)]
@@ -232,7 +235,7 @@ def _free_port(protocol: str, host_ip: str) -> int:
 def _refused(binding: PortBinding, host_ip: str, port: int, error: OSError) -> HostError:
     kind = PortInUse if error.errno == errno.EADDRINUSE else HostError
     reason = (error.strerror or str(error)).lower()
-    return kind(f"{_PREFIX}: failed to bind host port {_shown(host_ip)}:{port}/{binding.protocol}: {reason}")
+    return kind(f"failed to bind host port {_shown(host_ip)}:{port}/{binding.protocol}: {reason}")
 
 
 def _shown(host_ip: str) -> str:
