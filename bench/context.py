@@ -85,7 +85,6 @@ class Bench:
     def _make_cove(self) -> Cove:
         engine = Cove(self.directory / "c")
         self._start(engine)
-        engine.find_cgroup_parent()
         return engine
 
     def _make_dockerd(self) -> Dockerd:
@@ -101,7 +100,7 @@ class Bench:
 
     def _make_floor(self) -> Floor:
         busybox_archive(self.cache)
-        floor = Floor(self.directory / "floor", self._rootfs(), default_filter())
+        floor = Floor(self.directory / "floor", self._rootfs())
         self._undo.callback(floor.stop)
         return floor
 
@@ -140,11 +139,8 @@ class Bench:
         note: str = "",
     ) -> Row:
         """A row of medians: Cove beside `against`."""
-        problem = ""
-        if "Cove" in samples.problems:
-            problem = f"no Cove: {samples.problems['Cove']}"
-        elif against in samples.problems:
-            problem = f"no peer: {samples.problems[against]}"
+        reasons = [(name, samples.problems.get(side)) for name, side in (("Cove", "Cove"), ("peer", against))]
+        problem = "; ".join(f"no {name}: {reason}" for name, reason in reasons if reason)
         return Row(
             what=what,
             unit=unit,
@@ -156,16 +152,3 @@ class Bench:
             note=note,
             problem=problem,
         )
-
-
-def default_filter() -> bytes:
-    """A system call filter of the size of Docker's default profile, compiled."""
-    import pyseccomp
-
-    rules = pyseccomp.SyscallFilter(pyseccomp.ERRNO(1))
-    for number in (*range(335), *range(424, 450)):
-        rules.add_rule(pyseccomp.ALLOW, number)
-    with tempfile.TemporaryFile() as file:
-        rules.export_bpf(file)
-        file.seek(0)
-        return file.read()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bench.engines import Engine, EngineError, body, create, remove, start
-from bench.images import busybox_archive
-from bench.procfs import PROC, Process
+from bench.engines import Engine, EngineError
+from bench.procfs import Process
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,12 +20,14 @@ class Cove(Engine):
         super().__init__(directory)
         self.run_dir = directory / "run"
         self.socket = self.run_dir / "docker.sock"
+        self.cgroup_parent = f"{directory.parent.name}-cove"
         self.environment = {"PYTHONPATH": str(ROOT)}
 
     def daemon_commands(self) -> list[list[str]]:
         if not (ROOT / "cove/daemon.py").exists():
             raise EngineError("cove/daemon.py isn't in this checkout")
         options = ["--data-root", str(self.directory / "data"), "--run-dir", str(self.run_dir)]
+        options += ["--cgroup-parent", self.cgroup_parent, "--log-level", "warning"]
         return [[sys.executable, "-m", "cove.daemon", *options, "-H", f"unix://{self.socket}"]]
 
     def start_daemon(self, commands: object) -> None:
@@ -42,34 +43,6 @@ class Cove(Engine):
         """A supervisor runs from a memfd, in the room's pid namespace; in the container it has exec'ed."""
         name = process.program.removesuffix(" (deleted)")
         return len(process.inner_pids) == 2 and (name.startswith("/memfd:") or Path(name).name == "cove-init")
-
-    def find_cgroup_parent(self) -> None:
-        """Learn the daemon's cgroup parent, which it names after its run dir, from a container's process."""
-        with self.client() as client:
-            name = create(client, body(["sleep", "60"], "none"))
-            try:
-                start(client, name)
-                for process in self.processes():
-                    if len(process.inner_pids) == 3:
-                        self.cgroup_parent = parent_of(process.pid, name)
-            finally:
-                remove(client, name)
-        if not self.cgroup_parent:
-            raise EngineError("a started container has no cgroup that names it")
-
-    def prepare(self, cache: Path) -> None:
-        self.load(busybox_archive(cache))
-        self.find_cgroup_parent()
-
-
-def parent_of(pid: int, container: str) -> str:
-    """The path above the container's cgroup: "/cove-1a2b" of "…:memory:/cove-1a2b/ID"; "" if none."""
-    for line in (PROC / str(pid) / "cgroup").read_text().splitlines():
-        path = line.split(":", 2)[2]
-        parent, _, last = path.rpartition("/")
-        if container[:12] in last and parent:
-            return parent
-    return ""
 
 
 def find_cli() -> Path:

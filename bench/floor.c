@@ -2,8 +2,8 @@
  * The floor: what the kernel alone needs to run one process in a default container.
  *
  * Each round makes the isolation of Cove's default container with bare system calls and
- * takes it down again: directories and generated files, one cgroup in every hierarchy with
- * the device rules, clone3(2) into fresh namespaces, overlay root, the mounts, masks,
+ * takes it down again: directories and generated files, one cgroup in every hierarchy,
+ * clone3(2) into fresh namespaces, overlay root, the mounts, masks,
  * read-only paths, devices and links, pivot_root(2), identity, capabilities, the system
  * call filter, execve(2), wait, removal. Nothing is parsed, decided, logged, stored or
  * supervised, no path is resolved safely and nothing is answered: an engine does all of
@@ -45,14 +45,16 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_HIERARCHIES = 16, MAX_FILTER = 4096, PATH_SIZE = 1024 };
+enum { MAX_HIERARCHIES = 16, MAX_MASKS = 128, MAX_FILTER = 4096, PATH_SIZE = 1024 };
 
 struct settings {
-	const char *directory; /* where the round's directory is made */
+	const char *directory; /* the round's directory, made and removed */
 	const char *lower;     /* overlay's lowerdir option */
-	const char *cgroup;    /* name of the cgroup below each hierarchy */
+	const char *cgroup;    /* the round's cgroup below each hierarchy; its parent is there */
 	const char *hierarchies[MAX_HIERARCHIES];
 	int hierarchy_count;
+	const char *masks[MAX_MASKS]; /* paths to hide, without the leading slash */
+	int mask_count;
 	int unified; /* the hierarchy is cgroup v2: one directory, one mount */
 	int network; /* a network namespace with its loopback up */
 	int cgroup_namespace;
@@ -65,14 +67,13 @@ struct settings {
 /* What Docker's default container keeps: 14 capabilities. */
 static const uint64_t KEPT_CAPABILITIES = 0xa80425fb;
 
-static const char *const MASKED_FILES[] = {"proc/kcore", "proc/keys", "proc/latency_stats", "proc/timer_list",
-					   "proc/timer_stats", "proc/sched_debug"};
-static const char *const MASKED_DIRECTORIES[] = {"proc/acpi", "proc/asound", "proc/scsi", "sys/firmware"};
 static const char *const READONLY_PATHS[] = {"proc/bus", "proc/fs", "proc/irq", "proc/sys", "proc/sysrq-trigger"};
+/* What Docker sets in every network namespace that it makes. */
+static const struct {
+	const char *path, *value;
+} NETWORK_SETTINGS[] = {{"/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"},
+			{"/proc/sys/net/ipv4/ping_group_range", "0 2147483647"}};
 static const char *const GENERATED[] = {"hosts", "hostname", "resolv.conf"};
-static const char *const DEVICE_RULES[] = {"c *:* m", "b *:* m", "c 1:3 rwm", "c 1:5 rwm", "c 1:7 rwm",
-					   "c 1:8 rwm", "c 1:9 rwm", "c 5:0 rwm", "c 5:1 rwm", "c 5:2 rwm",
-					   "c 136:* rwm", "c 10:200 rwm"};
 static const struct {
 	const char *path;
 	unsigned int major, minor;
@@ -107,8 +108,7 @@ static void undo_round(void)
 		snprintf(path, sizeof path, "%s/%s", s->hierarchies[i], s->cgroup);
 		rmdir(path);
 	}
-	snprintf(path, sizeof path, "%s/%s", s->directory, s->cgroup);
-	nftw(path, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+	nftw(s->directory, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
 }
 
 __attribute__((noreturn, format(printf, 1, 2))) static void fail(const char *format, ...)
@@ -181,42 +181,12 @@ static void bind_readonly(const char *source, const char *target)
 	mount_on("none", target, NULL, MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
 }
 
-/* A new cpuset on v1 is empty and takes no process until it has its parent's CPUs and nodes. */
-static void copy_cpuset(const struct settings *s, const char *hierarchy)
-{
-	static const char *const names[] = {"cpuset.cpus", "cpuset.mems"};
-	char path[PATH_SIZE], value[256];
-
-	for (size_t i = 0; i < COUNT(names); i++) {
-		int fd = open(text(path, "%s/%s", hierarchy, names[i]), O_RDONLY | O_CLOEXEC);
-		ssize_t size = fd < 0 ? -1 : read(fd, value, sizeof value - 1);
-
-		if (size < 0)
-			fail("read %s", path);
-		close(fd);
-		value[size] = 0;
-		write_file(text(path, "%s/%s/%s", hierarchy, s->cgroup, names[i]), 0, value);
-	}
-}
-
 static void make_cgroups(const struct settings *s)
 {
 	char path[PATH_SIZE];
 
 	for (int i = 0; i < s->hierarchy_count; i++)
 		make_directory(text(path, "%s/%s", s->hierarchies[i], s->cgroup), 0755);
-	for (int i = 0; i < s->hierarchy_count; i++) {
-		const char *name = strrchr(s->hierarchies[i], '/') + 1;
-
-		if (strcmp(name, "cpuset") == 0)
-			copy_cpuset(s, s->hierarchies[i]);
-		if (strcmp(name, "devices") != 0)
-			continue;
-		write_file(text(path, "%s/%s/devices.deny", s->hierarchies[i], s->cgroup), 0, "a");
-		for (size_t rule = 0; rule < COUNT(DEVICE_RULES); rule++)
-			write_file(text(path, "%s/%s/devices.allow", s->hierarchies[i], s->cgroup), 0,
-				   DEVICE_RULES[rule]);
-	}
 }
 
 static void enter_cgroups(const struct settings *s, pid_t child)
@@ -262,6 +232,26 @@ static void mount_cgroups(const struct settings *s)
 	mount_on("none", "sys/fs/cgroup", NULL, MS_BIND | MS_REMOUNT | MS_RDONLY | flags, NULL);
 }
 
+/* Files get /dev/null on top, directories one shared empty tmpfs. */
+static void hide_paths(const struct settings *s)
+{
+	const char *empty = NULL;
+
+	for (int i = 0; i < s->mask_count; i++) {
+		const char *path = s->masks[i];
+
+		if (mount("dev/null", path, NULL, MS_BIND, NULL) == 0 || errno == ENOENT)
+			continue;
+		if (errno != ENOTDIR)
+			fail("hide %s", path);
+		if (empty != NULL)
+			mount_on(empty, path, NULL, MS_BIND, NULL);
+		else
+			mount_on("tmpfs", path, "tmpfs", MS_RDONLY, "nr_inodes=1");
+		empty = path;
+	}
+}
+
 static void mount_everything(const struct settings *s)
 {
 	const unsigned long flags = MS_NOSUID | MS_NODEV | MS_NOEXEC;
@@ -278,7 +268,7 @@ static void mount_everything(const struct settings *s)
 	make_directory("dev/shm", 01777);
 	mount_on("shm", "dev/shm", "tmpfs", flags, "mode=1777,size=67108864");
 	for (size_t i = 0; i < COUNT(GENERATED); i++) {
-		text(source, "%s/%s/%s", s->directory, s->cgroup, GENERATED[i]);
+		text(source, "%s/%s", s->directory, GENERATED[i]);
 		text(target, "etc/%s", GENERATED[i]);
 		close(open(target, O_WRONLY | O_CREAT | O_CLOEXEC, 0644)); /* the mount says if it isn't there */
 		mount_on(source, target, NULL, MS_BIND | MS_REC, NULL);
@@ -291,21 +281,7 @@ static void mount_everything(const struct settings *s)
 			fail("link %s", LINKS[i].path);
 	for (size_t i = 0; i < COUNT(READONLY_PATHS); i++)
 		bind_readonly(READONLY_PATHS[i], READONLY_PATHS[i]);
-	for (size_t i = 0; i < COUNT(MASKED_FILES); i++)
-		if (mount("dev/null", MASKED_FILES[i], NULL, MS_BIND, NULL) < 0 && errno != ENOENT)
-			fail("hide %s", MASKED_FILES[i]);
-
-	const char *empty = NULL; /* one empty tmpfs hides every directory */
-	for (size_t i = 0; i < COUNT(MASKED_DIRECTORIES); i++) {
-		const char *path = MASKED_DIRECTORIES[i];
-		int r = empty == NULL ? mount("tmpfs", path, "tmpfs", MS_RDONLY, "nr_inodes=1")
-				      : mount(empty, path, NULL, MS_BIND, NULL);
-
-		if (r < 0 && errno != ENOENT)
-			fail("hide %s", path);
-		if (r == 0)
-			empty = path;
-	}
+	hide_paths(s);
 }
 
 static void bring_loopback_up(void)
@@ -351,15 +327,18 @@ __attribute__((noreturn)) static void run_child(const struct settings *s, int re
 		fail("start a session");
 	umask(0); /* device nodes get the mode they are made with */
 	mount_on("none", "/", NULL, MS_REC | MS_PRIVATE, NULL);
-	snprintf(options, sizeof options, "lowerdir=%s,upperdir=%s/%s/upper,workdir=%s/%s/work", s->lower,
-		 s->directory, s->cgroup, s->directory, s->cgroup);
-	text(path, "%s/%s/merged", s->directory, s->cgroup);
+	snprintf(options, sizeof options, "lowerdir=%s,upperdir=%s/upper,workdir=%s/work", s->lower, s->directory,
+		 s->directory);
+	text(path, "%s/merged", s->directory);
 	mount_on("overlay", path, "overlay", 0, options);
 	if (chdir(path) < 0)
 		fail("enter %s", path);
 	mount_everything(s);
-	if (s->network)
+	if (s->network) {
 		bring_loopback_up();
+		for (size_t i = 0; i < COUNT(NETWORK_SETTINGS); i++)
+			write_file(NETWORK_SETTINGS[i].path, 0, NETWORK_SETTINGS[i].value);
+	}
 	if (sethostname("0123456789ab", 12) < 0)
 		fail("set the host name");
 	write_file("/proc/self/oom_score_adj", 0, "0");
@@ -378,9 +357,9 @@ static void make_files(const struct settings *s)
 	char path[PATH_SIZE];
 
 	for (size_t i = 0; i < COUNT(names); i++)
-		make_directory(text(path, "%s/%s%s", s->directory, s->cgroup, names[i]), 0755);
+		make_directory(text(path, "%s%s", s->directory, names[i]), 0755);
 	for (size_t i = 0; i < COUNT(GENERATED); i++)
-		write_file(text(path, "%s/%s/%s", s->directory, s->cgroup, GENERATED[i]), O_CREAT,
+		write_file(text(path, "%s/%s", s->directory, GENERATED[i]), O_CREAT,
 			   "127.0.0.1 localhost\n");
 }
 
@@ -390,7 +369,6 @@ static void run_round(const struct settings *s)
 		.flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC | (s->network ? CLONE_NEWNET : 0),
 		.exit_signal = SIGCHLD,
 	};
-	char path[PATH_SIZE];
 	int ready[2], status;
 
 	undo_child = 0;
@@ -417,8 +395,8 @@ static void run_round(const struct settings *s)
 		fail("wait");
 	undo_child = 0;
 	remove_cgroups(s);
-	if (nftw(text(path, "%s/%s", s->directory, s->cgroup), remove_entry, 16, FTW_DEPTH | FTW_PHYS) < 0)
-		fail("remove %s", path);
+	if (nftw(s->directory, remove_entry, 16, FTW_DEPTH | FTW_PHYS) < 0)
+		fail("remove %s", s->directory);
 	if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {
 		errno = EPROTO;
 		fail("the process ended with status %#x", status);
@@ -439,12 +417,13 @@ static void read_filter(struct settings *s, const char *path)
 
 static void usage(void)
 {
-	fputs("usage: floor -d DIRECTORY -l LOWER -c CGROUP [-h HIERARCHY]... [-s FILTER] [-n ROUNDS] [-2] [-C] [-N]"
+	fputs("usage: floor -d DIRECTORY -l LOWER -c CGROUP [-h HIERARCHY]... [-m PATH]... [-s FILTER] [-n ROUNDS] [-2] [-C] [-N]"
 	      " -- COMMAND [ARGUMENT]...\n"
-	      "  -d  where rounds make their directory     -l  overlay's lower directories\n"
-	      "  -c  name of the cgroup and the directory  -h  mount point of a cgroup hierarchy, up to 16\n"
-	      "  -s  file with a struct sock_filter[]      -n  number of rounds, e.g. 20 (default: 1)\n"
-	      "  -2  the one hierarchy is cgroup v2        -C  a cgroup namespace  -N  a network namespace\n",
+	      "  -d  directory of a round, e.g. /srv/x   -l  overlay's lower directories\n"
+	      "  -c  cgroup of a round, e.g. parent/x    -h  mount point of a cgroup hierarchy, up to 16\n"
+	      "  -s  file with a struct sock_filter[]    -n  number of rounds, e.g. 20 (default: 1)\n"
+	      "  -m  path to hide, e.g. /proc/kcore\n"
+	      "  -2  the one hierarchy is cgroup v2      -C  a cgroup namespace  -N  a network namespace\n",
 	      stderr);
 	exit(2);
 }
@@ -453,7 +432,7 @@ int main(int argc, char **argv)
 {
 	static struct settings s = {.rounds = 1};
 
-	for (int option; (option = getopt(argc, argv, "d:l:c:h:s:n:2CN")) != -1;) {
+	for (int option; (option = getopt(argc, argv, "d:l:c:h:m:s:n:2CN")) != -1;) {
 		switch (option) {
 		case 'd':
 			s.directory = optarg;
@@ -468,6 +447,11 @@ int main(int argc, char **argv)
 			if (s.hierarchy_count == MAX_HIERARCHIES || strchr(optarg, '/') == NULL)
 				usage();
 			s.hierarchies[s.hierarchy_count++] = optarg;
+			break;
+		case 'm':
+			if (s.mask_count == MAX_MASKS || optarg[0] != '/')
+				usage();
+			s.masks[s.mask_count++] = optarg + 1;
 			break;
 		case 's':
 			read_filter(&s, optarg);

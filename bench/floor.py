@@ -7,24 +7,41 @@ from pathlib import Path
 
 from bench.engines import EngineError
 from bench.peers import find_program
-from bench.room import hierarchies, remove_cgroups
+from bench.room import CGROUPS, hierarchies, remove_cgroups
+from cove.runtime.cgroups import detect_cgroups
+from cove.runtime.cgroups_devices import DEFAULT_RULES, v1_lines
+from cove.runtime.host import find_host
+from cove.runtime.seccomp import select
+from cove.runtime.seccomp_compile import compile_filter
 
+KEPT_CAPABILITIES = 0xA80425FB  # Docker's default 14
+# The hierarchies of cgroup v1 that Cove's default container joins (cove/runtime/plan_cgroups.py).
+JOINED = frozenset({"cpu", "cpuacct", "memory", "devices", "freezer", "pids", "blkio"})
 SOURCE = Path(__file__).with_name("floor.c")
 FLAGS = ("-std=c11", "-O2", "-static", "-Wall", "-Wextra", "-Werror")
 
 
 class Floor:
-    """The floor's program, with directories and a cgroup name of its own."""
+    """The floor's program, with directories and a cgroup parent of its own."""
 
-    def __init__(self, directory: Path, lower: Path, program: bytes) -> None:
-        """`lower` is overlay's lower directory, `program` the compiled system call filter (may be empty)."""
+    def __init__(self, directory: Path, lower: Path) -> None:
+        """`lower` is overlay's lower directory. Filter and hidden paths are those of Cove's plans here."""
+        layout = detect_cgroups(str(CGROUPS)).layout
+        host = find_host(layout)
         directory.mkdir(parents=True)
         self.directory = directory
-        self.cgroup = f"{directory.parent.name}-floor"
+        self.cgroup_parent = f"{directory.parent.name}-floor"
         self._binary = directory / "floor"
         self._lower = lower
         self._filter = directory / "filter.bpf"
-        self._filter.write_bytes(program)
+        self._masks = host.masked_paths
+        filter_ = select("", KEPT_CAPABILITIES, host.architecture, host.kernel)
+        self._filter.write_bytes(b"" if filter_ is None else compile_filter(filter_))
+        self._roots = [
+            root for root in hierarchies() if root == CGROUPS or JOINED & set(root.name.split(","))
+        ]
+        for root in self._roots:
+            make_parent(root / self.cgroup_parent)
         compiler = find_program("gcc", "gcc")
         built = subprocess.run(
             [compiler, *FLAGS, "-o", str(self._binary), str(SOURCE)], capture_output=True, text=True
@@ -34,15 +51,17 @@ class Floor:
 
     def run(self, rounds: int, *, network: bool) -> list[float]:
         """Make and remove so many containers; milliseconds of each. `network`: with a network namespace."""
-        argv = [str(self._binary), "-d", str(self.directory), "-l", str(self._lower), "-c", self.cgroup]
-        roots = hierarchies()
-        for root in roots:
+        argv = [str(self._binary), "-d", str(self.directory / "round"), "-l", str(self._lower)]
+        argv += ["-c", f"{self.cgroup_parent}/round"]
+        for root in self._roots:
             argv += ["-h", str(root)]
-        if len(roots) == 1 and (roots[0] / "cgroup.controllers").exists():
+        if self._roots == [CGROUPS]:
             argv.append("-2")
+        for path in self._masks:
+            argv += ["-m", path]
         if self._filter.stat().st_size:
             argv += ["-s", str(self._filter)]
-        argv += ["-C"] + (["-N"] if network else [])
+        argv += (["-C"] if self._roots == [CGROUPS] else []) + (["-N"] if network else [])
         argv += ["-n", str(rounds), "--", "/bin/true"]
         done = subprocess.run(
             argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60 + rounds
@@ -52,4 +71,12 @@ class Floor:
         return [int(line) / 1e6 for line in done.stdout.split()]
 
     def stop(self) -> None:
-        remove_cgroups(self.cgroup)
+        remove_cgroups(self.cgroup_parent)
+
+
+def make_parent(directory: Path) -> None:
+    """Make the parent cgroup, with the device rules that containers inherit (made once, as Cove does)."""
+    directory.mkdir()
+    if "devices" in directory.parent.name.split(","):
+        for file, line in v1_lines(DEFAULT_RULES):
+            (directory / file).write_text(line)
