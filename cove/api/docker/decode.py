@@ -85,7 +85,7 @@ def decode_create(body: wire.CreateBody, *, name: str, platform: str, version: i
         domainname=body.domainname or "",
         entrypoint=words(body.entrypoint, "Entrypoint"),
         command=words(body.cmd, "Cmd"),
-        env=_env(body.env),
+        env=decode_env(body.env),
         working_dir=body.working_dir or "",
         user=body.user or "",
         labels=string_map(body.labels),
@@ -190,7 +190,8 @@ def words(value: wire.Words, field: str) -> tuple[str, ...] | None:
     return found
 
 
-def _env(env: Strings) -> tuple[str, ...]:
+def decode_env(env: Strings) -> tuple[str, ...]:
+    """`NAME=value`, or a bare `NAME` that takes one of the image's away."""
     for index, entry in enumerate(env or ()):
         if "\0" in entry or not entry or entry.startswith("=") or len(entry) >= WORD_LIMIT:
             raise Invalid(f"Env[{index}]: invalid environment variable: expected NAME=value")

@@ -1,0 +1,53 @@
+"""From a request to its handler: API version, route, and errors turned into answers."""
+
+from __future__ import annotations
+
+import re
+
+from cove.api import cove_v1, errors
+from cove.api.docker import ROUTES
+from cove.api.docker.context import NEWEST, OLDEST, Api, version_text
+from cove.api.http import Request, Response, error_response
+from cove.api.router import Router
+from cove.model.errors import CoveError, Invalid
+
+_VERSION = re.compile(r"v(\d{1,3})(?:\.(\d{1,3}))?")
+
+
+class App:
+    """The handler that a server calls for every request."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._router = Router((*ROUTES, *cove_v1.ROUTES))
+
+    async def __call__(self, request: Request) -> Response | None:
+        try:
+            segments = [part for part in request.path.split("/") if part]
+            request.version = NEWEST
+            if segments and segments[0][0] == "v" and segments[0][1:2].isdigit():
+                request.version = parse_version(segments.pop(0))
+            handler = self._router.find(request, segments)
+            if handler is None:
+                return error_response(404, "page not found")
+            return await handler(self._api, request)
+        except CoveError as error:
+            return errors.response_of(error)
+
+
+def parse_version(text: str) -> int:
+    """A path's `v1.43` → 1043. Raises `Invalid`, in Docker's words, for one that isn't served."""
+    match = _VERSION.fullmatch(text)
+    if match is None:
+        raise Invalid(f"invalid API version {text!r}, expected one from v{version_text(OLDEST)} on")
+    version = int(match[1]) * 1000 + int(match[2] or 0)
+    if version < OLDEST:
+        raise Invalid(
+            f"client version {text[1:]} is too old. Minimum supported API version is {version_text(OLDEST)}, "
+            "please upgrade your client to a newer version"
+        )
+    if version > NEWEST:
+        raise Invalid(
+            f"client version {text[1:]} is too new. Maximum supported API version is {version_text(NEWEST)}"
+        )
+    return version

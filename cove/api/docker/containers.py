@@ -1,0 +1,284 @@
+"""Containers: list, create, inspect, and every change of state."""
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+import msgspec
+
+from cove.api.docker import wire
+from cove.api.docker.context import Api
+from cove.api.docker.decode import decode_create
+from cove.api.docker.encode import inspect_json, networks_json, summary_json
+from cove.api.docker.filters import (
+    CONTAINER_KEYS,
+    container_filter,
+    label_filter,
+    parse_filters,
+    prune_before,
+)
+from cove.api.docker.limits import decode_resources, decode_restart
+from cove.api.http import NO_CONTENT, Request, Response, encode_json, json_response
+from cove.api.router import Route
+from cove.engine.types import View
+from cove.model.container import Resources
+from cove.model.errors import CoveError, Invalid
+
+PRUNE_KEYS = frozenset(("label", "label!", "until"))
+MAX_SECONDS = 1 << 31
+CONDITIONS: tuple[Literal["not-running", "next-exit", "removed"], ...] = (
+    "not-running",
+    "next-exit",
+    "removed",
+)
+
+
+async def list_containers(api: Api, request: Request) -> Response:
+    query = request.query
+    filters = parse_filters(query.get("filters"), CONTAINER_KEYS)
+    limit = query.integer("limit", 0, low=-1, high=MAX_SECONDS) or 0
+    everything = query.flag("all") or limit > 0 or "status" in filters
+    with_size = query.flag("size")
+    engine = api.engine
+
+    def names_of_networks(view: View) -> set[str]:
+        networks = networks_json(view, api.find_network)
+        return {*networks, *(network["NetworkID"] for network in networks.values())}
+
+    def image_id(reference: str) -> str:
+        try:
+            return engine.images.find_image(reference).id
+        except CoveError:
+            return ""  # an image that isn't there has no descendants
+
+    accepts = container_filter(
+        filters, find=engine.find, find_image_id=image_id, network_names=names_of_networks
+    )
+    names = _ImageNames(api)
+    now_ns = time.time_ns()
+    found = []
+    for view in engine.list():
+        running = view.state.status in ("running", "paused", "restarting")
+        if not (everything or running) or not accepts(view):
+            continue
+        found.append(
+            summary_json(
+                view,
+                image=names.shown(view),
+                now_ns=now_ns,
+                find_network=api.find_network,
+                size=await _size(api, view) if with_size else None,
+                version=request.version,
+            )
+        )
+        if len(found) == limit:
+            break
+    return json_response(found)
+
+
+class _ImageNames:
+    """The image column of a list: the name that was given, or the id once the name means another image."""
+
+    def __init__(self, api: Api) -> None:
+        self._images = api.engine.images
+        self._ids: dict[str, str] = {}
+
+    def shown(self, view: View) -> str:
+        name, image_id = view.container.image_name, view.container.image_id
+        if name not in self._ids:
+            try:
+                self._ids[name] = self._images.find_image(name).id
+            except CoveError:
+                self._ids[name] = ""
+        return name if self._ids[name] == image_id else image_id
+
+
+async def _size(api: Api, view: View) -> tuple[int, int]:
+    writable = await api.engine.writable_size(view.container.id)
+    try:
+        image = api.engine.images.find_image(view.container.image_id).size_bytes
+    except CoveError:
+        image = 0
+    return writable, writable + image
+
+
+async def create(api: Api, request: Request) -> Response:
+    body = await wire.read(request, wire.CreateBody)
+    if body == wire.CreateBody():
+        raise Invalid("config cannot be empty in order to create a container")
+    decoded = decode_create(
+        body,
+        name=request.query.get("name"),
+        platform=request.query.get("platform"),
+        version=request.version,
+        cpus=api.cpus,
+    )
+    container, warnings = await api.engine.create(decoded.spec)
+    return json_response({"Id": container.id, "Warnings": [*decoded.warnings, *warnings]}, 201)
+
+
+async def inspect(api: Api, request: Request) -> Response:
+    view = api.engine.find(request.name)
+    found = inspect_json(
+        view,
+        settings=api.engine.settings,
+        find_network=api.find_network,
+        exec_ids=api.engine.exec_ids(view.container.id),
+        size=await _size(api, view) if request.query.flag("size") else None,
+    )
+    if request.version < 1044:
+        for network in found["NetworkSettings"]["Networks"].values():
+            del network["DNSNames"]
+    return json_response(found)
+
+
+async def top(api: Api, request: Request) -> Response:
+    found = await api.engine.top(request.name, request.query.get("ps_args", "-ef"))
+    return json_response({"Titles": found.titles, "Processes": found.processes})
+
+
+async def start(api: Api, request: Request) -> Response:
+    if request.query.get("checkpoint"):
+        raise Invalid("checkpoint: Cove can't restore checkpoints; leave it out")
+    await _refuse_body(request)
+    await api.engine.start(request.name)
+    return NO_CONTENT
+
+
+async def _refuse_body(request: Request) -> None:
+    """A start once took a host configuration; a client that still sends one must not be misled."""
+    if request.body.empty:
+        return
+    body = (await request.body.read_all()).strip()
+    if body not in (b"", b"{}", b"null"):
+        raise Invalid(
+            "starting container with non-empty request body was deprecated since API v1.22 and removed in v1.24"
+        )
+
+
+def _stop_options(request: Request) -> tuple[float | None, str]:
+    seconds = request.query.integer("t", None, low=-1, high=MAX_SECONDS)
+    signal = request.query.get("signal") if request.version >= 1042 else ""
+    return None if seconds is None else float(seconds), signal
+
+
+async def stop(api: Api, request: Request) -> Response:
+    timeout_s, signal = _stop_options(request)
+    await api.engine.stop(request.name, timeout_s=timeout_s, signal=signal)
+    return NO_CONTENT
+
+
+async def restart(api: Api, request: Request) -> Response:
+    timeout_s, signal = _stop_options(request)
+    await api.engine.restart(request.name, timeout_s=timeout_s, signal=signal)
+    return NO_CONTENT
+
+
+async def kill(api: Api, request: Request) -> Response:
+    await api.engine.kill(request.name, request.query.get("signal") or "KILL")
+    return NO_CONTENT
+
+
+async def pause(api: Api, request: Request) -> Response:
+    await api.engine.pause(request.name)
+    return NO_CONTENT
+
+
+async def unpause(api: Api, request: Request) -> Response:
+    await api.engine.unpause(request.name)
+    return NO_CONTENT
+
+
+async def rename(api: Api, request: Request) -> Response:
+    await api.engine.rename(request.name, request.query.get("name"))
+    return NO_CONTENT
+
+
+async def update(api: Api, request: Request) -> Response:
+    body = await wire.read(request, wire.UpdateBody, required=True)
+    if request.version < 1040:
+        body = msgspec.structs.replace(body, pids_limit=None)
+    resources: Resources = decode_resources(body, "", cpus=api.cpus)
+    restart_policy = None
+    if body.restart_policy is not None and body.restart_policy.name:
+        restart_policy = decode_restart(body.restart_policy, "")
+    warnings = await api.engine.update(request.name, resources, restart_policy)
+    return json_response({"Warnings": list(warnings)})
+
+
+async def remove(api: Api, request: Request) -> Response:
+    query = request.query
+    await api.engine.remove(
+        request.name, force=query.flag("force"), volumes=query.flag("v"), link=query.flag("link")
+    )
+    return NO_CONTENT
+
+
+async def wait(api: Api, request: Request) -> Response | None:
+    """The header goes out once the wait is registered: clients start the container after it."""
+    condition = request.query.get("condition") if request.version >= 1030 else ""
+    wanted = next((c for c in CONDITIONS if c == (condition or "not-running")), None)
+    if wanted is None:
+        raise Invalid(f'invalid condition: "{condition}", expected one of {", ".join(CONDITIONS)}')
+    handle = await api.engine.wait(request.name, wanted)
+    try:
+        request.bind_to_client()
+        stream = await request.start_stream("application/json") if request.version >= 1030 else None
+        result = await handle.result()
+        answer: dict[str, object] = {"StatusCode": result.exit_code}
+        if result.error:
+            answer["Error"] = {"Message": result.error}
+        if stream is None:
+            return json_response(answer)
+        await stream.write(encode_json(answer) + b"\n")
+        return None
+    finally:
+        handle.cancel()
+
+
+async def resize(api: Api, request: Request) -> Response:
+    rows, cols = read_size(request)
+    await api.engine.resize(request.name, rows, cols)
+    return Response(200)
+
+
+def read_size(request: Request) -> tuple[int, int]:
+    """`h` and `w`, rows and columns; struct winsize of tty_ioctl(4) holds 16 bits of each."""
+    rows = request.query.integer("h", None, low=0, high=65535)
+    cols = request.query.integer("w", None, low=0, high=65535)
+    if rows is None or cols is None:
+        raise Invalid("resize: the query parameters h and w are needed, e.g. h=24&w=80")
+    return rows, cols
+
+
+async def prune(api: Api, request: Request) -> Response:
+    filters = parse_filters(request.query.get("filters"), PRUNE_KEYS)
+    latest_ns = prune_before(filters, time.time_ns())
+    labels = label_filter(filters)
+    pruned = await api.engine.prune(
+        lambda view: view.container.created_ns <= latest_ns and labels(view.container.labels)
+    )
+    return json_response(
+        {"ContainersDeleted": pruned.deleted or None, "SpaceReclaimed": pruned.reclaimed_bytes}
+    )
+
+
+ROUTES: tuple[Route[Api], ...] = (
+    ("GET", "/containers/json", list_containers),
+    ("POST", "/containers/create", create),
+    ("POST", "/containers/prune", prune),
+    ("GET", "/containers/{name}/json", inspect),
+    ("GET", "/containers/{name}/top", top),
+    ("POST", "/containers/{name}/start", start),
+    ("POST", "/containers/{name}/stop", stop),
+    ("POST", "/containers/{name}/restart", restart),
+    ("POST", "/containers/{name}/kill", kill),
+    ("POST", "/containers/{name}/pause", pause),
+    ("POST", "/containers/{name}/unpause", unpause),
+    ("POST", "/containers/{name}/rename", rename),
+    ("POST", "/containers/{name}/update", update),
+    ("POST", "/containers/{name}/wait", wait),
+    ("POST", "/containers/{name}/resize", resize),
+    ("DELETE", "/containers/{name}", remove),
+)

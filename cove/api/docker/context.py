@@ -1,0 +1,50 @@
+"""What every handler of the Docker Engine API is given, and what several of them need."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from cove.model.errors import CoveError
+from cove.model.objects import Event, Network
+
+if TYPE_CHECKING:
+    from cove.engine.engine import Engine
+
+NEWEST = 1051
+OLDEST = 1024
+RAW_STREAM = "application/vnd.docker.raw-stream"
+MULTIPLEXED_STREAM = "application/vnd.docker.multiplexed-stream"
+
+
+def version_text(version: int) -> str:
+    return f"{version // 1000}.{version % 1000}"
+
+
+class Api:
+    """The engine, and facts about this host that don't change."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.cpus = os.cpu_count() or 1
+
+    def find_network(self, name: str) -> Network | None:
+        """A network by name or id; None for one that is gone."""
+        try:
+            return self.engine.networks.find_network(name)
+        except CoveError:
+            return None
+
+    def publish(self, kind: str, action: str, actor_id: str, attributes: Mapping[str, str]) -> None:
+        """Tell the bus of a change to an image, volume or network; the engine tells of containers."""
+        self.engine.events.publish(
+            Event(
+                kind=kind,
+                action=action,
+                actor_id=actor_id,
+                attributes=dict(attributes),
+                time_ns=time.time_ns(),
+            )
+        )
