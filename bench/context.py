@@ -5,6 +5,7 @@ A side that can't start is remembered with its reason; every case that needs it 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -18,9 +19,12 @@ from bench.engines import FAILURES, Engine, EngineError
 from bench.floor import Floor
 from bench.images import busybox_archive, busybox_root
 from bench.peers import Dockerd, Runc, find_program
+from bench.room import remove_cgroups
 from bench.stats import Row, Samples, Target, Unit, interleave
 
 CACHE = Path("/var/cache/cove/bench")
+WORK = Path("/var/tmp")
+PREFIX = "cove-bench-"
 Measure = Callable[[], Iterable[float]]
 Side = TypeVar("Side")
 
@@ -32,8 +36,10 @@ class Bench:
         self.quick = quick
         self.cache = cache
         self.cores = os.cpu_count() or 1
-        self.directory = Path(tempfile.mkdtemp(prefix="cove-bench-", dir="/var/tmp"))
+        sweep(WORK)
+        self.directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=WORK))
         self._undo = ExitStack()
+        self._undo.callback(os.close, lock(self.directory))
         self._undo.callback(shutil.rmtree, self.directory, ignore_errors=True)
         self._sides: dict[str, object] = {}
         self._reasons: dict[str, str] = {}
@@ -152,3 +158,31 @@ class Bench:
             note=note,
             problem=problem,
         )
+
+
+def lock(directory: Path) -> int:
+    """A descriptor that marks a run's directory as in use while it is open; BlockingIOError if it is."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def sweep(work: Path) -> None:
+    """Remove directories and cgroups of runs that were killed: their rooms went with them."""
+    for directory in work.glob(f"{PREFIX}*"):
+        try:
+            if not any(directory.iterdir()):
+                continue  # another run is about to lock it
+            held = lock(directory)
+        except OSError:
+            continue
+        try:
+            for side in ("cove", "dockerd", "floor", "runc"):
+                remove_cgroups(f"{directory.name}-{side}")
+            shutil.rmtree(directory, ignore_errors=True)
+        finally:
+            os.close(held)

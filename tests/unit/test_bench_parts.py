@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from bench.client import ApiError, Client
+from bench.context import lock, sweep
 from bench.images import LINES_SIZE, archive_of, log_lines, synthetic_layer
 from bench.procfs import Memory, descendants, memory_of, parse_rollup, parse_status
 
@@ -170,3 +171,26 @@ def test_the_log_lines_are_whole_lines_of_one_mebibyte() -> None:
     assert len(lines) == LINES_SIZE
     assert lines.endswith(b"\n")
     assert 60 < len(lines.splitlines()[0]) < 120
+
+
+def test_what_a_killed_run_left_is_swept_and_a_living_run_is_left_alone(tmp_path: Path) -> None:
+    for name in ("cove-bench-dead", "cove-bench-alive", "other"):
+        (tmp_path / name / "data").mkdir(parents=True)
+    (tmp_path / "cove-bench-new").mkdir()
+    held = lock(tmp_path / "cove-bench-alive")
+    try:
+        sweep(tmp_path)
+    finally:
+        os.close(held)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cove-bench-alive", "cove-bench-new", "other"]
+    sweep(tmp_path)
+    assert not (tmp_path / "cove-bench-alive").exists()
+
+
+def test_a_run_directory_is_locked_once(tmp_path: Path) -> None:
+    held = lock(tmp_path)
+    try:
+        with pytest.raises(BlockingIOError):
+            lock(tmp_path)
+    finally:
+        os.close(held)
