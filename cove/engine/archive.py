@@ -6,12 +6,15 @@ volumes are mounted in the worker's own. The lookup itself, and every byte, is t
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 
 from cove.engine.parts import Parts
 from cove.engine.types import View
 from cove.image.types import OverlayTree, PathStat, RunningTree, Tree
+from cove.image.worker import read_archive, stat_path, write_archive
 from cove.model.errors import Conflict, Forbidden, Invalid
+from cove.runtime.users import Resolved, resolve_user
 
 
 class Archives:
@@ -39,11 +42,11 @@ class Archives:
 
     async def stat(self, view: View, path: str) -> PathStat:
         _check_path(path)
-        return await self._parts.archive.stat_path(self.tree(view), path)
+        return await stat_path(self.tree(view), path)
 
     async def get(self, view: View, path: str) -> tuple[PathStat, AsyncIterator[bytes]]:
         _check_path(path)
-        return await self._parts.archive.read_archive(self.tree(view), path)
+        return await read_archive(self.tree(view), path)
 
     async def put(
         self,
@@ -58,13 +61,27 @@ class Archives:
         _check_path(path)
         if view.container.spec.readonly_rootfs and not self._below_writable_mount(view, path):
             raise Forbidden("container rootfs is marked read-only")
-        await self._parts.archive.write_archive(
+        await write_archive(
             self.tree(view),
             path,
             chunks,
             no_overwrite_dir_non_dir=no_overwrite_dir_non_dir,
-            copy_uid_gid=copy_uid_gid,
+            owner=self._owner(view) if copy_uid_gid else None,
         )
+
+    def _owner(self, view: View) -> tuple[int, int] | None:
+        """Who `docker cp -a` gives the files to: the container's user; None when only its root could tell."""
+        if not view.container.user:
+            return None
+        if view.state.pid:
+            root_fd = os.open(f"/proc/{view.state.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                found: Resolved | None = resolve_user(root_fd, view.container.user)
+            finally:
+                os.close(root_fd)
+        else:
+            found = self._parts.identity(view.container)
+        return (found.uid, found.gid) if found is not None else None
 
     def _below_writable_mount(self, view: View, path: str) -> bool:
         clean = "/" + path.strip("/") + "/"

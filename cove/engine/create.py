@@ -21,6 +21,7 @@ from cove.model.container import (
     LogConfig,
     Mount,
     MountPoint,
+    Resources,
     Tmpfs,
     Volume,
 )
@@ -101,6 +102,17 @@ def parse_signal(text: str) -> int:
         return int(signal.Signals["SIG" + name])
     except KeyError:
         raise Invalid(f"Invalid signal: {text}: expected a number or a name, e.g. SIGTERM") from None
+
+
+def merge_resources(current: Resources, given: Resources) -> Resources:
+    """The limits after an update: what is given replaces, a field at its default leaves what was."""
+    empty = Resources()
+    changes = {
+        name: getattr(given, name)
+        for name in Resources.__struct_fields__
+        if getattr(given, name) != getattr(empty, name)
+    }
+    return msgspec.structs.replace(current, **changes)
 
 
 def check_target(target: str) -> str:

@@ -30,6 +30,7 @@ from cove.engine.reconcile import reconcile
 from cove.engine.start import plan_only
 from cove.engine.types import (
     AttachOptions,
+    ContainerStats,
     ExecSpec,
     ExecView,
     HostInfo,
@@ -46,6 +47,7 @@ from cove.logs.model import LogLine, LogQuery
 from cove.model.container import Container, ContainerSpec, MountPoint, Resources, RestartPolicy, State
 from cove.model.errors import Conflict, Invalid, NotFound
 from cove.network.model import NetworkSettings
+from cove.runtime.cgroups_stats import Stats, read_cpu_clock
 from cove.runtime.steps import Plan
 
 
@@ -56,7 +58,7 @@ class Engine:
         self._parts = parts
         self._background = background
         self._lifecycle = Lifecycle(parts, background)
-        self._execs = Execs(parts, background)
+        self._execs = Execs(parts, background, lambda container_id: self._lifecycle.live(container_id).task)
         self._archives = Archives(parts)
         parts.forget_execs = self._execs.forget_container
         self.images = parts.images
@@ -117,13 +119,12 @@ class Engine:
     async def create(self, spec: ContainerSpec) -> tuple[Container, Sequence[str]]:
         """Create a container; returns it with warnings. Nothing is left when it raises."""
         name = check_name(spec.name) if spec.name else choose_name(self._parts.registry)
-        owner = self._parts.registry.owner_of(name)
-        if owner is not None:
+        if name in self._parts.registry:
             raise self._parts.registry.taken(name)
         async with AsyncExitStack() as undo:
             container, warnings = await self._prepare(spec, name, undo)
             directory = self._parts.settings.container_dir(container.id)
-            undo.callback(self._parts.trash.throw, directory)
+            undo.callback(self._parts.trash.discard, directory)
             self._parts.make_container_dir(container)
             await self._parts.registry.insert(container, State())
             undo.pop_all()
@@ -134,6 +135,7 @@ class Engine:
         self, spec: ContainerSpec, name: str, undo: AsyncExitStack
     ) -> tuple[Container, Sequence[str]]:
         image = self._parts.images.find_image(spec.image)
+        spec, warnings = self._parts.check(spec)
         inherited = self._inherited_mounts(spec)
         planned = plan_mounts(spec, image.config, inherited, lambda: secrets.token_hex(32))
         container = plan_container(
@@ -146,13 +148,12 @@ class Engine:
             log=self._parts.log_config(spec.log),
             host_name=host_facts.host_name(),
         )
-        warnings = self._parts.check(container)
         self._check_references(spec)
         mounts = await settle_mounts(self._parts, planned, image, undo)
         return msgspec.structs.replace(container, mounts=mounts), warnings
 
-    def _inherited_mounts(self, spec: ContainerSpec) -> list[MountPoint]:
-        points: list[MountPoint] = []
+    def _inherited_mounts(self, spec: ContainerSpec) -> Sequence[MountPoint]:
+        points = []
         for source in spec.volumes_from:
             for point in self.find(source.container).container.mounts:
                 if point.kind == "tmpfs":
@@ -342,6 +343,7 @@ class Engine:
     async def plan(self, spec: ContainerSpec) -> Plan:
         """The isolation plan that a container of this spec would start with; nothing is made."""
         image = self._parts.images.find_image(spec.image)
+        spec, _ = self._parts.check(spec)
         container = plan_container(
             spec,
             image,
@@ -363,6 +365,13 @@ class Engine:
         pids = self._parts.pids(view.container)
         return await host_facts.list_processes(pids, ps_args)
 
+    async def stats(self, reference: str) -> ContainerStats:
+        """One reading of the counters; all zero when the container doesn't run."""
+        view = self.find(reference)
+        if view.state.status not in ("running", "paused"):
+            return ContainerStats(read_ns=time.time_ns(), cgroup=Stats(), clock=read_cpu_clock())
+        return self._parts.stats(view.container)
+
     async def writable_size(self, reference: str) -> int:
         """Bytes in the container's writable layer."""
         return await self._parts.writable_size(self.find(reference).container)
@@ -380,7 +389,7 @@ class Engine:
             architecture=uname.machine,
             cpus=os.cpu_count() or 1,
             memory_bytes=host_facts.memory_bytes(),
-            cgroup_version=self._parts.cgroups.version,
+            cgroup_version=self._parts.cgroups.layout.version,
             containers=len(states),
             running=sum(s in ("running", "restarting") for s in states),
             paused=states.count("paused"),

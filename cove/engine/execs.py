@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import socket
+from collections.abc import Callable
 
 import msgspec
 
@@ -64,9 +65,10 @@ class _Exec:
 class Execs:
     """All execs of this daemon."""
 
-    def __init__(self, parts: Parts, background: Background) -> None:
+    def __init__(self, parts: Parts, background: Background, task_of: Callable[[str], Task | None]) -> None:
         self._parts = parts
         self._background = background
+        self._task_of = task_of
         self._execs: dict[str, _Exec] = {}
 
     def _find(self, exec_id: str) -> _Exec:
@@ -131,7 +133,9 @@ class Execs:
         self.check_start(exec_id)
         found = self._find(exec_id)
         view = self._parts.registry.get(found.container_id)
-        assert view is not None, "check_start found it"
+        running = self._task_of(found.container_id)
+        if view is None or running is None:
+            raise Conflict(f"container {found.container_id} is not running")
         found.started = True
         attaches = []
         if sock is not None:
@@ -149,6 +153,7 @@ class Execs:
             task = await launch_exec(
                 self._parts,
                 view,
+                running,
                 found.spec,
                 directory,
                 attaches,

@@ -13,18 +13,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 
 import msgspec
 
-from cove.engine.create import parse_signal
+from cove.engine.create import merge_resources, parse_signal
 from cove.engine.live import Background, Live, done_wait, wake
 from cove.engine.parts import Parts
 from cove.engine.removal import remove_remains
 from cove.engine.restart import count_failure, plan_restart
 from cove.engine.start import StartRefused, launch_container
 from cove.engine.types import View, WaitCondition, WaitHandle, WaitResult
-from cove.model.container import Container, State
-from cove.model.errors import Conflict, CoveError, HostError, NotFound, NotModified
+from cove.model.container import Container, Resources, RestartPolicy, State
+from cove.model.errors import Conflict, CoveError, HostError, Invalid, NotFound, NotModified
+from cove.runtime.cgroups_limits import check_resources
 from cove.runtime.launch import ExitStatus, Task
 
 log = logging.getLogger("cove.engine")
@@ -160,7 +162,7 @@ class Lifecycle:
         live.task = None
         view = self._view(container_id)
         container = view.container
-        await self._parts.clean_after_exit(container)
+        await self._parts.clean_after_exit(container, killed=bool(status.error))
         state = msgspec.structs.replace(
             view.state,
             status="exited",
@@ -349,6 +351,34 @@ class Lifecycle:
             )
         self._parts.publish(container, "unpause")
 
+    # --- update -------------------------------------------------------------------------------
+
+    async def update(
+        self, container_id: str, given: Resources, restart: RestartPolicy | None
+    ) -> Sequence[str]:
+        """Change the limits that are given, and the restart policy; the record follows the kernel."""
+        live = self.live(container_id)
+        async with live.lock:
+            view = self._view(container_id)
+            container = view.container
+            if view.state.status in ("removing", "dead"):
+                raise Conflict("container is marked for removal and cannot be updated")
+            if restart is not None and restart.name != "no" and container.spec.auto_remove:
+                raise Invalid(
+                    "Restart policy cannot be updated because AutoRemove is enabled for the container"
+                )
+            merged = merge_resources(container.spec.resources, given)
+            merged, warnings = check_resources(merged, self._parts.host.cgroups, update=True)
+            if live.task is not None and given != Resources():
+                self._parts.update_limits(container, merged)
+            spec = msgspec.structs.replace(
+                container.spec, resources=merged, restart=restart or container.spec.restart
+            )
+            changed = msgspec.structs.replace(container, spec=spec)
+            await self._parts.registry.set_container(changed)
+        self._parts.publish(changed, "update")
+        return warnings
+
     # --- waiting ------------------------------------------------------------------------------
 
     def wait(self, container_id: str, condition: WaitCondition) -> WaitHandle:
@@ -397,10 +427,24 @@ class Lifecycle:
 
     # --- the daemon's own start and end -------------------------------------------------------
 
-    def resume_restart(self, view: View) -> None:
-        """At a daemon's start: go on with a restart that was waiting, from the shortest pause on."""
-        live = self.live(view.container.id)
-        self._schedule_restart(view.container.id, live, 0.0)
+    def resume_restart(self, container_id: str) -> None:
+        """At a daemon's start: go on at once with a restart that was waiting."""
+        self._schedule_restart(container_id, self.live(container_id), 0.0)
+
+    async def halt(self, container_id: str) -> None:
+        """Kill a container and keep it: the daemon is being uninstalled."""
+        live = self.live(container_id)
+        async with live.lock:
+            view = self._view(container_id)
+            if live.task is None:
+                if view.state.status == "restarting":
+                    await self._end_restarting(view, live)
+                return
+            await self._unwant(view)
+            if view.state.status == "paused":
+                await live.task.signal(9)
+                await self._thaw(view.container, live)
+        await self._kill_and_settle(view.container, live)
 
     def close(self) -> None:
         """Stop timers and hang up on pending clients; containers run on."""

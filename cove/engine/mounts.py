@@ -13,9 +13,10 @@ from pathlib import Path
 from cove.engine.create import PlannedMount, tmpfs_point
 from cove.engine.parts import Parts
 from cove.image.types import OverlayTree
+from cove.image.worker import copy_up
 from cove.model.container import Bind, MountPoint, Tmpfs, Volume
-from cove.model.errors import Invalid, NotFound
-from cove.model.objects import Image, VolumeRecord
+from cove.model.errors import Invalid
+from cove.model.objects import Image
 
 
 async def settle_mounts(
@@ -64,15 +65,25 @@ async def _volume_point(
     parts: Parts, mount: Volume, anonymous: bool, image: Image, undo: AsyncExitStack
 ) -> MountPoint:
     volumes = parts.volumes
-    try:
-        record = volumes.find(mount.name)
-    except NotFound:
+    record = volumes.find(mount.name)
+    if record is None or mount.driver_options:
+        fresh = record is None
         record = await volumes.create(
             mount.name, mount.driver, mount.driver_options, mount.labels, anonymous=anonymous
         )
-        undo.push_async_callback(parts.discard_volume, mount.name)
-        parts.publish_volume(record, "create")
-    source = _subpath(record, mount.subpath) if mount.subpath else record.mountpoint
+        if fresh:
+            undo.push_async_callback(parts.discard_volume, mount.name)
+            parts.publish_volume(record, "create")
+    shown = volumes.source(record.name)
+    if shown.kind == "tmpfs":
+        return MountPoint(
+            kind="tmpfs",
+            target=mount.target,
+            name=record.name,
+            options=shown.options,
+            readonly=mount.readonly,
+        )
+    source = _subpath(shown.source, record.name, mount.subpath) if mount.subpath else shown.source
     if mount.copy_up and not mount.subpath and may_have_content(parts, image, mount.target):
         await _copy_up(parts, image, mount.target, Path(source))
     return MountPoint(
@@ -81,19 +92,21 @@ async def _volume_point(
         source=source,
         name=record.name,
         driver=record.driver,
-        readonly=mount.readonly,
+        readonly=mount.readonly or shown.readonly,
+        propagation=shown.propagation,
+        recursive=shown.recursive,
         anonymous=anonymous,
     )
 
 
-def _subpath(record: VolumeRecord, subpath: str) -> str:
+def _subpath(source: str, volume: str, subpath: str) -> str:
     """A directory within a volume; Invalid when it leads outside or doesn't exist."""
-    root = os.path.realpath(record.mountpoint)
+    root = os.path.realpath(source)
     path = os.path.realpath(os.path.join(root, subpath.lstrip("/")))
     if os.path.commonpath([root, path]) != root:
-        raise Invalid(f"volume subpath '{subpath}' leads out of the volume {record.name}")
+        raise Invalid(f"volume subpath '{subpath}' leads out of the volume {volume}")
     if not os.path.exists(path):
-        raise Invalid(f"volume subpath '{subpath}' does not exist in the volume {record.name}: make it first")
+        raise Invalid(f"volume subpath '{subpath}' does not exist in the volume {volume}: make it first")
     return path
 
 
@@ -118,4 +131,4 @@ async def _copy_up(parts: Parts, image: Image, target: str, destination: Path) -
         if any(True for _ in entries):
             return
     tree = OverlayTree(lower=parts.images.layer_paths(image), layers_dir=parts.images.layers_dir)
-    await parts.copy_up(tree, target, destination)
+    await copy_up(tree, target, destination)

@@ -56,7 +56,7 @@ async def reconcile(parts: Parts, lifecycle: Lifecycle) -> list[str]:
 
 
 async def _adopt(parts: Parts, lifecycle: Lifecycle, view: View, task: Task) -> None:
-    frozen = await parts.is_frozen(view.container)
+    frozen = parts.is_frozen(view.container)
     status = "paused" if frozen else "running"
     if status != view.state.status:  # the daemon died between the freezer and the record
         if view.state.status == "running" and frozen:

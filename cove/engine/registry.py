@@ -72,13 +72,16 @@ class Registry:
             raise Invalid(f"Multiple IDs found with provided prefix: {reference}")
         raise NotFound(f"No such container: {reference}")
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
     def owner_of(self, name: str) -> str | None:
         return self._names.get(name)
 
     async def insert(self, container: Container, state: State) -> None:
         """Commit a new container and claim its name; Conflict when the name is taken."""
         if container.name in self._names:
-            raise self._taken(container.name)
+            raise self.taken(container.name)
         result = await self._store.txn(
             [absent(_NAMES + container.name)],
             [
@@ -88,7 +91,7 @@ class Registry:
             ],
         )
         if not result.succeeded:
-            raise self._taken(container.name)
+            raise self.taken(container.name)
         self._views[container.id] = View(container, state)
         self._names[container.name] = container.id
 
@@ -112,7 +115,7 @@ class Registry:
         view = self._views[container_id]
         old = view.container.name
         if new_name in self._names:
-            raise self._taken(new_name)
+            raise self.taken(new_name)
         renamed = msgspec.structs.replace(view.container, name=new_name)
         result = await self._store.txn(
             [absent(_NAMES + new_name)],
@@ -123,7 +126,7 @@ class Registry:
             ],
         )
         if not result.succeeded:
-            raise self._taken(new_name)
+            raise self.taken(new_name)
         self._names.pop(old, None)
         self._names[new_name] = container_id
         self._views[container_id] = View(renamed, self._views[container_id].state)
@@ -143,7 +146,8 @@ class Registry:
         self._views.pop(container_id, None)
         self._names.pop(view.container.name, None)
 
-    def _taken(self, name: str) -> Conflict:
+    def taken(self, name: str) -> Conflict:
+        """The error for a name that is in use."""
         owner = self._names.get(name, "unknown")
         return Conflict(
             f'Conflict. The container name "/{name}" is already in use by container "{owner}". '

@@ -19,7 +19,7 @@ from cove.model.errors import CoveError
 async def remove_remains(parts: Parts, container: Container, *, volumes: bool) -> None:
     """Take down all that a container had; each part is idempotent."""
     await parts.networks.disconnect(container.id)
-    parts.trash.throw(parts.settings.container_dir(container.id))
+    parts.trash.discard(parts.settings.container_dir(container.id))
     shutil.rmtree(parts.settings.state_dir(container.id), ignore_errors=True)
     parts.forget_execs(container.id)
     if volumes:
@@ -41,7 +41,7 @@ async def sweep_orphans(parts: Parts) -> None:
             if name in known:
                 continue
             if root == parts.settings.containers_dir:
-                parts.trash.throw(root / name)
+                parts.trash.discard(root / name)
             else:
                 await parts.end_stray(root / name)
                 shutil.rmtree(root / name, ignore_errors=True)

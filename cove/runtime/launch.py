@@ -170,6 +170,11 @@ class Task:
         """The status if it's known already."""
         return self._status.result() if self._status.done() else None
 
+    @property
+    def pidfd(self) -> int:
+        """A pidfd of the first process, borrowed: valid until the task has ended."""
+        return self._pidfd
+
     async def attach(self, client: Attach) -> None:
         """Hand a client's socket over. Raises Conflict when the process has ended or too many are
         attached, HostError when the supervisor can't be reached."""

@@ -1,0 +1,353 @@
+"""The rooms that the engine works with, opened once, and the few calls to them that several parts share.
+
+Order that must hold at opening: the store first, what is read from it next, the host's side (cgroups,
+bridges) last; closing goes the other way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import stat
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from cove.engine.registry import Registry
+from cove.engine.types import ContainerStats, Settings
+from cove.events.bus import Bus
+from cove.image.images import Images
+from cove.logs.drivers import log_setup
+from cove.logs.model import LogLine, LogQuery
+from cove.logs.read import LogReader
+from cove.model.container import Container, ContainerSpec, LogConfig, Resources
+from cove.model.errors import CoveError, HostError
+from cove.model.objects import Event, VolumeRecord
+from cove.network.model import NetworkSettings
+from cove.network.networks import Networks
+from cove.network.statistics import read_interfaces
+from cove.runtime.cgroups import Cgroups, detect_cgroups
+from cove.runtime.cgroups_limits import block_devices, check_resources, missing_features, plan_resources
+from cove.runtime.cgroups_stats import read_cpu_clock
+from cove.runtime.host import Host, find_block_numbers, find_host
+from cove.runtime.launch import Launcher, LogSetup, reconnect
+from cove.runtime.spec import check_spec
+from cove.runtime.users import Resolved, UserFiles, read_layered_user_files, resolve
+from cove.storage.layers import prepare_writable
+from cove.storage.trash import Trash
+from cove.storage.usage import disk_usage
+from cove.storage.volumes import Volumes
+from cove.store.interface import Put, Store, absent
+from cove.store.sqlite import SqliteStore
+
+_DAEMON_ID = "daemon/id"
+_CACHED_IMAGES = 64
+
+
+class Parts:
+    """Everything below the engine, of one daemon."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        store: Store,
+        registry: Registry,
+        images: Images,
+        volumes: Volumes,
+        networks: Networks,
+        trash: Trash,
+        cgroups: Cgroups,
+        host: Host,
+        launcher: Launcher,
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.registry = registry
+        self.images = images
+        self.volumes = volumes
+        self.networks = networks
+        self.trash = trash
+        self.cgroups = cgroups
+        self.host = host
+        self.launcher = launcher
+        self.events = Bus()
+        self.logs = LogReader()
+        self._users: dict[str, UserFiles | None] = {}
+        self.forget_execs: Callable[[str], None] = lambda container_id: None
+
+    @classmethod
+    async def open(cls, settings: Settings, network: NetworkSettings) -> Parts:
+        """Open every room. Raises what the first that fails raises, with the earlier ones closed."""
+        make_directories(settings)
+        launcher = Launcher.open(settings.native)
+        cgroups = detect_cgroups(parent=settings.cgroup_parent)
+        cgroups.setup()
+        async with contextlib.AsyncExitStack() as undo:
+            store = await SqliteStore.open(settings.data_root / "state.db")
+            undo.push_async_callback(store.close)
+            trash = await Trash.open(settings.data_root / "trash")
+            undo.push_async_callback(trash.close)
+            images = await Images.open(settings.data_root / "images", store)
+            volumes = await Volumes.open(settings.data_root / "volumes", store, trash)
+            registry = await Registry.open(store)
+            networks = await Networks.open(store, settings=network, run_dir=str(settings.run_dir))
+            undo.pop_all()
+        return cls(
+            settings=settings,
+            store=store,
+            registry=registry,
+            images=images,
+            volumes=volumes,
+            networks=networks,
+            trash=trash,
+            cgroups=cgroups,
+            host=find_host(cgroups.layout),
+            launcher=launcher,
+        )
+
+    async def close(self) -> None:
+        await self.networks.close()
+        await self.trash.close()
+        await self.events.close()
+        await self.store.close()
+
+    async def uninstall(self) -> None:
+        """Take down what the host holds for this daemon; containers are gone by now."""
+        await self.networks.uninstall()
+        for path in self.cgroups.list_containers():
+            await self.cgroups.kill(path)
+            await self.cgroups.remove(path)
+        self.cgroups.teardown()
+
+    async def daemon_id(self) -> str:
+        """The identity of this data root, made once."""
+        found = await self.store.get(_DAEMON_ID)
+        if found is not None:
+            return found.value.decode()
+        made = str(uuid.uuid4())
+        await self.store.txn([absent(_DAEMON_ID)], [Put(_DAEMON_ID, made.encode())])
+        return made
+
+    # --- events -------------------------------------------------------------------------------
+
+    def publish(self, container: Container, action: str, **attributes: str) -> None:
+        """Tell the bus what happened to a container; its labels go along, as in Docker."""
+        merged = {**container.labels, "image": container.image_name, "name": container.name, **attributes}
+        self.events.publish(
+            Event(
+                kind="container",
+                action=action,
+                actor_id=container.id,
+                attributes=merged,
+                time_ns=time.time_ns(),
+            )
+        )
+
+    def publish_volume(self, record: VolumeRecord, action: str) -> None:
+        self.events.publish(
+            Event(
+                kind="volume",
+                action=action,
+                actor_id=record.name,
+                attributes={"driver": record.driver},
+                time_ns=time.time_ns(),
+            )
+        )
+
+    # --- cgroups ------------------------------------------------------------------------------
+
+    def cgroup(self, container: Container) -> str:
+        """The path of a container's cgroup, relative to every hierarchy."""
+        parent = container.spec.cgroup_parent.strip("/") or self.settings.cgroup_parent
+        return f"{parent}/{container.id}"
+
+    async def freeze(self, container: Container) -> None:
+        await self.cgroups.freeze(self.cgroup(container))
+
+    async def thaw(self, container: Container) -> None:
+        await self.cgroups.thaw(self.cgroup(container))
+
+    def is_frozen(self, container: Container) -> bool:
+        return self.cgroups.is_frozen(self.cgroup(container))
+
+    async def kill_all(self, container: Container) -> None:
+        await self.cgroups.kill(self.cgroup(container))
+
+    def update_limits(self, container: Container, resources: Resources) -> None:
+        """Change the limits of a running container."""
+        numbers = find_block_numbers(block_devices(resources))
+        self.cgroups.update(self.cgroup(container), plan_resources(resources, numbers, ()))
+
+    def stats(self, container: Container) -> ContainerStats:
+        """One reading of a running container's counters."""
+        state = self.registry.find(container.id).state
+        interfaces = read_interfaces(state.pid) if state.pid else ()
+        return ContainerStats(
+            read_ns=time.time_ns(),
+            cgroup=self.cgroups.read_stats(self.cgroup(container)),
+            clock=read_cpu_clock(),
+            interfaces=tuple(interfaces),
+        )
+
+    def pids(self, container: Container) -> list[int]:
+        return self.cgroups.list_pids(self.cgroup(container))
+
+    async def oom_events(self, container: Container) -> AsyncIterator[None]:
+        """One item each time the kernel killed a process of the container for want of memory."""
+        try:
+            watch = self.cgroups.watch_oom(self.cgroup(container))
+        except CoveError:
+            return  # no memory controller, or the container has ended already
+        loop = asyncio.get_running_loop()
+        ready = asyncio.Event()
+        loop.add_reader(watch.fileno(), ready.set)
+        try:
+            while True:
+                await ready.wait()
+                ready.clear()
+                if watch.take():
+                    yield
+        finally:
+            loop.remove_reader(watch.fileno())
+            watch.close()
+
+    async def clean_after_exit(self, container: Container, *, killed: bool = False) -> None:
+        """Free what an ended container held: endpoints, and its cgroup when its supervisor couldn't."""
+        path = self.cgroup(container)
+        try:
+            if killed or container.spec.pid_mode:
+                await self.cgroups.kill(path)
+            await self.cgroups.remove(path)
+        finally:
+            await self.networks.disconnect(container.id)
+
+    # --- planning -----------------------------------------------------------------------------
+
+    def check(self, spec: ContainerSpec) -> tuple[ContainerSpec, list[str]]:
+        """What can never start is refused; the spec without the limits that this host ignores, and warnings."""
+        warnings = check_spec(spec, self.host)
+        resources, about_limits = check_resources(spec.resources, self.host.cgroups)
+        return msgspec.structs.replace(spec, resources=resources), [*warnings, *about_limits]
+
+    def identity(self, container: Container) -> Resolved | None:
+        """The container's user, when image and writable layer tell it; None: ask its mounted root."""
+        if any(covers_users(point.target) for point in container.mounts):
+            return None
+        upper = self.settings.container_dir(container.id) / "upper"
+        if os.path.lexists(upper / "etc"):
+            files = read_layered_user_files([str(upper), *self._layers_from_top(container.image_id)])
+        else:
+            files = self._image_users(container.image_id)
+        return resolve(files, container.user, container.spec.group_add) if files is not None else None
+
+    def _image_users(self, image_id: str) -> UserFiles | None:
+        """passwd and group of an image, read once."""
+        if image_id not in self._users:
+            if len(self._users) >= _CACHED_IMAGES:
+                self._users.clear()
+            self._users[image_id] = read_layered_user_files(self._layers_from_top(image_id))
+        return self._users[image_id]
+
+    def _layers_from_top(self, image_id: str) -> list[str]:
+        image = self.images.find_image(image_id)
+        return [str(self.images.layers_dir / layer) for layer in reversed(self.images.layer_paths(image))]
+
+    def _root_mode(self, image_id: str) -> int:
+        """The mode of the image's root directory; the writable layer's root shows it."""
+        layers = self._layers_from_top(image_id)
+        return stat.S_IMODE(os.stat(layers[0]).st_mode) if layers else 0o755
+
+    def gateways(self) -> list[str]:
+        """The default bridge's own addresses: what `host-gateway` stands for."""
+        pools = self.networks.find_network("bridge").ipam
+        return [pool.gateway for pool in pools if pool.gateway]
+
+    # --- directories --------------------------------------------------------------------------
+
+    def make_container_dir(self, container: Container) -> None:
+        """The container's directory: writable layer and log. Raises HostError (disk full)."""
+        directory = self.settings.container_dir(container.id)
+        try:
+            os.mkdir(directory, 0o700)
+            os.mkdir(directory / "log", 0o700)
+        except OSError as error:
+            raise HostError(f"container directory {directory}: {error.strerror}") from error
+        prepare_writable(directory, root_mode=self._root_mode(container.image_id))
+
+    async def writable_size(self, container: Container) -> int:
+        """Bytes in the writable layer."""
+        usage = await disk_usage(self.settings.container_dir(container.id) / "upper")
+        return usage.size_bytes
+
+    async def end_stray(self, state_dir: Path) -> None:
+        """End a supervisor that belongs to no container."""
+        task = await reconnect(state_dir)
+        if task is not None:
+            with contextlib.suppress(CoveError):
+                await task.signal(9)
+            await task.wait()
+
+    # --- logs ---------------------------------------------------------------------------------
+
+    def log_config(self, asked: LogConfig) -> LogConfig:
+        """The driver a container will log with, its options checked."""
+        config = LogConfig(driver=asked.driver or self.settings.default_log_driver, options=asked.options)
+        log_setup(config, Path())
+        return config
+
+    def log_setup(self, container: Container) -> LogSetup:
+        settings = log_setup(container.log, self.settings.log_dir(container.id))
+        return LogSetup(
+            driver=settings.driver,  # type: ignore[arg-type]
+            directory=settings.directory,
+            max_size_bytes=settings.max_size_bytes,
+            max_files=settings.max_files,
+        )
+
+    def read_logs(
+        self, container: Container, query: LogQuery, ended: asyncio.Event
+    ) -> AsyncIterator[LogLine]:
+        return self.logs.read(self.settings.log_dir(container.id), container.log.driver, query, ended=ended)
+
+    # --- volumes ------------------------------------------------------------------------------
+
+    def volume_users(self, name: str) -> Sequence[str]:
+        """Ids of the containers that mount a volume."""
+        return [
+            view.container.id
+            for view in self.registry.views()
+            if any(point.kind == "volume" and point.name == name for point in view.container.mounts)
+        ]
+
+    async def discard_volume(self, name: str) -> None:
+        """Take back a volume that a failed create had made, unless another container took it up meanwhile."""
+        with contextlib.suppress(CoveError):
+            await self.volumes.remove(name, force=False, in_use=self.volume_users)
+
+    def missing(self) -> list[str]:
+        """What this host can't do, as sentences."""
+        return missing_features(self.host.cgroups)
+
+
+def covers_users(target: str) -> bool:
+    """Whether a mount there hides passwd or group of the image."""
+    return target in ("/etc", "/etc/passwd", "/etc/group")
+
+
+def make_directories(settings: Settings) -> None:
+    """DATA_ROOT and RUN_DIR with what belongs below. Raises HostError."""
+    try:
+        settings.data_root.mkdir(parents=True, exist_ok=True, mode=0o711)
+        os.chmod(settings.data_root, 0o711)  # noqa: S103
+        for name in ("images", "containers", "volumes", "trash"):
+            (settings.data_root / name).mkdir(exist_ok=True, mode=0o711)
+        settings.run_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
+        for name in ("containers", "exec"):
+            (settings.run_dir / name).mkdir(exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise HostError(f"{error.filename}: {error.strerror}") from error

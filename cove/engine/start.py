@@ -1,0 +1,356 @@
+"""One start: endpoints, files, the plan, the supervisor. On failure everything is taken back.
+
+Order that must hold: the network namespace exists before the plan that joins it runs; the daemon's
+copy of its descriptor is closed once a process lives in it, for the kernel frees the namespace with
+its last holder.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from cove.engine.create import PlannedMount, tmpfs_point
+from cove.engine.files import ContainerFiles, existing_files, write_files
+from cove.engine.parts import Parts
+from cove.engine.types import ExecSpec, View
+from cove.model.container import (
+    Bind,
+    Container,
+    Endpoint,
+    EndpointSpec,
+    MountPoint,
+    PortBinding,
+    Tmpfs,
+    Volume,
+)
+from cove.model.errors import Conflict, CoveError, HostError, Invalid
+from cove.runtime import launch as runtime
+from cove.runtime import users
+from cove.runtime.cgroups_limits import block_devices
+from cove.runtime.host import find_block_numbers, find_devices, open_tree
+from cove.runtime.launch import Attach, StepFailed, StreamSetup, Task, launch
+from cove.runtime.plan import Slot, plan_exec, plan_facts, plan_start
+from cove.runtime.spec import Overlay, StartFacts, plan_exec_process, plan_spec
+from cove.runtime.steps import Exec, Plan
+
+NOT_FOUND_CODE = 127
+NOT_EXECUTABLE_CODE = 126
+NOT_STARTED_CODE = 128
+
+
+class StartRefused(Exception):
+    """A start that failed, with the exit code that clients show for it and the error to raise."""
+
+    def __init__(self, exit_code: int, cause: CoveError) -> None:
+        super().__init__(exit_code, cause)
+        self.exit_code = exit_code
+        self.cause = cause
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    task: Task
+    endpoints: tuple[Endpoint, ...]
+    ports: tuple[PortBinding, ...]
+
+
+async def launch_container(parts: Parts, container: Container, attaches: Sequence[Attach]) -> Running:
+    """Start a container's first process. Raises StartRefused; then nothing of the start remains."""
+    async with AsyncExitStack() as undo:
+        try:
+            return await _launch(parts, container, attaches, undo)
+        except CoveError as error:
+            raise refusal(error) from error
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            raise StartRefused(NOT_STARTED_CODE, HostError(f"{where}{error.strerror}")) from error
+    raise AssertionError("unreachable")
+
+
+async def _launch(
+    parts: Parts, container: Container, attaches: Sequence[Attach], undo: AsyncExitStack
+) -> Running:
+    spec = container.spec
+    namespace = -1
+    endpoints: tuple[Endpoint, ...] = ()
+    ports: tuple[PortBinding, ...] = ()
+    requests = network_requests(container)
+    on_failure = await undo.enter_async_context(AsyncExitStack())
+    if requests:
+        attachment = await parts.networks.connect(
+            container.id,
+            requests,
+            spec.ports if not spec.publish_all else all_ports(container),
+            container.hostname,
+        )
+        undo.callback(os.close, attachment.namespace)
+        on_failure.push_async_callback(parts.networks.disconnect, container.id)
+        namespace = attachment.namespace
+        endpoints, ports = attachment.endpoints, attachment.ports
+    files = _files(parts, container, endpoints)
+    facts = start_facts(parts, container, files)
+    config = plan_spec(container, facts, parts.host)
+    more = plan_facts(container, facts, network_ready=bool(requests))
+    plan, needed = plan_start(config, more, parts.host)
+    handed = open_slots(needed, undo, network=namespace)
+    task = await launch(
+        parts.launcher,
+        plan,
+        state_dir=parts.settings.state_dir(container.id),
+        slots=handed,
+        streams=StreamSetup(
+            terminal=spec.tty,
+            stdin=spec.open_stdin,
+            stdin_once=spec.stdin_once,
+            log=parts.log_setup(container),
+        ),
+        resolve_user=user_resolver(container.user, spec.group_add, container.env),
+        attach=attaches,
+    )
+    on_failure.pop_all()
+    return Running(task=task, endpoints=endpoints, ports=ports)
+
+
+def network_requests(container: Container) -> list[EndpointSpec]:
+    """The networks a start connects to, the network mode's first; host, none and container:ID have none."""
+    spec = container.spec
+    mode = spec.network_mode or "default"
+    if spec.network_disabled or mode in ("none", "host") or mode.startswith("container:"):
+        return []
+    main = "bridge" if mode == "default" else mode
+    asked = {("bridge" if e.network == "default" else e.network): e for e in spec.endpoints}
+    first = asked.pop(main, EndpointSpec(network=main))
+    return [first, *asked.values()]
+
+
+def all_ports(container: Container) -> tuple[PortBinding, ...]:
+    """`-P`: every exposed port that isn't published explicitly, on a host port of Cove's choice."""
+    published = {(p.container_port, p.protocol) for p in container.spec.ports}
+    extra = []
+    for exposed in container.exposed_ports:
+        number, _, protocol = exposed.partition("/")
+        first, _, last = number.partition("-")
+        for port in range(int(first), int(last or first) + 1):
+            if (port, protocol or "tcp") not in published:
+                extra.append(PortBinding(container_port=port, protocol=protocol or "tcp"))  # type: ignore[arg-type]
+    return (*container.spec.ports, *extra)
+
+
+def _files(parts: Parts, container: Container, endpoints: Sequence[Endpoint]) -> ContainerFiles:
+    mode = container.spec.network_mode
+    if mode.startswith("container:"):
+        target = parts.registry.find(mode.removeprefix("container:")).container
+        return existing_files(parts.settings.container_dir(target.id))
+    directory = parts.settings.container_dir(container.id)
+    return write_files(directory, container, endpoints, parts.gateways())
+
+
+def start_facts(parts: Parts, container: Container, files: ContainerFiles) -> StartFacts:
+    """What this start knows of the host. Raises Conflict when a container to join doesn't run."""
+    spec = container.spec
+    directory = parts.settings.container_dir(container.id)
+    joined: dict[str, int] = {}
+    shm = ""
+    for kind, mode in (("network", spec.network_mode), ("pid", spec.pid_mode), ("ipc", spec.ipc_mode)):
+        if mode.startswith("container:"):
+            target = parts.registry.find(mode.removeprefix("container:"))
+            if target.state.status not in ("running", "paused"):
+                raise Conflict(
+                    f"cannot join {kind} of a non running container: {target.container.id}: start it first"
+                )
+            joined[kind] = target.state.pid
+            if kind == "ipc":
+                shm = f"/proc/{target.state.pid}/root/dev/shm"
+    image = parts.images.find_image(container.image_id)
+    devices, rules = find_devices(spec.devices, privileged=spec.privileged)
+    return StartFacts(
+        root=Overlay(
+            lower=tuple(parts.images.layer_paths(image)),
+            layers_dir=str(parts.images.layers_dir),
+            upper=str(directory / "upper"),
+            work=str(directory / "work"),
+            merged=str(directory / "merged"),
+        ),
+        cgroup_path=parts.cgroup(container),
+        hosts_path=files.hosts,
+        hostname_path=files.hostname,
+        resolv_path=files.resolv,
+        joined=joined,
+        shm_path=shm,
+        devices=devices,
+        device_rules=rules,
+        block_numbers=find_block_numbers(block_devices(spec.resources)),
+        identity=parts.identity(container),
+    )
+
+
+def open_slots(
+    needed: Sequence[Slot], undo: AsyncExitStack, *, network: int = -1, process: int = -1
+) -> list[int]:
+    """The descriptors that a plan asks for: those handed in, and namespaces and mount trees opened here."""
+    handed = []
+    for slot in needed:
+        match slot.kind:
+            case "network":
+                handed.append(network)
+            case "process":
+                handed.append(process)
+            case "namespace":
+                handed.append(os.open(slot.path, os.O_RDONLY | os.O_CLOEXEC))
+                undo.callback(os.close, handed[-1])
+            case "tree":
+                handed.append(open_tree(slot.path, recursive=slot.recursive))
+                undo.callback(os.close, handed[-1])
+    return handed
+
+
+def user_resolver(
+    user: str, group_add: Sequence[str], env: Sequence[str]
+) -> Callable[[int], Awaitable[runtime.Resolved]]:
+    """Answers the plan's sync point: the user as the container's own root has it."""
+
+    async def resolve(root_fd: int) -> runtime.Resolved:
+        found = users.resolve_user(root_fd, user, group_add)
+        return runtime.Resolved(uid=found.uid, gid=found.gid, groups=found.groups, env=found.environment(env))
+
+    return resolve
+
+
+# --- execs --------------------------------------------------------------------------------------
+
+
+async def launch_exec(
+    parts: Parts,
+    view: View,
+    task: Task,
+    spec: ExecSpec,
+    state_dir: Path,
+    attaches: Sequence[Attach],
+    *,
+    keep_stdin: bool,
+    rows: int,
+    cols: int,
+) -> Task:
+    """Start a further process in a running container. Raises StartRefused."""
+    async with AsyncExitStack() as undo:
+        try:
+            return await _launch_exec(
+                parts,
+                view,
+                task,
+                spec,
+                state_dir,
+                attaches,
+                undo,
+                keep_stdin=keep_stdin,
+                rows=rows,
+                cols=cols,
+            )
+        except CoveError as error:
+            raise refusal(error) from error
+        except OSError as error:
+            raise StartRefused(NOT_STARTED_CODE, HostError(f"exec: {error.strerror}")) from error
+    raise AssertionError("unreachable")
+
+
+async def _launch_exec(
+    parts: Parts,
+    view: View,
+    task: Task,
+    spec: ExecSpec,
+    state_dir: Path,
+    attaches: Sequence[Attach],
+    undo: AsyncExitStack,
+    *,
+    keep_stdin: bool,
+    rows: int,
+    cols: int,
+) -> Task:
+    container, state = view
+    pid = state.pid
+    root_fd = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    undo.callback(os.close, root_fd)
+    identity = users.resolve_user(root_fd, spec.user or container.user, container.spec.group_add)
+    facts = start_facts(parts, container, existing_files(parts.settings.container_dir(container.id)))
+    config = plan_spec(container, facts, parts.host)
+    process = plan_exec_process(
+        container,
+        config,
+        args=spec.args,
+        env=spec.env,
+        working_dir=spec.working_dir,
+        user=spec.user,
+        tty=spec.tty,
+        privileged=spec.privileged,
+        rows=rows,
+        cols=cols,
+        identity=identity,
+        host=parts.host,
+    )
+    more = plan_facts(container, facts, network_ready=False)
+    plan, needed = plan_exec(config, process, more, parts.host)
+    return await launch(
+        parts.launcher,
+        plan,
+        state_dir=state_dir,
+        slots=open_slots(needed, undo, process=task.pidfd),
+        streams=StreamSetup(terminal=spec.tty, stdin=keep_stdin and spec.attach_stdin, stdin_once=True),
+        attach=attaches,
+    )
+
+
+# --- failures, dry runs -------------------------------------------------------------------------
+
+
+def refusal(error: CoveError) -> StartRefused:
+    """The exit code and the sentence for a failed start, as Docker's clients read them."""
+    if isinstance(error, StepFailed) and isinstance(error.step, Exec):
+        name = error.step.args[0]
+        if error.errno == errno.ENOENT:
+            where = ": no such file or directory" if "/" in name else ": executable file not found in $PATH"
+            return StartRefused(NOT_FOUND_CODE, Invalid(f'exec: "{name}"{where}'))
+        if error.errno in (errno.EACCES, errno.EISDIR):
+            return StartRefused(NOT_EXECUTABLE_CODE, Invalid(f'exec: "{name}": permission denied'))
+        if error.errno == errno.ENOEXEC:
+            return StartRefused(
+                NOT_EXECUTABLE_CODE,
+                Invalid(f'exec: "{name}": exec format error: permission denied to run it'),
+            )
+        return StartRefused(NOT_EXECUTABLE_CODE, Invalid(f'exec: "{name}": {os.strerror(error.errno)}'))
+    return StartRefused(NOT_STARTED_CODE, error)
+
+
+def plan_only(parts: Parts, container: Container, mounts: Sequence[PlannedMount | MountPoint]) -> Plan:
+    """The plan of a container that isn't made: volumes and files have the paths they would get."""
+    points = []
+    for item in mounts:
+        if isinstance(item, MountPoint):
+            points.append(item)
+            continue
+        match item.mount:
+            case Bind(source=source, target=target, readonly=readonly, propagation=propagation):
+                points.append(
+                    MountPoint(
+                        kind="bind", target=target, source=source, readonly=readonly, propagation=propagation
+                    )
+                )
+            case Tmpfs():
+                points.append(tmpfs_point(item.mount))
+            case Volume(name=name, target=target, readonly=readonly):
+                source = str(parts.settings.data_root / "volumes" / name / "_data")
+                points.append(
+                    MountPoint(kind="volume", target=target, source=source, name=name, readonly=readonly)
+                )
+    dry = msgspec.structs.replace(container, mounts=tuple(points))
+    files = existing_files(parts.settings.container_dir(container.id))
+    facts = start_facts(parts, dry, files)
+    more = plan_facts(dry, facts, network_ready=bool(network_requests(dry)))
+    plan, _ = plan_start(plan_spec(dry, facts, parts.host), more, parts.host)
+    return plan
