@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import errno
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 from cove.model.errors import HostError
 from cove.network import links
-from cove.network.links import Interface, Route
-from cove.network.model import FeatureMissing
+from cove.network.links import Route
+from cove.network.model import BridgePlan, FeatureMissing
 from cove.network.namespaces import write_setting
 from cove.network.netlink import Netlink, NetlinkError
 
@@ -23,16 +22,6 @@ log = logging.getLogger(__name__)
 
 DEFAULT_MTU = 1500
 _RTF_DEFAULT, _RTF_ADDRCONF = 0x00010000, 0x00040000  # linux/ipv6_route.h
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BridgePlan:
-    """A bridge as it has to be: `addresses` are its own, the gateways of its network."""
-
-    name: str
-    mac: str
-    mtu: int
-    addresses: tuple[Interface, ...]
 
 
 def apply_bridge(netlink: Netlink, plan: BridgePlan) -> int:

@@ -55,7 +55,8 @@ def parse_extra_host(value: str, gateways: Sequence[str]) -> tuple[str, tuple[st
     if address == HOST_GATEWAY:
         if not gateways:
             raise Invalid(
-                "add-host: host-gateway needs the default bridge, which this host doesn't have: name an address"
+                "add-host: host-gateway needs the default bridge, which this host doesn't have: "
+                "name an address"
             )
         return name, tuple(gateways)
     try:
@@ -72,7 +73,7 @@ def hostname_file(hostname: str) -> str:
 
 
 def only_stub_resolver(host_text: str) -> bool:
-    """Whether a resolv.conf names nothing but systemd-resolved's stub: then RESOLVED_FILE is the one to use."""
+    """Whether a resolv.conf names just systemd-resolved's stub: then RESOLVED_FILE is the one to use."""
     return _nameservers(host_text) == ["127.0.0.53"]
 
 

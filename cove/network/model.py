@@ -7,6 +7,7 @@ No I/O. Everything is frozen. Addresses are text at the room's border (as in `co
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -100,6 +101,16 @@ class Published:
     @property
     def wildcard(self) -> bool:
         return self.host_ip in ("0.0.0.0", "::")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BridgePlan:
+    """A bridge as it has to be: `addresses` are its own, the gateways of its network."""
+
+    name: str
+    mac: str
+    mtu: int
+    addresses: tuple[ipaddress.IPv4Interface | ipaddress.IPv6Interface, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,40 +1,189 @@
 """The networks of one daemon: what the engine calls.
 
-Signatures first; the parts land one by one.
+Owns which container is on which network, with which addresses and ports. Decides on the event loop, with no
+`await` between a check and the change that rests on it; whatever waits for the kernel runs in the threads of
+`namespaces.Workshop`, and the store is written before a call returns.
+
+What makes a start quick: its namespace is taken from the pool, and publishing ports is one netlink message.
+What makes a stop quick: ports go at once; interfaces and addresses are taken back behind (`_reap_forever`),
+and an address isn't given out again before its interface is gone.
+
+Order that must hold in `connect`: addresses, namespace, ports, rules, store; undone in reverse.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import errno
+import ipaddress
+import logging
+import os
+import secrets
+import time
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
 
 from cove.model.container import Endpoint, EndpointSpec, PortBinding
+from cove.model.errors import Conflict, CoveError, Forbidden, HostError, Invalid, NotFound
 from cove.model.objects import IpamPool, Network
-from cove.network.model import Alive, Attachment, NetworkSettings
-from cove.store.interface import Store
+from cove.network import bridges, conntrack, foreign, links, records
+from cove.network.addresses import AddressPool, mac_of, parse_address, parse_mac, parse_pool, parse_subnet
+from cove.network.firewall import Chain, Firewall
+from cove.network.links import Address, Subnet
+from cove.network.loopback import LoopbackProxies
+from cove.network.model import (
+    BRIDGE,
+    BUILT_IN,
+    HOST,
+    MAX_ENDPOINTS,
+    NONE,
+    Alive,
+    Attachment,
+    FeatureMissing,
+    NetworkSettings,
+    Published,
+)
+from cove.network.namespaces import InterfacePlan, Workshop, hairpin_needed, new_host_name
+from cove.network.netlink import NetlinkError
+from cove.network.pool import NamespacePool, Ready
+from cove.network.ports import Held, Ports
+from cove.network.rules import plan_removal, plan_table
+from cove.store.interface import Delete, DeletePrefix, Op, Put, Store, absent
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_CHECK_PERIOD_S = 30.0
+_GATHER_S = 0.2  # how long the reaper waits for more, and for what the kernel deletes by itself
+_RETRY_S = 2.0
+_FLUSH_ROUNDS = 4
+_OPERATIONS = 500  # of one transaction of the store
+_GUARD = "guard"
+
+
+@dataclass(slots=True)
+class _Bridge:
+    """A bridge network with what is on it now."""
+
+    network: Network
+    pools: dict[int, AddressPool]
+    index: int = 0  # of the link; 0: it couldn't be made
+    members: dict[str, Endpoint] = field(default_factory=dict)
+
+    @property
+    def isolated(self) -> bool:
+        return not records.parse_switch(self.network.options, records.OPTION_ICC, default=True)
+
+
+@dataclass(slots=True)
+class _Attached:
+    """What a container holds."""
+
+    endpoints: list[Endpoint]
+    held: list[Held]
 
 
 class Networks:
-    """See the module."""
+    """See the module. Made by `open`; every method is called on the event loop's thread."""
+
+    def __init__(self, store: Store, settings: NetworkSettings, run_dir: str) -> None:
+        self._store = store
+        self._settings = settings
+        self._seed = f"{_machine_id()} {run_dir}"
+        self._group = 0x40000000 | zlib.crc32(settings.table.encode()) >> 2
+        self._networks: dict[str, Network] = {}
+        self._bridges: dict[str, _Bridge] = {}
+        self._attached: dict[str, _Attached] = {}
+        self._pending: dict[str, str] = {}  # host ends of interfaces that are being made → network
+        self._ports = Ports()
+        self._proxies = LoopbackProxies()
+        self._workshop = Workshop()
+        self._firewall: Firewall | None = None
+        self._missing: FeatureMissing | None = None
+        self._guard = False
+        self._generation = 0
+        self._hairpin = False
+        self._doomed: list[Endpoint] = []
+        self._doomed_udp: set[int] = set()
+        self._reap_wanted = asyncio.Event()
+        self._reap_now = asyncio.Event()
+        self._reaped = asyncio.Event()
+        self._reaping = False
+        self._pool = NamespacePool(settings.pool_size, self._make_ready, self._bury)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closed = False
+
+    # --- start and end --------------------------------------------------------------------
 
     @classmethod
-    async def open(cls, store: Store, *, settings: NetworkSettings, run_dir: str) -> Networks:
+    async def open(cls, store: Store, *, settings: NetworkSettings, run_dir: str | Path) -> Networks:
         """Make or repair bridges and rules, and start filling the pool.
 
-        Never fails for a missing kernel feature: bridge networks then raise Unavailable when used.
+        A missing kernel feature doesn't fail it: bridge networks then raise Unavailable when used. Raises
+        Invalid for settings that can't be, HostError.
         """
-        raise NotImplementedError
+        self = cls(store, settings, str(run_dir))
+        try:
+            await self._load()
+            await self._repair()
+            loop = asyncio.get_running_loop()
+            self._tasks = [loop.create_task(self._reap_forever()), loop.create_task(self._check_forever())]
+            if self._missing is None:
+                self._pool.start()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def close(self) -> None:
+        """Stop helping: pool, listeners and threads go; bridges, rules and living containers stay."""
+        if self._closed:
+            return
+        self._closed = True
+        await self._pool.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._proxies.close()
+        self._ports.release(self._ports.held())
+        await asyncio.to_thread(self._workshop.close)
+        if self._firewall is not None:
+            self._firewall.close()
+
+    async def uninstall(self) -> None:
+        """Remove every link, table and rule of this daemon from the host, then close."""
+        await self._pool.close()
+        for container_id in list(self._attached):
+            await self.disconnect(container_id)
+        await self._flush()
+        await self._in(self._workshop.reaper, self._remove_all)
+        await self.close()
+
+    # --- networks -------------------------------------------------------------------------
 
     def list_networks(self) -> list[Network]:
         """All networks: the three built-in ones, then the others by name."""
-        raise NotImplementedError
+        return records.in_order(self._networks.values())
 
     def find_network(self, name_or_id: str) -> Network:
         """By name, id or unique prefix of an id; "default" is the default bridge. NotFound, Invalid."""
-        raise NotImplementedError
+        return records.find_network(self._networks.values(), name_or_id)
 
     def members(self, network_id: str) -> list[tuple[str, Endpoint]]:
         """The container ids and endpoints that are connected now (what network inspect shows)."""
-        raise NotImplementedError
+        bridge = self._bridges.get(network_id)
+        return list(bridge.members.items()) if bridge is not None else []
+
+    def gateways(self) -> list[str]:
+        """The default bridge's own addresses: what "host-gateway" stands for."""
+        return [pool.gateway for pool in self.find_network(BRIDGE).ipam]
 
     async def create(
         self,
@@ -48,12 +197,56 @@ class Networks:
         labels: Mapping[str, str] | None = None,
         options: Mapping[str, str] | None = None,
     ) -> Network:
-        """Make a network. Conflict (name in use), Invalid, Forbidden, Unavailable."""
-        raise NotImplementedError
+        """Make a network. Conflict (name in use), Invalid, Forbidden, NotFound (driver), Unavailable."""
+        self._check_feature()
+        taken, mtu = await self._in(self._workshop.reaper, self._survey)
+        network = records.plan_network(
+            name,
+            id=secrets.token_hex(32),
+            now_ns=time.time_ns(),
+            driver=driver,
+            ipam=ipam,
+            ipv6=ipv6,
+            internal=internal,
+            attachable=attachable,
+            labels=labels or {},
+            options=options or {},
+            existing=list(self._networks.values()),
+            taken=taken,
+            default_mtu=self._settings.mtu or mtu,
+            seed=self._seed,
+        )
+        bridge = _Bridge(network, _address_pools(network))
+        self._networks[network.id] = network  # from here on its name and subnets are taken
+        try:
+            bridge.index = await self._in(self._workshop.reaper, self._apply_network, network)
+            await self._store.txn([], [Put(f"networks/{network.id}", msgspec.json.encode(network))])
+        except BaseException:
+            del self._networks[network.id]
+            await asyncio.shield(self._in(self._workshop.reaper, self._withdraw_network, network))
+            raise
+        self._bridges[network.id] = bridge
+        return network
 
     async def remove(self, name_or_id: str) -> Network:
-        """Remove a network. NotFound, Forbidden (built-in), Conflict (has endpoints)."""
-        raise NotImplementedError
+        """Remove a network. NotFound, Invalid, Forbidden (built-in, or it has endpoints)."""
+        network = self.find_network(name_or_id)
+        if network.name in BUILT_IN:
+            raise Forbidden(f"{network.name} is a pre-defined network and cannot be removed")
+        bridge = self._bridges[network.id]
+        if bridge.members or network.id in self._pending.values():
+            raise Forbidden(
+                f"error while removing network: network {network.name} has active endpoints "
+                f"({len(bridge.members)}): disconnect them first"
+            )
+        del self._networks[network.id]
+        del self._bridges[network.id]
+        operations: list[Op] = [Delete(f"networks/{network.id}"), DeletePrefix(f"addresses/{network.id}/")]
+        await self._store.txn([], operations)
+        await self._in(self._workshop.reaper, self._withdraw_network, network)
+        return network
+
+    # --- endpoints ------------------------------------------------------------------------
 
     async def connect(
         self,
@@ -64,31 +257,652 @@ class Networks:
     ) -> Attachment:
         """Attach a container that is about to start. Nothing remains of a call that raised.
 
-        The first request is eth0, the next eth1 …; the first that isn't internal has the default route.
-        Raises NotFound, Invalid, Conflict (address in use), PortInUse, Unavailable, HostError.
+        The first request is eth0, the next eth1 …; the first that isn't internal has the default route and
+        the published ports. Raises NotFound, Invalid, Conflict (address in use, container connected), PortInUse,
+        Unavailable, HostError.
         """
-        raise NotImplementedError
+        self._check_feature()
+        if container_id in self._attached:
+            raise Conflict(f"container {container_id[:12]} is connected already: disconnect it first")
+        wanted = self._resolve(requests)
+        attached = _Attached([], [])
+        self._attached[container_id] = attached
+        async with AsyncExitStack() as undo:
+            undo.callback(self._attached.pop, container_id)
+            ready = self._take_ready(wanted)
+            if ready is not None:
+                namespace, endpoints = ready.namespace, [ready.endpoint]
+                undo.callback(self._bury, ready.endpoint)
+            else:
+                endpoints = await self._allocate(wanted, undo)
+                namespace = await self._make(endpoints)
+            undo.callback(os.close, namespace)
+            self._set_members(container_id, endpoints, undo)
+            attached.endpoints = endpoints
+            await self._publish(attached, ports, f"{hostname} ({container_id[:12]})", undo)
+            await self._write_addresses(container_id, endpoints)
+            undo.pop_all()
+        return Attachment(
+            namespace=namespace,
+            endpoints=tuple(endpoints),
+            ports=tuple(item.binding for item in attached.held),
+        )
 
     async def disconnect(self, container_id: str) -> None:
         """Take a container's ports and addresses back. Idempotent; slow deletions happen behind."""
-        raise NotImplementedError
+        attached = self._attached.pop(container_id, None)
+        if attached is None:
+            return
+        for endpoint in attached.endpoints:
+            self._forget_member(container_id, endpoint)
+        self._withdraw(attached.held)
+        for endpoint in attached.endpoints:
+            self._bury(endpoint)
 
     async def attach(self, container_id: str, request: EndpointSpec, namespace: int) -> Endpoint:
-        """Connect a running container to one more network; `namespace` is a descriptor, borrowed."""
-        raise NotImplementedError
+        """Connect a running container to one more network; `namespace` is a descriptor, borrowed.
+
+        Raises as `connect` does, and Forbidden when the container is on that network already.
+        """
+        self._check_feature()
+        attached = self._attached.get(container_id) or _Attached([], [])
+        [(bridge, spec)] = self._resolve([request])
+        if container_id in bridge.members:
+            raise Forbidden(f"container is already connected to network {bridge.network.name}")
+        used = {endpoint.interface for endpoint in attached.endpoints}
+        name = next(name for i in range(len(used) + 1) if (name := f"eth{i}") not in used)
+        routed = any(endpoint.gateway4 or endpoint.gateway6 for endpoint in attached.endpoints)
+        async with AsyncExitStack() as undo:
+            [endpoint] = await self._allocate([(bridge, spec)], undo, first=name, routed=routed)
+            plan = self._interface_plan(endpoint)
+            await self._in(self._workshop.makers, self._workshop.add, plan, namespace)
+            self._set_members(container_id, [endpoint], undo)
+            await self._write_addresses(container_id, [endpoint])
+            attached.endpoints = [*attached.endpoints, endpoint]
+            self._attached[container_id] = attached
+            undo.pop_all()
+        return endpoint
 
     async def detach(self, container_id: str, network: str) -> None:
         """Disconnect a running container from one network. NotFound when it isn't connected."""
-        raise NotImplementedError
+        found = self.find_network(network)
+        attached = self._attached.get(container_id)
+        endpoint = next(
+            (e for e in (attached.endpoints if attached else ()) if e.network_id == found.id), None
+        )
+        if attached is None or endpoint is None:
+            raise NotFound(f"container {container_id[:12]} is not connected to network {found.name}")
+        gone = [item for item in attached.held if item.published.address in (endpoint.ipv4, endpoint.ipv6)]
+        attached.held = [item for item in attached.held if item not in gone]
+        attached.endpoints = [e for e in attached.endpoints if e is not endpoint]
+        self._forget_member(container_id, endpoint)
+        self._withdraw(gone)
+        self._reap_now.set()  # the container lives: nothing else will delete the interface
+        self._bury(endpoint)
 
     async def reconcile(self, alive: Mapping[str, Alive]) -> None:
-        """After a restart: publish again what is alive, free everything else."""
-        raise NotImplementedError
+        """After a restart: publish again what is alive, free everything else. Before the first connect."""
+        for container_id, holds in alive.items():
+            if container_id not in self._attached:
+                await self._readopt(container_id, holds)
+        if self._firewall is not None:
+            self._firewall.replace([item.published for item in self._ports.held()])
+        await self._free_stale()
+        if self._missing is None:
+            known = {e.host_interface for a in self._attached.values() for e in a.endpoints}
+            known |= self._pool.names() | set(self._pending)
+            stale = await self._in(self._workshop.reaper, self._stale_links, known)
+            if stale:
+                await self._in(self._workshop.reaper, self._workshop.reap, stale, self._group)
 
-    async def close(self) -> None:
-        """Stop helping: pool, listeners and threads go; bridges, rules and living containers stay."""
-        raise NotImplementedError
+    async def check(self) -> None:
+        """Repair what others changed: rules that are gone, firewalls that drop. Called periodically."""
+        self._pool.relax()
+        if self._firewall is None or self._missing is not None:
+            return
+        rewritten = await self._in(self._workshop.reaper, self._check_rules)
+        if rewritten:
+            self._firewall.replace([item.published for item in self._ports.held()])
 
-    async def uninstall(self) -> None:
-        """Remove every link, table and rule of this daemon from the host, then close."""
-        raise NotImplementedError
+    # --- starting up ----------------------------------------------------------------------
+
+    async def _load(self) -> None:
+        for item in await self._store.range("networks/"):
+            network = msgspec.json.decode(item.value, type=Network)
+            self._networks[network.id] = network
+        names = {network.name: network for network in self._networks.values()}
+        operations: list[Op] = []
+        for name in (HOST, NONE):
+            if name not in names:
+                operations.append(
+                    self._record(records.plan_built_in(name, id=secrets.token_hex(32), now_ns=time.time_ns()))
+                )
+        default = await self._plan_default(names.get(BRIDGE))
+        if default != names.get(BRIDGE):
+            operations.append(self._record(default))
+        if operations:
+            await self._store.txn([], operations)
+        for network in self._networks.values():
+            if network.driver == "bridge":
+                self._bridges[network.id] = _Bridge(network, _address_pools(network))
+        for item in await self._store.range("addresses/"):
+            _, network_id, text = item.key.split("/", 2)
+            self._occupy(network_id, text)
+
+    def _record(self, network: Network) -> Op:
+        self._networks[network.id] = network
+        return Put(f"networks/{network.id}", msgspec.json.encode(network))
+
+    async def _plan_default(self, known: Network | None) -> Network:
+        """The default bridge's record: as stored, as far as the settings leave it open."""
+        settings = self._settings
+        stored = {parse_subnet(p.subnet).version: p for p in known.ipam} if known else {}
+        asked = {4: settings.ipv4 or getattr(stored.get(4), "subnet", "")}
+        with_ipv6 = settings.ipv6 != "none" and bridges.has_ipv6()
+        asked[6] = (settings.ipv6 or getattr(stored.get(6), "subnet", "")) if with_ipv6 else ""
+        taken, mtu = await self._in(self._workshop.reaper, self._survey)
+        own = [parse_subnet(p.subnet) for n in self._networks.values() if n is not known for p in n.ipam]
+        pools = records.plan_default_pools(
+            ipv4=asked[4], ipv6=asked[6], with_ipv6=with_ipv6, taken=[*own, *taken], seed=self._seed
+        )
+        base = known or Network(
+            id=secrets.token_hex(32), name=BRIDGE, driver="bridge", created_ns=time.time_ns()
+        )
+        return msgspec.structs.replace(
+            base, ipam=pools, ipv6=len(pools) > 1, bridge=settings.bridge, mtu=settings.mtu or mtu
+        )
+
+    async def _repair(self) -> None:
+        try:
+            indexes = await self._in(self._workshop.reaper, self._apply_all)
+        except FeatureMissing as error:
+            self._missing = error
+            log.warning("%s; networks host and none work", error)
+            return
+        for network_id, index in indexes.items():
+            self._bridges[network_id].index = index
+
+    def _apply_all(self) -> dict[str, int]:
+        netlink = self._workshop.netlink()
+        self._firewall = Firewall(self._settings.table)
+        self._guard = self._has_guard(self._firewall.chains())
+        self._hairpin = hairpin_needed()
+        found = {
+            bridge.network.id: bridges.apply_bridge(netlink, records.bridge_plan(bridge.network))
+            for bridge in self._bridges.values()
+        }
+        ipv6 = any(bridge.network.ipv6 for bridge in self._bridges.values())
+        if bridges.enable_forwarding(ipv6=ipv6):
+            self._guard = True
+        self._write_table()
+        self._let_through()
+        return found
+
+    def _has_guard(self, chains: Iterable[Chain]) -> bool:
+        """Whether the table, as it is in the kernel, says that forwarding was switched on by Cove."""
+        table = self._settings.table
+        if self._firewall is None or not any(c.table == table and c.name == _GUARD for c in chains):
+            return False
+        return "drop" in self._firewall.run(f"list chain inet {table} {_GUARD}\n")
+
+    # --- in the reaper's thread: slow changes of the host ---------------------------------
+
+    def _survey(self) -> tuple[list[Subnet], int]:
+        """The subnets that the host routes elsewhere, and the MTU of its way out."""
+        netlink = self._workshop.netlink()
+        routes = links.routes(netlink)
+        own = {bridge.index for bridge in self._bridges.values()}
+        default = links.find_link(netlink, self._settings.bridge)
+        if default is not None:
+            own.add(default.index)
+        taken = [route.destination for route in routes if route.link not in own]
+        return taken, bridges.default_mtu(netlink, routes)
+
+    def _apply_network(self, network: Network) -> int:
+        index = bridges.apply_bridge(self._workshop.netlink(), records.bridge_plan(network))
+        if bridges.enable_forwarding(ipv6=network.ipv6):
+            self._guard = True
+        self._hairpin = hairpin_needed()
+        self._write_table()
+        self._let_through()
+        return index
+
+    def _withdraw_network(self, network: Network) -> None:
+        assert self._firewall is not None, "a network was made without a firewall"
+        self._write_table()
+        foreign.take_back(self._firewall, [network.bridge])
+        bridges.remove_bridge(self._workshop.netlink(), network.bridge)
+
+    def _write_table(self) -> None:
+        assert self._firewall is not None, "rules were written without a firewall"
+        networks = [records.bridge_rules(n) for n in self.list_networks() if n.driver == "bridge"]
+        text = plan_table(self._settings.table, networks, guard=self._guard)
+        try:
+            self._firewall.run(text)
+        except FeatureMissing:
+            raise
+        except HostError:
+            # A table of another release, whose maps have other types: make it anew, in one transaction.
+            self._firewall.run(plan_removal(self._settings.table) + text)
+
+    def _let_through(self) -> None:
+        assert self._firewall is not None, "rules were written without a firewall"
+        names = [n.bridge for n in self.list_networks() if n.driver == "bridge"]
+        try:
+            for change in foreign.let_through(self._firewall, names, self._firewall.chains()):
+                log.info("%s", change)
+        except HostError as error:
+            log.warning("another firewall's rules may drop what containers send: %s", error)
+
+    def _check_rules(self) -> bool:
+        assert self._firewall is not None, "rules were checked without a firewall"
+        generation = self._firewall.generation()
+        rewritten = False
+        if generation != self._generation:
+            present = {c.name for c in self._firewall.chains() if c.table == self._settings.table}
+            rewritten = not {"published", "postrouting", "forward", _GUARD} <= present
+            if rewritten:
+                log.warning("table inet %s was gone or damaged, and is made again", self._settings.table)
+                self._write_table()
+        self._let_through()
+        self._generation = self._firewall.generation()
+        return rewritten
+
+    def _stale_links(self, known: set[str]) -> list[str]:
+        netlink = self._workshop.netlink()
+        return [
+            port.name
+            for bridge in list(self._bridges.values())
+            for port in links.ports_of(netlink, bridge.index)
+            if port.kind == "veth" and port.name not in known
+        ]
+
+    def _remove_all(self) -> None:
+        netlink = self._workshop.netlink()
+        names = [n.bridge for n in self.list_networks() if n.driver == "bridge"]
+        if self._firewall is not None:
+            foreign.take_back(self._firewall, names)
+            others = [c for c in self._firewall.chains() if c.forward and c.table != self._settings.table]
+            if self._guard and not others:
+                # Nobody else's rules count on forwarding, and it was off before Cove came.
+                bridges.disable_forwarding()
+            self._firewall.run(plan_removal(self._settings.table))
+        for name in names:
+            bridges.remove_bridge(netlink, name)
+
+    # --- the parts of connect -------------------------------------------------------------
+
+    def _resolve(self, requests: Sequence[EndpointSpec]) -> list[tuple[_Bridge, EndpointSpec]]:
+        wanted: list[tuple[_Bridge, EndpointSpec]] = []
+        for request in requests:
+            network = self.find_network(request.network)
+            bridge = self._bridges.get(network.id)
+            if bridge is None:
+                raise Invalid(f"network {network.name} has no endpoints: it can't be combined with others")
+            if any(bridge is other for other, _ in wanted):
+                raise Invalid(f"network {network.name} is asked for twice: name each network once")
+            if len(bridge.members) + self._count_pending(network.id) >= MAX_ENDPOINTS:
+                raise Conflict(
+                    f"network {network.name} has {MAX_ENDPOINTS} endpoints, the most that a Linux bridge can "
+                    "have: use another network, made by network create"
+                )
+            wanted.append((bridge, request))
+        if not wanted:
+            raise Invalid("no network was asked for: name one, e.g. bridge")
+        return wanted
+
+    def _count_pending(self, network_id: str) -> int:
+        ready = len(self._pool.names()) if self._networks[network_id].name == BRIDGE else 0
+        return ready + sum(1 for other in self._pending.values() if other == network_id)
+
+    def _take_ready(self, wanted: Sequence[tuple[_Bridge, EndpointSpec]]) -> Ready | None:
+        if len(wanted) != 1:
+            return None
+        bridge, spec = wanted[0]
+        if bridge.network.name != BRIDGE or spec.ipv4 or spec.ipv6 or spec.mac:
+            return None
+        ready = self._pool.take()
+        if ready is None or not spec.aliases:
+            return ready
+        return Ready(ready.namespace, msgspec.structs.replace(ready.endpoint, aliases=spec.aliases))
+
+    async def _allocate(
+        self,
+        wanted: Sequence[tuple[_Bridge, EndpointSpec]],
+        undo: AsyncExitStack,
+        *,
+        first: str = "eth0",
+        routed: bool = False,
+    ) -> list[Endpoint]:
+        """Endpoints with addresses of their own; `undo` takes them back."""
+        endpoints = []
+        for number, (bridge, spec) in enumerate(wanted, int(first.removeprefix("eth"))):
+            default = not routed and not bridge.network.internal
+            routed = routed or default
+            try:
+                endpoint = self._new_endpoint(bridge, spec, f"eth{number}", default=default)
+            except Conflict:
+                if not self._doomed and not self._reaping:
+                    raise
+                await self._flush()  # the address may be one that is being taken back
+                endpoint = self._new_endpoint(bridge, spec, f"eth{number}", default=default)
+            self._pending[endpoint.host_interface] = bridge.network.id
+            undo.callback(self._bury, endpoint)
+            endpoints.append(endpoint)
+        return endpoints
+
+    def _new_endpoint(self, bridge: _Bridge, spec: EndpointSpec, name: str, *, default: bool) -> Endpoint:
+        network = bridge.network
+        mac = parse_mac(spec.mac) if spec.mac else ""
+        asked: dict[int, Address] = {}
+        for version, text in ((4, spec.ipv4), (6, spec.ipv6)):
+            if text:
+                asked[version] = parse_address(
+                    text, field=f"ip{'6' if version == 6 else ''}", version=version
+                )
+                if version not in bridge.pools:
+                    raise Invalid(f"network {network.name} has no IPv{version} subnet: leave {text} out")
+        if asked and network.name == BRIDGE:
+            raise Invalid(
+                "user specified IP address is supported on user defined networks only: "
+                "make one with network create --subnet"
+            )
+        taken: dict[int, Address] = {}
+        try:
+            for version, pool in bridge.pools.items():
+                taken[version] = pool.take_exactly(asked[version]) if version in asked else pool.take()
+        except CoveError:
+            for version, address in taken.items():
+                bridge.pools[version].free(address)
+            raise
+        v4, v6 = taken[4], taken.get(6)
+        gateways = {version: str(pool.gateway) if default else "" for version, pool in bridge.pools.items()}
+        return Endpoint(
+            network_id=network.id,
+            network_name=network.name,
+            endpoint_id=secrets.token_hex(32),
+            mac=mac or mac_of(v4),
+            ipv4=str(v4),
+            ipv4_prefix=bridge.pools[4].subnet.prefixlen,
+            gateway4=gateways[4],
+            ipv6=str(v6) if v6 is not None else "",
+            ipv6_prefix=bridge.pools[6].subnet.prefixlen if v6 is not None else 0,
+            gateway6=gateways.get(6, ""),
+            interface=name,
+            host_interface=new_host_name(),
+            aliases=spec.aliases,
+        )
+
+    def _interface_plan(self, endpoint: Endpoint) -> InterfacePlan:
+        bridge = self._bridges[endpoint.network_id]
+        addresses = [ipaddress.ip_interface(f"{endpoint.ipv4}/{endpoint.ipv4_prefix}")]
+        if endpoint.ipv6:
+            addresses.append(ipaddress.ip_interface(f"{endpoint.ipv6}/{endpoint.ipv6_prefix}"))
+        return InterfacePlan(
+            name=endpoint.interface,
+            host_name=endpoint.host_interface,
+            bridge=bridge.index,
+            mac=endpoint.mac,
+            mtu=bridge.network.mtu,
+            addresses=tuple(addresses),
+            gateways=tuple(ipaddress.ip_address(g) for g in (endpoint.gateway4, endpoint.gateway6) if g),
+            hairpin=self._hairpin,
+            isolated=bridge.isolated,
+        )
+
+    async def _make(self, endpoints: Sequence[Endpoint]) -> int:
+        """A namespace with these endpoints; a cancelled caller leaves none behind."""
+        plans = [self._interface_plan(endpoint) for endpoint in endpoints]
+        future = self._workshop.makers.submit(self._workshop.make, plans)
+        try:
+            return await asyncio.shield(asyncio.wrap_future(future))
+        except asyncio.CancelledError:
+            future.add_done_callback(_close_result)
+            raise
+        except NetlinkError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                raise FeatureMissing(
+                    "bridge networks need veth interfaces, which this kernel lacks (CONFIG_VETH)"
+                ) from None
+            raise
+
+    async def _make_ready(self) -> Ready:
+        bridge = self._bridges[self.find_network(BRIDGE).id]
+        async with AsyncExitStack() as undo:
+            endpoints = await self._allocate([(bridge, EndpointSpec(network=BRIDGE))], undo)
+            namespace = await self._make(endpoints)
+            undo.pop_all()
+        self._pending.pop(endpoints[0].host_interface, None)
+        return Ready(namespace, endpoints[0])
+
+    def _set_members(self, container_id: str, endpoints: Iterable[Endpoint], undo: AsyncExitStack) -> None:
+        for endpoint in endpoints:
+            self._pending.pop(endpoint.host_interface, None)
+            self._bridges[endpoint.network_id].members[container_id] = endpoint
+            undo.callback(self._forget_member, container_id, endpoint)
+
+    def _forget_member(self, container_id: str, endpoint: Endpoint) -> None:
+        bridge = self._bridges.get(endpoint.network_id)
+        if bridge is not None:
+            bridge.members.pop(container_id, None)
+
+    async def _publish(
+        self, attached: _Attached, ports: Sequence[PortBinding], owner: str, undo: AsyncExitStack
+    ) -> None:
+        # As Docker: only a network that isn't internal publishes ports.
+        outward = next((e for e in attached.endpoints if e.gateway4 or e.gateway6), None)
+        if not ports or outward is None:
+            return
+        held = self._ports.reserve(ports, _address(outward.ipv4), _address(outward.ipv6), endpoint=owner)
+        attached.held = held
+        undo.callback(self._withdraw, held)
+        assert self._firewall is not None, "a container was connected without a firewall"
+        self._firewall.add(_elements(held))
+        for item in held:
+            await self._proxies.add(item)
+        await self._forget_udp(held)
+
+    async def _forget_udp(self, held: Sequence[Held]) -> None:
+        udp = {item.published.host_port for item in held if item.published.protocol == "udp"}
+        if udp:
+            try:
+                await self._in(self._workshop.makers, conntrack.forget_udp, udp)
+            except (HostError, OSError) as error:
+                log.warning("UDP clients from before may not reach ports %s: %s", sorted(udp), error)
+
+    async def _write_addresses(self, container_id: str, endpoints: Iterable[Endpoint]) -> None:
+        keys = [key for endpoint in endpoints for key in _keys(endpoint)]
+        puts = [Put(key, container_id.encode()) for key in keys]
+        result = await self._store.txn([absent(key) for key in keys], puts)
+        if not result.succeeded:
+            raise Conflict(
+                f"Address already in use: one of {', '.join(keys)} was given out meanwhile; try again"
+            )
+
+    # --- taking back ----------------------------------------------------------------------
+
+    def _withdraw(self, held: Sequence[Held]) -> None:
+        """Ports go at once; what the kernel tracked of UDP goes with the next reaping."""
+        if self._firewall is not None and held:
+            try:
+                self._firewall.delete(_elements(held))
+            except HostError as error:
+                log.error("ports of a stopped container stay published: %s", error)
+        for item in held:
+            self._proxies.remove(item)
+        self._ports.release(held)
+        self._doomed_udp |= {i.published.host_port for i in held if i.published.protocol == "udp"}
+
+    def _bury(self, endpoint: Endpoint) -> None:
+        """Have an endpoint's interface and addresses taken back, behind."""
+        self._pending.pop(endpoint.host_interface, None)
+        self._doomed.append(endpoint)
+        self._reap_wanted.set()
+
+    async def _flush(self) -> None:
+        """Wait until everything buried so far is reaped; gives up when it fails again and again."""
+        for _ in range(_FLUSH_ROUNDS):
+            if not self._doomed and not self._reaping:
+                return
+            self._reaped.clear()
+            self._reap_now.set()
+            await self._reaped.wait()
+
+    async def _reap_forever(self) -> None:
+        while True:
+            await self._reap_wanted.wait()
+            try:
+                async with asyncio.timeout(_GATHER_S):
+                    await self._reap_now.wait()
+            except TimeoutError:
+                pass
+            self._reap_wanted.clear()
+            self._reap_now.clear()
+            doomed, self._doomed = self._doomed, []
+            udp, self._doomed_udp = self._doomed_udp, set()
+            self._reaping = True
+            try:
+                await self._reap(doomed, udp)
+            except (CoveError, OSError) as error:
+                log.error("interfaces of stopped containers can't be taken back, trying again: %s", error)
+                self._doomed += doomed
+                self._reap_wanted.set()
+                await asyncio.sleep(_RETRY_S)
+            finally:
+                self._reaping = False
+                self._reaped.set()
+
+    async def _reap(self, doomed: Sequence[Endpoint], udp: set[int]) -> None:
+        reaper = self._workshop.reaper
+        if doomed:
+            await self._in(reaper, self._workshop.reap, [e.host_interface for e in doomed], self._group)
+        if udp:
+            await self._in(reaper, conntrack.forget_udp, udp)
+        keys = [key for endpoint in doomed for key in _keys(endpoint)]
+        await self._delete_keys(keys)
+        for endpoint in doomed:
+            for text in (endpoint.ipv4, endpoint.ipv6):
+                bridge = self._bridges.get(endpoint.network_id)
+                if text and bridge is not None:
+                    address = ipaddress.ip_address(text)
+                    bridge.pools[address.version].free(address)
+
+    async def _delete_keys(self, keys: Sequence[str]) -> None:
+        for start in range(0, len(keys), _OPERATIONS):
+            await self._store.txn([], [Delete(key) for key in keys[start : start + _OPERATIONS]])
+
+    # --- after a restart ------------------------------------------------------------------
+
+    async def _readopt(self, container_id: str, holds: Alive) -> None:
+        attached = _Attached([], [])
+        operations: list[Op] = []
+        for endpoint in holds.endpoints:
+            bridge = self._bridges.get(endpoint.network_id)
+            if bridge is None:
+                log.warning(
+                    "container %s is on a network that is gone: %s", container_id[:12], endpoint.network_name
+                )
+                continue
+            for key in _keys(endpoint):
+                self._occupy(endpoint.network_id, key.rsplit("/", 1)[1])
+                operations.append(Put(key, container_id.encode()))
+            bridge.members[container_id] = endpoint
+            attached.endpoints.append(endpoint)
+        self._attached[container_id] = attached
+        if operations:
+            await self._store.txn([], operations)
+        outward = next((e for e in attached.endpoints if e.gateway4 or e.gateway6), None)
+        if outward is None:
+            return
+        for binding in holds.ports:
+            address = outward.ipv6 if ":" in binding.host_ip else outward.ipv4
+            if not address:
+                continue
+            entry = Published(
+                protocol=binding.protocol,
+                host_ip=binding.host_ip or "0.0.0.0",
+                host_port=binding.host_port,
+                address=address,
+                port=binding.container_port,
+            )
+            item, problem = self._ports.adopt(entry)
+            if problem:
+                log.warning(
+                    "port %d of %s works, but isn't held: %s", entry.host_port, container_id[:12], problem
+                )
+            attached.held.append(item)
+            await self._proxies.add(item)
+
+    async def _free_stale(self) -> None:
+        """Free the stored addresses of containers that aren't attached."""
+        stale = [
+            item.key
+            for item in await self._store.range("addresses/")
+            if item.value.decode(errors="replace") not in self._attached
+        ]
+        await self._delete_keys(stale)
+        for key in stale:
+            _, network_id, text = key.split("/", 2)
+            bridge = self._bridges.get(network_id)
+            if bridge is not None:
+                address = ipaddress.ip_address(text)
+                if address.version in bridge.pools:
+                    bridge.pools[address.version].free(address)
+
+    def _occupy(self, network_id: str, text: str) -> None:
+        """Mark an address that a container has, or had when the daemon ended, as in use."""
+        bridge = self._bridges.get(network_id)
+        address = ipaddress.ip_address(text)
+        if bridge is None or address.version not in bridge.pools:
+            return
+        try:
+            bridge.pools[address.version].take_exactly(address)
+        except (Conflict, Invalid):
+            pass  # marked already, or of a subnet that the network had before
+
+    # --- helpers --------------------------------------------------------------------------
+
+    def _check_feature(self) -> None:
+        if self._missing is not None:
+            raise FeatureMissing(str(self._missing))
+
+    async def _check_forever(self) -> None:
+        while True:
+            await asyncio.sleep(_CHECK_PERIOD_S)
+            try:
+                await self.check()
+            except (CoveError, OSError) as error:
+                log.warning("the network's rules can't be checked: %s", error)
+
+    async def _in(self, executor: ThreadPoolExecutor, work: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(executor, work, *arguments)
+
+
+def _address_pools(network: Network) -> dict[int, AddressPool]:
+    pools = [parse_pool(pool, network=network.name) for pool in network.ipam]
+    return {pool.subnet.version: pool for pool in pools}
+
+
+def _keys(endpoint: Endpoint) -> list[str]:
+    return [f"addresses/{endpoint.network_id}/{a}" for a in (endpoint.ipv4, endpoint.ipv6) if a]
+
+
+def _address(text: str) -> Address | None:
+    return ipaddress.ip_address(text) if text else None
+
+
+def _elements(held: Iterable[Held]) -> list[Published]:
+    """What goes into the kernel's maps: ::1 is served by a proxy instead."""
+    return [item.published for item in held if item.published.host_ip != "::1"]
+
+
+def _close_result(future: Future[int]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        os.close(future.result())
+
+
+def _machine_id() -> str:
+    try:
+        return Path("/etc/machine-id").read_text().strip()
+    except OSError:
+        return ""
