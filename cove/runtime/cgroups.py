@@ -12,6 +12,7 @@ A container's cgroup is named by a path relative to every hierarchy: "cove/ID", 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 from abc import ABC, abstractmethod
@@ -108,7 +109,7 @@ class Cgroups(ABC):
         living container of this daemon's is a leak."""
         found: set[str] = set()
         for directory in self._directories(self.layout.parent):
-            found.update(entry for entry in _subdirectories(directory) if entry != GUARDED)
+            found.update(entry for entry in subdirectories(directory) if entry != GUARDED)
         return sorted(f"{self.layout.parent}/{name}" for name in found)
 
     # --- one container ----------------------------------------------------------------------------
@@ -190,11 +191,11 @@ def detect_cgroups(root: str = "/sys/fs/cgroup", *, parent: str = "cove") -> Cgr
     check_parent(parent)
     online = len(os.sched_getaffinity(0))
     if os.path.exists(f"{root}/cgroup.controllers"):
-        controllers = frozenset(_read(f"{root}/cgroup.controllers").split())
+        controllers = frozenset(read_file(f"{root}/cgroup.controllers").split())
         layout = Layout(
             version=2, root=root, parent=parent, controllers=controllers, online_cpus=online,
-            cpus=_read(f"{root}/cpuset.cpus.effective").strip(),
-            mems=_read(f"{root}/cpuset.mems.effective").strip(),
+            cpus=read_file(f"{root}/cpuset.cpus.effective").strip(),
+            mems=read_file(f"{root}/cpuset.mems.effective").strip(),
         )  # fmt: skip
         return CgroupsV2(layout)
 
@@ -211,8 +212,8 @@ def detect_cgroups(root: str = "/sys/fs/cgroup", *, parent: str = "cove") -> Cgr
         cpuset = layout.directory("cpuset", "")
         layout = replace(
             layout,
-            cpus=_read(f"{cpuset}cpuset.effective_cpus").strip(),
-            mems=_read(f"{cpuset}cpuset.effective_mems").strip(),
+            cpus=read_file(f"{cpuset}cpuset.effective_cpus").strip(),
+            mems=read_file(f"{cpuset}cpuset.effective_mems").strip(),
         )
     return CgroupsV1(layout)
 
@@ -254,7 +255,7 @@ def check_parent(parent: str) -> str:
 # --- files and processes, shared by both versions ---------------------------------------------------
 
 
-def _read(path: str) -> str:
+def read_file(path: str) -> str:
     """The content of a control file; "" when there is none."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
@@ -272,6 +273,31 @@ def write_file(path: str, data: str) -> None:
         os.close(fd)
 
 
+def write_limit(path: str, value: str, *, optional: bool = False) -> None:
+    """Write a limit. Raises Invalid for a value that the kernel refuses, Unavailable when there is no such file
+    (unless it is `optional`), HostError otherwise."""
+    try:
+        write_file(path, value)
+    except FileNotFoundError:
+        if not optional:
+            raise Unavailable(f"this host can't do {os.path.basename(path)}: leave that limit out") from None
+    except OSError as error:
+        if error.errno in (errno.EBUSY, errno.EINVAL, errno.ERANGE, errno.ENOSPC):
+            name = os.path.basename(path)
+            raise Invalid(f"the kernel refuses {value} for {name}: {error.strerror}") from None
+        raise HostError(f"can't write {value!r} to {path}: {error.strerror}") from None
+
+
+def make_directory(directory: str) -> None:
+    """mkdir(2), there already is fine. Raises HostError."""
+    try:
+        os.mkdir(directory, 0o755)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise HostError(f"can't make cgroup {directory}: {error.strerror}") from None
+
+
 def _read_pids(directory: str) -> list[int]:
     try:
         with open(f"{directory}/cgroup.procs", encoding="ascii") as file:
@@ -280,7 +306,7 @@ def _read_pids(directory: str) -> list[int]:
         return []
 
 
-def _subdirectories(directory: str) -> list[str]:
+def subdirectories(directory: str) -> list[str]:
     try:
         with os.scandir(directory) as entries:
             return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
@@ -290,7 +316,7 @@ def _subdirectories(directory: str) -> list[str]:
 
 def _walk(directory: str) -> Iterator[str]:
     """Every cgroup below `directory`, the deepest first."""
-    for name in _subdirectories(directory):
+    for name in subdirectories(directory):
         child = f"{directory}/{name}"
         yield from _walk(child)
         yield child

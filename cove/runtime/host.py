@@ -8,9 +8,14 @@ from __future__ import annotations
 import os
 import platform
 import re
+import resource
+import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cove.runtime import capabilities
+from cove.model.container import Device
+from cove.model.errors import Invalid
+from cove.runtime import capabilities, oci
 from cove.runtime.cgroups import Layout
 
 # machine of uname(2) -> the name that Docker (and Go) gives it
@@ -49,6 +54,10 @@ class Host:
     masked_paths: tuple[str, ...] = MASKED_PATHS  # the default ones on this host
     sysctls: frozenset[str] = frozenset(DEFAULT_SYSCTLS)  # which default ones exist here
     filesystems: frozenset[str] = frozenset({"proc", "sysfs", "tmpfs", "devpts", "mqueue", "overlay"})
+    hard_limits: tuple[
+        tuple[int, int], ...
+    ] = ()  # RLIMIT_* -> what can't be exceeded, without CAP_SYS_RESOURCE
+    oom_score_adj: int = 0  # this daemon's own, which its children inherit
 
 
 def find_host(cgroups: Layout) -> Host:
@@ -66,6 +75,8 @@ def find_host(cgroups: Layout) -> Host:
             key for key in DEFAULT_SYSCTLS if os.path.exists("/proc/sys/" + key.replace(".", "/"))
         ),
         filesystems=_filesystems(),
+        hard_limits=_hard_limits(),
+        oom_score_adj=_oom_score_adj(),
     )
 
 
@@ -77,6 +88,19 @@ def _bounding_mask() -> int:
             if line.startswith(("CapBnd:", "CapPrm:")):
                 bits &= int(line.split()[1], 16)
     return bits
+
+
+def _hard_limits() -> tuple[tuple[int, int], ...]:
+    """getrlimit(2): raising a hard limit needs CAP_SYS_RESOURCE; with it there is nothing to mind."""
+    if _bounding_mask() >> capabilities.NUMBERS["CAP_SYS_RESOURCE"] & 1:
+        return ()
+    hard = [(number, resource.getrlimit(number)[1]) for number in range(16)]
+    return tuple((number, value) for number, value in hard if value != resource.RLIM_INFINITY)
+
+
+def _oom_score_adj() -> int:
+    with open("/proc/self/oom_score_adj", encoding="ascii") as file:
+        return int(file.read())
 
 
 def _masked_paths() -> tuple[str, ...]:
@@ -112,3 +136,107 @@ def find_mount(path: str) -> tuple[str, str]:
             if inside and len(point) >= len(best):  # of several at one place, the last one is on top
                 best, optional = point, " ".join(fields[6:])
     return best, optional
+
+
+# --- devices ----------------------------------------------------------------------------------------
+
+# directories of /dev that hold no devices to pass on
+_SKIPPED = frozenset({"pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"})
+
+
+def find_devices(
+    devices: Sequence[Device], *, privileged: bool = False
+) -> tuple[tuple[oci.LinuxDevice, ...], tuple[oci.DeviceRule, ...]]:
+    """The nodes and the rules for `--device HOST:CONTAINER:ACCESS`, a directory for all below it; and every
+    device of the host for a privileged container (whose rules allow everything anyway).
+
+    Raises Invalid in Docker's words for a path that is no device.
+    """
+    nodes: dict[str, oci.LinuxDevice] = {}
+    rules: list[oci.DeviceRule] = []
+    if privileged:
+        for node in _walk_devices("/dev", "/dev"):
+            nodes[node.path] = node
+        nodes.pop("/dev/console", None)
+    for device in devices:
+        if privileged and device.host_path == device.container_path:
+            continue
+        found = _find_device(device)
+        for node in found:
+            nodes[node.path] = node
+            rules.append(
+                oci.DeviceRule(
+                    allow=True, type=node.type, major=node.major, minor=node.minor, access=device.permissions
+                )
+            )
+    return tuple(nodes.values()), tuple(rules)
+
+
+def _find_device(device: Device) -> list[oci.LinuxDevice]:
+    target = device.container_path or device.host_path
+    trouble = f'error gathering device information while adding custom device "{device.host_path}"'
+    if not target.startswith("/") or ".." in target.split("/"):
+        raise Invalid(f"{trouble}: the path in the container, {target!r}, has to be absolute, e.g. /dev/x")
+    real = os.path.realpath(device.host_path)
+    try:
+        info = os.stat(real)
+    except OSError as error:
+        raise Invalid(f"{trouble}: {(error.strerror or '').lower()}") from None
+    if stat.S_ISDIR(info.st_mode):
+        found = list(_walk_devices(real, target.rstrip("/")))
+        if found:
+            return found
+    node = _node(info, target)
+    if node is None:
+        raise Invalid(f"{trouble}: not a device node")
+    return [node]
+
+
+def _node(info: os.stat_result, path: str) -> oci.LinuxDevice | None:
+    if not (stat.S_ISCHR(info.st_mode) or stat.S_ISBLK(info.st_mode)):
+        return None
+    return oci.LinuxDevice(
+        path=path,
+        type="c" if stat.S_ISCHR(info.st_mode) else "b",
+        major=os.major(info.st_rdev),
+        minor=os.minor(info.st_rdev),
+        file_mode=stat.S_IMODE(info.st_mode),
+        uid=info.st_uid,
+        gid=info.st_gid,
+    )
+
+
+def _walk_devices(directory: str, target: str) -> list[oci.LinuxDevice]:
+    """Every device node below `directory`, symlinks not followed; what vanishes meanwhile is passed over."""
+    found: list[oci.LinuxDevice] = []
+    try:
+        entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+    except OSError:
+        return found
+    for entry in entries:
+        try:
+            info = entry.stat(follow_symlinks=False)
+        except OSError:
+            continue
+        if stat.S_ISDIR(info.st_mode):
+            if entry.name not in _SKIPPED:
+                found += _walk_devices(entry.path, f"{target}/{entry.name}")
+            continue
+        node = _node(info, f"{target}/{entry.name}")
+        if node is not None:
+            found.append(node)
+    return found
+
+
+def find_block_numbers(paths: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """(major, minor) of block devices, for I/O limits. Raises Invalid for a path that is none."""
+    result = {}
+    for path in paths:
+        try:
+            info = os.stat(path)
+        except OSError as error:
+            raise Invalid(f"stat {path}: {(error.strerror or '').lower()}") from None
+        if not stat.S_ISBLK(info.st_mode):
+            raise Invalid(f"{path}: not a block device, e.g. use /dev/vda")
+        result[path] = (os.major(info.st_rdev), os.minor(info.st_rdev))
+    return result

@@ -302,7 +302,7 @@ def _default_rules() -> list[ProfileRule]:
     rules += [_allow("personality", _argument(0, "EQ", value)) for value in _PERSONALITIES]
     rules += [_allow(names, includes=Conditions(arches=arches)) for arches, names in _BY_ARCHITECTURE.items()]
     rules += [_allow(names, includes=Conditions(caps=(cap,))) for cap, names in _BY_CAPABILITY.items()]
-    # without CAP_SYS_ADMIN clone(2) makes no namespaces; clone3(2) hides its flags from a filter, so libraries
+    # without CAP_SYS_ADMIN clone(2) makes no namespaces; clone3(2) hides its flags from a filter, so programs
     # are told that it doesn't exist and fall back
     without = Conditions(caps=("CAP_SYS_ADMIN",), arches=s390)
     rules.append(_allow("clone", _argument(0, "MASKED_EQ", _NAMESPACE_FLAGS), excludes=without))

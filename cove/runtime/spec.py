@@ -1,0 +1,478 @@
+"""From a container to its OCI config: all of Docker's semantics, as data. Pure.
+
+`check_spec` refuses at create what could never start. `plan_spec` is called at every start with the facts of
+that start. What depends on the host or the mode alone is made once and shared between containers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from msgspec.structs import replace
+
+from cove.model.container import Container, ContainerSpec, MountPoint, Ulimit
+from cove.model.errors import Invalid, Unavailable
+from cove.runtime import capabilities, oci, seccomp
+from cove.runtime.cgroups_devices import ALLOW_ALL, DEFAULT_RULES, parse_rule
+from cove.runtime.cgroups_limits import plan_resources
+from cove.runtime.host import DEFAULT_SYSCTLS, READONLY_PATHS, Host
+from cove.runtime.plan_cgroups import NO_RESOURCES, device_rules
+from cove.runtime.users import Resolved
+
+DEFAULT_SHM_BYTES = 64 << 20
+DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlay:
+    """An overlay root. `lower` are layers, the lowest first, relative to `layers_dir` or absolute."""
+
+    lower: tuple[str, ...]
+    layers_dir: str
+    upper: str
+    work: str
+    merged: str  # an empty directory to mount on
+    volatile: bool = False  # nothing is synced (Linux 5.10): for roots that don't outlive a crash anyway
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Directory:
+    """A directory that is the root as it is."""
+
+    path: str
+
+
+RootSource = Overlay | Directory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartFacts:
+    """What one start knows beside the container's record."""
+
+    root: RootSource
+    cgroup_path: str  # relative to the hierarchies: "cove/ID"
+    hosts_path: str = ""  # host files for /etc/hosts, /etc/hostname, /etc/resolv.conf; "" for none
+    hostname_path: str = ""
+    resolv_path: str = ""
+    joined: Mapping[str, int] = field(default_factory=dict)  # "network", "pid", "ipc" -> pid of the target
+    shm_path: str = ""  # host directory for /dev/shm: a shareable container's own, or the joined one's
+    devices: tuple[oci.LinuxDevice, ...] = ()  # nodes to make (host.find_devices)
+    device_rules: tuple[oci.DeviceRule, ...] = ()  # and the rules for them
+    block_numbers: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # cgroups_limits.block_devices
+    rows: int = 0  # of the terminal
+    cols: int = 0
+    identity: Resolved | None = None  # the user, when it was looked up before; else the plan asks
+
+
+# --- at create --------------------------------------------------------------------------------------
+
+
+def check_spec(spec: ContainerSpec, host: Host) -> list[str]:
+    """Refuse what can't work, in Docker's words where it has some; returns warnings.
+
+    Limits are checked by `cgroups_limits.check_resources`. Raises Invalid, or Unavailable for what this host
+    lacks.
+    """
+    warnings: list[str] = []
+    for field_name, mode, words in (
+        ("PID", spec.pid_mode, ("", "host", "private")),
+        ("IPC", spec.ipc_mode, ("", "none", "private", "shareable", "host")),
+        ("UTS", spec.uts_mode, ("", "host", "private")),
+        ("USER", spec.userns_mode, ("", "host")),
+        ("cgroup namespace", spec.cgroupns_mode, ("", "private", "host")),
+    ):
+        joins = (
+            field_name in ("PID", "IPC") and mode.startswith("container:") and len(mode) > len("container:")
+        )
+        if mode not in words and not joins:
+            raise Invalid(f"invalid {field_name} mode: {mode}")
+    bits = container_capabilities(spec, host)
+    seccomp.select(_seccomp_text(spec), bits, host.architecture, host.kernel)
+    if spec.apparmor not in ("", "unconfined"):
+        raise Unavailable(
+            f"apparmor profile {spec.apparmor!r}: none is applied here, use apparmor=unconfined"
+        )
+    if not -1000 <= spec.oom_score_adj <= 1000:
+        raise Invalid(f"Invalid value {spec.oom_score_adj}, range for oom score adj is [-1000, 1000]")
+    if spec.shm_size_bytes < 0:
+        raise Invalid("SHM size can not be less than 0")
+    if len(spec.hostname) > 64:
+        raise Invalid(f'hostname "{spec.hostname}" is too long (maximum 64 bytes)')
+    if spec.uts_mode == "host" and spec.hostname:
+        raise Invalid("conflicting options: hostname and the UTS mode")
+    for rule in spec.device_cgroup_rules:
+        parse_rule(rule)
+    for device in spec.devices:
+        if not device.permissions or set(device.permissions) - set("rwm"):
+            raise Invalid(f"invalid device permissions {device.permissions!r}: use letters of rwm, e.g. rw")
+    plan_rlimits(spec.ulimits, host)
+    plan_sysctls(spec, host, own_network=_own_network(spec.network_mode))
+    for key, value in spec.annotations.items():
+        if not key:
+            raise Invalid(
+                f"annotation with value {value!r}: the key is empty, e.g. use org.example.key=value"
+            )
+    if spec.privileged and spec.device_cgroup_rules:
+        warnings.append("Device cgroup rules are ignored in privileged mode.")
+    return warnings
+
+
+def container_capabilities(spec: ContainerSpec, host: Host) -> int:
+    """The container's capabilities as a mask."""
+    return capabilities.container_mask(
+        add=spec.cap_add, drop=spec.cap_drop, privileged=spec.privileged, available=host.capabilities
+    )
+
+
+def _seccomp_text(spec: ContainerSpec) -> str:
+    """A privileged container has no filter unless one was given (as Docker)."""
+    return "unconfined" if spec.privileged and not spec.seccomp else spec.seccomp
+
+
+RLIMITS = {
+    "cpu": 0, "fsize": 1, "data": 2, "stack": 3, "core": 4, "rss": 5, "nproc": 6, "nofile": 7,
+    "memlock": 8, "as": 9, "locks": 10, "sigpending": 11, "msgqueue": 12, "nice": 13, "rtprio": 14,
+    "rttime": 15,
+}  # fmt: skip
+_INFINITY = 2**64 - 1
+
+
+def plan_rlimits(ulimits: Sequence[Ulimit], host: Host) -> tuple[oci.Rlimit, ...]:
+    """`--ulimit`. Raises Invalid; Unavailable for a hard limit that this daemon may not raise."""
+    result = []
+    for limit in ulimits:
+        number = RLIMITS.get(limit.name)
+        if number is None:
+            raise Invalid(f"invalid ulimit type: {limit.name}: use one of {', '.join(RLIMITS)}")
+        soft = _INFINITY if limit.soft == -1 else limit.soft
+        hard = _INFINITY if limit.hard == -1 else limit.hard
+        if not (0 <= soft <= _INFINITY and 0 <= hard <= _INFINITY):
+            raise Invalid(f"ulimit {limit.name}: give numbers from 0 up, or -1 for no limit")
+        if soft > hard:
+            raise Invalid(
+                f"ulimit soft limit must be less than or equal to hard limit: {limit.soft} > {limit.hard}"
+            )
+        ceiling = dict(host.hard_limits).get(number, _INFINITY)
+        if hard > ceiling:
+            raise Unavailable(
+                f"ulimit {limit.name}={limit.hard}: this daemon lacks CAP_SYS_RESOURCE and can't raise a "
+                f"hard limit above its own, {ceiling}"
+            )
+        result.append(oci.Rlimit(type=f"RLIMIT_{limit.name.upper()}", soft=soft, hard=hard))
+    return tuple(result)
+
+
+_IPC_SYSCTLS = frozenset(
+    f"kernel.{name}" for name in "msgmax msgmnb msgmni sem shmall shmmax shmmni shm_rmid_forced".split()
+)
+_SYSCTL_NAME = re.compile(r"[A-Za-z0-9_:@+-]+(?:[./][A-Za-z0-9_:@+-]+)+")
+
+
+def plan_sysctls(spec: ContainerSpec, host: Host, *, own_network: bool) -> dict[str, str]:
+    """Docker's default settings of a new network namespace, and `--sysctl`.
+
+    Only what belongs to a namespace of the container's own may be set. Raises Invalid.
+    """
+    result: dict[str, str] = {}
+    if own_network:
+        result = {key: value for key, value in DEFAULT_SYSCTLS.items() if key in host.sysctls}
+    for key, value in spec.sysctls.items():
+        if not _SYSCTL_NAME.fullmatch(key):
+            raise Invalid(f'sysctl "{key}": give a name such as net.ipv4.ip_forward')
+        if "\0" in value or "\n" in value:
+            raise Invalid(f'sysctl "{key}": the value has to be one line')
+        dotted = _dotted(key)
+        if dotted in _IPC_SYSCTLS or dotted.startswith("fs.mqueue."):
+            if spec.ipc_mode == "host":
+                raise Invalid(f'sysctl "{key}" is not allowed in the hosts ipc namespace')
+        elif dotted.startswith("net."):
+            if spec.network_mode == "host":
+                raise Invalid(f'sysctl "{key}" is not allowed in the host network namespace')
+        elif dotted == "kernel.domainname":
+            if spec.uts_mode == "host":
+                raise Invalid(f'sysctl "{key}" is not allowed in the host UTS namespace')
+        elif dotted == "kernel.hostname":
+            raise Invalid(f'sysctl "{key}": use --hostname')
+        else:
+            raise Invalid(f'sysctl "{key}" is not in a separate kernel namespace')
+        result[dotted] = value
+    return result
+
+
+def _dotted(key: str) -> str:
+    """sysctl(8): when the first separator is a slash, slashes separate and dots are part of names."""
+    slash, dot = key.find("/"), key.find(".")
+    if slash >= 0 and (dot < 0 or slash < dot):
+        return key.translate({ord("/"): ".", ord("."): "/"})
+    return key
+
+
+# --- at start ---------------------------------------------------------------------------------------
+
+
+def plan_spec(container: Container, facts: StartFacts, host: Host) -> oci.Config:
+    """The OCI config of one start. Raises Invalid for what `check_spec` would have refused."""
+    spec = container.spec
+    bits = container_capabilities(spec, host)
+    root = facts.root.merged if isinstance(facts.root, Overlay) else facts.root.path
+    own_network = _own_network(spec.network_mode) and not spec.network_disabled
+    return oci.Config(
+        root=oci.Root(path=root, readonly=spec.readonly_rootfs),
+        process=_plan_process(container, facts, bits, host),
+        hostname="" if spec.uts_mode == "host" else container.hostname,
+        domainname="" if spec.uts_mode == "host" else spec.domainname,
+        mounts=_plan_mounts(container, facts, host),
+        annotations=spec.annotations,
+        linux=oci.Linux(
+            namespaces=_plan_namespaces(spec, facts, host),
+            devices=facts.devices,
+            cgroups_path=f"/{facts.cgroup_path}",
+            resources=_plan_resources(spec, facts, host),
+            rootfs_propagation=_root_propagation(container.mounts),
+            seccomp=seccomp.select(_seccomp_text(spec), bits, host.architecture, host.kernel),
+            sysctl=plan_sysctls(spec, host, own_network=own_network),
+            masked_paths=_hidden(spec, spec.masked_paths, host.masked_paths),
+            readonly_paths=_hidden(spec, spec.readonly_paths, READONLY_PATHS),
+        ),
+    )
+
+
+def _own_network(mode: str) -> bool:
+    return mode != "host" and not mode.startswith("container:")
+
+
+def _hidden(spec: ContainerSpec, given: tuple[str, ...] | None, default: tuple[str, ...]) -> tuple[str, ...]:
+    if given is not None:
+        return given
+    return () if spec.privileged else default
+
+
+def plan_environment(container: Container, *, tty: bool, extra: Sequence[str] = ()) -> tuple[str, ...]:
+    """PATH, HOSTNAME and TERM, then image and caller: a later value replaces an earlier one in its place,
+    a name without "=" removes it (as Docker). HOME comes with the user."""
+    env = {"PATH": DEFAULT_PATH, "HOSTNAME": f"HOSTNAME={container.hostname}"}
+    if tty:
+        env["TERM"] = "TERM=xterm"
+    for item in (*container.env, *extra):
+        name, equals, _ = item.partition("=")
+        if equals:
+            env[name] = item
+        else:
+            env.pop(name, None)
+    return tuple(env.values())
+
+
+def _plan_process(container: Container, facts: StartFacts, bits: int, host: Host) -> oci.Process:
+    spec = container.spec
+    env = plan_environment(container, tty=spec.tty)
+    user, env = plan_user(container.user, facts.identity, env)
+    return oci.Process(
+        args=container.args,
+        env=env,
+        cwd=container.working_dir or "/",
+        terminal=spec.tty,
+        console_size=oci.ConsoleSize(height=facts.rows, width=facts.cols)
+        if spec.tty and facts.rows
+        else None,
+        user=user,
+        capabilities=_capability_sets(bits),
+        rlimits=plan_rlimits(spec.ulimits, host) if spec.ulimits else (),
+        no_new_privileges=spec.no_new_privileges,
+        oom_score_adj=spec.oom_score_adj,
+    )
+
+
+def plan_user(user: str, identity: Resolved | None, env: tuple[str, ...]) -> tuple[oci.User, tuple[str, ...]]:
+    """The user of a process, and its environment with HOME; without `identity` the plan will ask."""
+    if identity is None:
+        return oci.User(username=user or "0"), env
+    resolved = oci.User(uid=identity.uid, gid=identity.gid, additional_gids=identity.groups)
+    return resolved, (*env, *identity.environment(env))
+
+
+def plan_exec_process(
+    container: Container,
+    config: oci.Config,
+    *,
+    args: tuple[str, ...],
+    env: tuple[str, ...] = (),
+    working_dir: str = "",
+    user: str = "",
+    tty: bool = False,
+    privileged: bool = False,
+    rows: int = 0,
+    cols: int = 0,
+    identity: Resolved | None = None,
+    host: Host,
+) -> oci.Process:
+    """The process of `docker exec`: like the container's first one, but for what was asked."""
+    full_env = plan_environment(container, tty=tty, extra=env)
+    oci_user, full_env = plan_user(user or container.user, identity, full_env)
+    return replace(
+        config.process,
+        args=args,
+        env=full_env,
+        cwd=working_dir or config.process.cwd,
+        terminal=tty,
+        console_size=oci.ConsoleSize(height=rows, width=cols) if tty and rows else None,
+        user=oci_user,
+        capabilities=_capability_sets(host.capabilities) if privileged else config.process.capabilities,
+    )
+
+
+@lru_cache(maxsize=256)
+def _capability_sets(bits: int) -> oci.Capabilities:
+    """Bounding, permitted and effective; nothing is inheritable (CVE-2022-24769) or ambient."""
+    names = capabilities.names(bits)
+    return oci.Capabilities(bounding=names, effective=names, permitted=names)
+
+
+# --- namespaces and limits --------------------------------------------------------------------------
+
+_NS_FILES = {"network": "net", "pid": "pid", "ipc": "ipc"}
+
+
+def _plan_namespaces(spec: ContainerSpec, facts: StartFacts, host: Host) -> tuple[oci.Namespace, ...]:
+    private_cgroup = spec.cgroupns_mode == "private" or (
+        spec.cgroupns_mode == "" and host.cgroups.version == 2
+    )
+    result = [oci.Namespace(type="mount")]
+    for kind, mode in (("network", spec.network_mode), ("pid", spec.pid_mode), ("ipc", spec.ipc_mode)):
+        if mode.startswith("container:"):
+            pid = facts.joined.get(kind)
+            if pid is None:
+                raise Invalid(f"{kind} mode {mode}: the container to join is not running, start it first")
+            result.append(oci.Namespace(type=kind, path=f"/proc/{pid}/ns/{_NS_FILES[kind]}"))
+        elif mode != "host":
+            result.append(oci.Namespace(type=kind))
+    if spec.uts_mode != "host":
+        result.append(oci.Namespace(type="uts"))
+    if private_cgroup:
+        result.append(oci.Namespace(type="cgroup"))
+    return tuple(result)
+
+
+def _plan_resources(spec: ContainerSpec, facts: StartFacts, host: Host) -> oci.Resources:
+    if spec.privileged:
+        rules: tuple[oci.DeviceRule, ...] = (ALLOW_ALL,)
+    else:
+        given = tuple(parse_rule(rule) for rule in spec.device_cgroup_rules)
+        rules = device_rules(host.cgroups, facts.cgroup_path, DEFAULT_RULES + facts.device_rules + given)
+    resources = plan_resources(spec.resources, facts.block_numbers, rules)
+    return NO_RESOURCES if resources == NO_RESOURCES else resources
+
+
+# --- mounts -----------------------------------------------------------------------------------------
+
+
+_DEV_OPTIONS = ("nosuid", "strictatime", "mode=755", "size=65536k")
+_PTS_OPTIONS = ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5")
+_SHM = "/dev/shm"  # noqa: S108
+
+
+@lru_cache(maxsize=64)
+def _default_mounts(
+    privileged: bool, readonly_rootfs: bool, shm_bytes: int, mqueue: bool
+) -> tuple[oci.Mount, ...]:
+    """Docker's default mounts, in their order; `shm_bytes` -1 leaves /dev/shm out."""
+    sys_options: tuple[str, ...] = ("nosuid", "noexec", "nodev")
+    cgroup_options = sys_options
+    if not privileged:
+        sys_options += ("ro",)
+        cgroup_options += ("ro",)
+    mounts = [
+        oci.Mount(destination="/proc", type="proc", source="proc", options=("nosuid", "noexec", "nodev")),
+        oci.Mount(destination="/dev", type="tmpfs", source="tmpfs", options=_DEV_OPTIONS),
+        oci.Mount(destination="/dev/pts", type="devpts", source="devpts", options=_PTS_OPTIONS),
+        oci.Mount(destination="/sys", type="sysfs", source="sysfs", options=sys_options),
+        oci.Mount(destination="/sys/fs/cgroup", type="cgroup", source="cgroup", options=cgroup_options),
+    ]
+    if mqueue:
+        options: tuple[str, ...] = ("nosuid", "noexec", "nodev")
+        mounts.append(oci.Mount(destination="/dev/mqueue", type="mqueue", source="mqueue", options=options))
+    if shm_bytes >= 0:
+        options = ("nosuid", "noexec", "nodev", "mode=1777", f"size={shm_bytes}")
+        mounts.append(oci.Mount(destination=_SHM, type="tmpfs", source="shm", options=options))
+    return tuple(mounts)
+
+
+def _plan_mounts(container: Container, facts: StartFacts, host: Host) -> tuple[oci.Mount, ...]:
+    """The default mounts that the user didn't replace, then everything else with parents before children."""
+    spec = container.spec
+    shm_bytes = spec.shm_size_bytes or DEFAULT_SHM_BYTES
+    if spec.ipc_mode == "none" or facts.shm_path or spec.ipc_mode == "host":
+        shm_bytes = -1
+    default = _default_mounts(spec.privileged, spec.readonly_rootfs, shm_bytes, "mqueue" in host.filesystems)
+
+    chosen = {_clean(mount.target): mount for mount in container.mounts}
+    others = [_plan_mount(target, mount) for target, mount in chosen.items()]
+    file_options = ("rbind", "rprivate", "rro") if spec.readonly_rootfs else ("rbind", "rprivate")
+    for target, source in (
+        ("/etc/hosts", facts.hosts_path),
+        ("/etc/hostname", facts.hostname_path),
+        ("/etc/resolv.conf", facts.resolv_path),
+    ):
+        if source and target not in chosen:
+            others.append(oci.Mount(destination=target, type="bind", source=source, options=file_options))
+    shm_source = facts.shm_path or (_SHM if spec.ipc_mode == "host" else "")
+    if shm_source and _SHM not in chosen:
+        others.append(
+            oci.Mount(destination=_SHM, type="bind", source=shm_source, options=("rbind", "rprivate"))
+        )
+    others.sort(key=lambda mount: mount.destination.count("/"))
+
+    if chosen:
+        own_dev = "/dev" in chosen
+        default = tuple(
+            mount
+            for mount in default
+            if mount.destination not in chosen and not (own_dev and mount.destination.startswith("/dev/"))
+        )
+    return (*default, *others)
+
+
+def _clean(target: str) -> str:
+    """An absolute path without ., .., double or trailing slashes. Raises Invalid for other ones."""
+    parts: list[str] = []
+    for part in target.split("/"):
+        if part == "..":
+            del parts[-1:]
+        elif part not in ("", "."):
+            parts.append(part)
+    if not target.startswith("/") or not parts or "\0" in target:
+        raise Invalid(f"invalid mount target {target!r}: it has to be an absolute path below /, e.g. /data")
+    return "/" + "/".join(parts)
+
+
+_TMPFS_DEFAULTS = {"noexec": "exec", "nosuid": "suid", "nodev": "dev"}
+
+
+def _plan_mount(target: str, mount: MountPoint) -> oci.Mount:
+    if mount.kind == "tmpfs":
+        options = [word for word, opposite in _TMPFS_DEFAULTS.items() if opposite not in mount.options]
+        options += [word for word in mount.options if word not in options]
+        if mount.readonly and "ro" not in options:
+            options.append("ro")
+        return oci.Mount(destination=target, type="tmpfs", source="tmpfs", options=tuple(options))
+    bind = ["rbind" if mount.recursive else "bind"]
+    if mount.readonly:
+        bind.append("rro" if mount.recursive else "ro")
+    bind.append(mount.propagation or "rprivate")
+    return oci.Mount(destination=target, type="bind", source=mount.source, options=tuple(bind))
+
+
+def _root_propagation(mounts: Sequence[MountPoint]) -> str:
+    """The root has to propagate at least as much as the mounts below it (as Docker)."""
+    modes = {mount.propagation for mount in mounts if mount.kind != "tmpfs"}
+    if modes & {"shared", "rshared"}:
+        return "shared"
+    return "rslave" if modes & {"slave", "rslave"} else ""
+
+
+def describe_config(config: oci.Config) -> str:
+    """The config for a person: indented JSON."""
+    return json.dumps(json.loads(oci.encode_config(config)), indent=2)
