@@ -1,0 +1,18 @@
+"""The Docker Engine API, versions 1.24 to 1.51: a module for each kind of object."""
+
+from __future__ import annotations
+
+from cove.api.docker import containers, exec, images, networks, streams, system, unsupported, volumes
+from cove.api.docker.context import Api
+from cove.api.router import Route
+
+ROUTES: tuple[Route[Api], ...] = (
+    *containers.ROUTES,
+    *streams.ROUTES,
+    *exec.ROUTES,
+    *images.ROUTES,
+    *volumes.ROUTES,
+    *networks.ROUTES,
+    *system.ROUTES,
+    *unsupported.ROUTES,
+)

@@ -24,6 +24,7 @@ from cove.api.router import Route
 from cove.engine.types import View
 from cove.model.container import Resources
 from cove.model.errors import CoveError, Invalid
+from cove.model.objects import Image
 
 PRUNE_KEYS = frozenset(("label", "label!", "until"))
 MAX_SECONDS = 1 << 31
@@ -48,9 +49,10 @@ async def list_containers(api: Api, request: Request) -> Response:
 
     def image_id(reference: str) -> str:
         try:
-            return engine.images.find_image(reference).id
+            image: Image = engine.images.find_image(reference)
         except CoveError:
             return ""  # an image that isn't there has no descendants
+        return image.id
 
     accepts = container_filter(
         filters, find=engine.find, find_image_id=image_id, network_names=names_of_networks
@@ -68,7 +70,7 @@ async def list_containers(api: Api, request: Request) -> Response:
                 image=names.shown(view),
                 now_ns=now_ns,
                 find_network=api.find_network,
-                size=await _size(api, view) if with_size else None,
+                size=await size_of(api, view) if with_size else None,
                 version=request.version,
             )
         )
@@ -94,7 +96,8 @@ class _ImageNames:
         return name if self._ids[name] == image_id else image_id
 
 
-async def _size(api: Api, view: View) -> tuple[int, int]:
+async def size_of(api: Api, view: View) -> tuple[int, int]:
+    """Bytes of the writable layer, and of it with all of the image's layers."""
     writable = await api.engine.writable_size(view.container.id)
     try:
         image = api.engine.images.find_image(view.container.image_id).size_bytes
@@ -125,7 +128,7 @@ async def inspect(api: Api, request: Request) -> Response:
         settings=api.engine.settings,
         find_network=api.find_network,
         exec_ids=api.engine.exec_ids(view.container.id),
-        size=await _size(api, view) if request.query.flag("size") else None,
+        size=await size_of(api, view) if request.query.flag("size") else None,
     )
     if request.version < 1044:
         for network in found["NetworkSettings"]["Networks"].values():

@@ -33,6 +33,7 @@ _PORT = re.compile(r"(\d{1,5})(?:/(tcp|udp|sctp))?", re.IGNORECASE)
 _HOST_PORT = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
 _RUNTIMES = ("", "cove", "runc", "io.containerd.runc.v2")
 _MILLISECOND = 1_000_000
+_MAC_WARNING = "The container-wide MacAddress field is now deprecated. It should be specified in EndpointsConfig instead."
 WORD_LIMIT = 128 << 10  # MAX_ARG_STRLEN of execve(2): one argument or variable
 
 Strings = Sequence[str] | None
@@ -158,11 +159,13 @@ def _check_platform(platform: str) -> None:
 def _refuse_unsupported(host: wire.HostConfig) -> None:
     if host.links:
         raise NotImplementedHere(
-            "HostConfig.Links: Cove has no links; put the containers on a network of their own, where names resolve"
+            "HostConfig.Links: Cove has no links; put the containers on a network of their own, "
+            "where names resolve"
         )
     if host.storage_opt:
         raise Invalid(
-            "HostConfig.StorageOpt: --storage-opt is supported only for overlay over xfs with 'pquota' mount option"
+            "HostConfig.StorageOpt: --storage-opt is supported only for overlay over xfs "
+            "with 'pquota' mount option"
         )
     if (host.runtime or "") not in _RUNTIMES:
         raise Invalid(
@@ -185,7 +188,7 @@ def words(value: wire.Words, field: str) -> tuple[str, ...] | None:
     for index, word in enumerate(found):
         if "\0" in word or len(word) >= WORD_LIMIT:
             raise Invalid(
-                f"{field}[{index}]: an argument can't hold a NUL byte or be {WORD_LIMIT} bytes long (execve(2))"
+                f"{field}[{index}]: an argument can't hold a NUL byte, or be {WORD_LIMIT} bytes long (execve(2))"
             )
     return found
 
@@ -227,7 +230,8 @@ def _endpoints(body: wire.CreateBody, mode: str, version: int) -> tuple[tuple[En
     configs = dict((body.networking_config or wire.NetworkingConfig()).endpoints_config or {})
     if version < 1044 and len(configs) > 1:
         raise Invalid(
-            f"NetworkingConfig.EndpointsConfig: Container cannot be created with multiple network endpoints: {', '.join(configs)}"
+            "NetworkingConfig.EndpointsConfig: Container cannot be created with multiple network endpoints: "
+            + ", ".join(configs)
         )
     mac, warning = body.mac_address or "", ""
     own_network = mode in ("host", "none") or mode.startswith("container:")
@@ -252,7 +256,7 @@ def _endpoints(body: wire.CreateBody, mode: str, version: int) -> tuple[tuple[En
             else:
                 found[index] = msgspec.structs.replace(found[index], mac=mac)
         if version >= 1044:
-            warning = "The container-wide MacAddress field is now deprecated. It should be specified in EndpointsConfig instead."
+            warning = _MAC_WARNING
     if own_network and any(e.ipv4 or e.ipv6 or e.aliases for e in found):
         raise Invalid(
             f"NetworkingConfig.EndpointsConfig: addresses and aliases need a network of Cove's, not '{mode}'"

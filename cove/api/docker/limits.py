@@ -40,7 +40,8 @@ def decode_resources(body: wire.Resources, at: str, *, cpus: int) -> Resources:
         raise Invalid(f"{at}MemoryReservation: Minimum memory reservation allowed is 6MB, e.g. {MIN_MEMORY}")
     if memory and reservation > memory:
         raise Invalid(
-            f"{at}MemoryReservation: Minimum memory limit can not be less than memory reservation limit, see usage"
+            f"{at}MemoryReservation: Minimum memory limit can not be less than memory reservation limit, "
+            "see usage"
         )
     swappiness = body.memory_swappiness
     if swappiness == -1:  # what older clients send for "not given"
@@ -108,7 +109,8 @@ def _cpu_time(body: wire.Resources, at: str, cpus: int) -> tuple[int, int, int]:
         raise Invalid(f"{at}NanoCpus: Range of CPUs is from 0.01 to {cpus}.00, e.g. 500000000 for half a CPU")
     if period and not 1000 <= period <= 1_000_000:
         raise Invalid(
-            f"{at}CpuPeriod: CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)"
+            f"{at}CpuPeriod: CPU cfs period can not be less than 1ms (i.e. 1000) "
+            "or larger than 1s (i.e. 1000000)"
         )
     if quota < -1 or 0 < quota < 1000:
         raise Invalid(f"{at}CpuQuota: CPU cfs quota can not be less than 1ms (i.e. 1000), -1 lifts it")
@@ -189,7 +191,8 @@ def decode_device_rules(rules: Sequence[str] | None) -> tuple[str, ...]:
         good = kind in ("a", "b", "c") and colon and permissions and set(permissions) <= set("rwm")
         if not good or not all(n == "*" or (n.isascii() and n.isdigit()) for n in (major, minor)):
             raise Invalid(
-                f"HostConfig.DeviceCgroupRules[{index}]: invalid device cgroup rule format: '{rule}', e.g. 'c 1:3 rwm'"
+                f"HostConfig.DeviceCgroupRules[{index}]: invalid device cgroup rule format: '{rule}', "
+                "e.g. 'c 1:3 rwm'"
             )
     return tuple(rules or ())
 
@@ -229,6 +232,7 @@ def decode_restart(policy: wire.RestartPolicy | None, at: str) -> RestartPolicy:
         )
     if not 0 <= retries <= _INT32:
         raise Invalid(
-            f"{at}RestartPolicy.MaximumRetryCount: invalid restart policy: maximum retry count cannot be negative"
+            f"{at}RestartPolicy.MaximumRetryCount: invalid restart policy: "
+            "maximum retry count cannot be negative"
         )
     return RestartPolicy(name=name, maximum_retries=retries)  # type: ignore[arg-type]

@@ -21,8 +21,8 @@ _PASSED_OVER = frozenset(("z", "Z", "consistent", "cached", "delegated", "defaul
 _TMPFS_FLAGS = frozenset(
     (
         "ro rw suid nosuid dev nodev exec noexec sync async dirsync atime noatime diratime nodiratime "
-        "relatime norelatime strictatime nostrictatime mand nomand rbind bind private rprivate shared rshared "
-        "slave rslave unbindable runbindable defaults"
+        "relatime norelatime strictatime nostrictatime mand nomand rbind bind private rprivate shared "
+        "rshared slave rslave unbindable runbindable defaults"
     ).split()
 )
 _TMPFS_VALUES = {
@@ -80,7 +80,8 @@ def _check_name(name: str, path: str) -> str:
     if name and not _VOLUME_NAME.fullmatch(name):
         raise Invalid(
             f'{path}: "{name}" includes invalid characters for a local volume name, only '
-            '"[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, use absolute path'
+            '"[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, '
+            "use absolute path"
         )
     return name
 
@@ -149,7 +150,8 @@ def _decode_bind(mount: wire.Mount, target: str, path: str, version: int) -> Bin
         raise Invalid(f'{path}.Source: invalid mount config for type "bind": field Source must not be empty')
     if not source.startswith("/") or "\0" in source:
         raise Invalid(
-            f"{path}.Source: invalid mount config for type \"bind\": invalid mount path: '{source}' mount path must be absolute"
+            f"{path}.Source: invalid mount config for type \"bind\": invalid mount path: '{source}' "
+            "mount path must be absolute"
         )
     options = mount.bind_options or wire.BindOptions()
     propagation = options.propagation or "rprivate"
@@ -160,7 +162,8 @@ def _decode_bind(mount: wire.Mount, target: str, path: str, version: int) -> Bin
         )
     if options.read_only_non_recursive and version >= 1044:
         raise NotImplementedHere(
-            f"{path}.BindOptions.ReadOnlyNonRecursive: Cove makes read-only binds read-only as a whole; leave it out"
+            f"{path}.BindOptions.ReadOnlyNonRecursive: Cove makes read-only binds read-only as a whole; "
+            "leave it out"
         )
     if options.read_only_force_recursive and version < 1044:
         raise Invalid(f"{path}.BindOptions.ReadOnlyForceRecursive needs API v1.44 or newer")

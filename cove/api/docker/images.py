@@ -1,0 +1,380 @@
+"""Images: list, inspect, tag, delete, and archives in and out."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
+
+from cove.api.docker.context import Api
+from cove.api.docker.filters import boolean, label_filter, matches_labels, parse_filters, prune_before
+from cove.api.docker.text import NEVER, parse_rfc3339_seconds, rfc3339
+from cove.api.http import Request, Response, Stream, encode_json, json_response
+from cove.api.router import Route
+from cove.image.references import parse_reference
+from cove.image.types import LayerProgress, LoadEvent, Use
+from cove.model.errors import CoveError, Invalid, NotFound, NotImplementedHere
+from cove.model.objects import Image, ImageConfig
+
+Json = dict[str, Any]
+
+LIST_KEYS = frozenset(("before", "dangling", "label", "reference", "since", "until"))
+PRUNE_KEYS = frozenset(("dangling", "label", "label!", "until"))
+RUNNING = ("running", "paused", "restarting")
+
+
+def uses(api: Api) -> Callable[[str], Sequence[Use]]:
+    """The containers of an image, as the images' room wants to know them."""
+
+    def of(image_id: str) -> list[Use]:
+        return [
+            Use(container_id=view.container.id, running=view.state.status in RUNNING)
+            for view in api.engine.list()
+            if view.container.image_id == image_id
+        ]
+
+    return of
+
+
+def count_uses(api: Api) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for view in api.engine.list():
+        counts[view.container.image_id] = counts.get(view.container.image_id, 0) + 1
+    return counts
+
+
+# --- reading ------------------------------------------------------------------------------
+
+
+async def list_images(api: Api, request: Request) -> Response:
+    query = request.query
+    filters = parse_filters(query.get("filters"), LIST_KEYS)
+    query.flag("all"), query.flag("digests"), query.flag("shared-size"), query.flag("manifests")
+    if request.version < 1025 and query.get("filter"):
+        filters.setdefault("reference", []).append(query.get("filter"))
+    accepts = _image_filter(api, filters)
+    counts = count_uses(api) if request.version >= 1051 else None
+    found = [image for image in api.engine.images.list_images() if accepts(image)]
+    found.sort(key=lambda image: parse_rfc3339_seconds(image.created), reverse=True)
+    return json_response([summary_json(image, request.version, counts) for image in found])
+
+
+def summary_json(image: Image, version: int, counts: Mapping[str, int] | None) -> Json:
+    """One entry of an image list; `counts` None: how many containers use it isn't told."""
+    names: list[str] = list(image.names)
+    digests: list[str] = list(image.repo_digests)
+    if version < 1043:
+        names = names or ["<none>:<none>"]
+        digests = digests or ["<none>@<none>"]
+    found: Json = {
+        "Containers": -1 if counts is None else counts.get(image.id, 0),
+        "Created": parse_rfc3339_seconds(image.created),
+        "Id": image.id,
+        "Labels": image.config.labels or None,
+        "ParentId": image.parent,
+        "RepoDigests": digests,
+        "RepoTags": names,
+        "SharedSize": -1,
+        "Size": image.size_bytes,
+    }
+    if version < 1044:
+        found["VirtualSize"] = image.size_bytes
+    return found
+
+
+def _image_filter(api: Api, filters: Mapping[str, Sequence[str]]) -> Callable[[Image], bool]:
+    images = api.engine.images
+    dangling = boolean(filters, "dangling", False) if "dangling" in filters else None
+    labels = filters.get("label", ())
+    patterns = filters.get("reference", ())
+    before = min((_created(images.find_image(v)) for v in filters.get("before", ())), default=None)
+    since = max((_created(images.find_image(v)) for v in filters.get("since", ())), default=None)
+    until_ns = prune_before(filters, time.time_ns())
+
+    def accepts(image: Image) -> bool:
+        created = _created(image)
+        return (
+            (dangling is None or dangling == (not image.names))
+            and matches_labels(image.config.labels, labels)
+            and (not patterns or any(matches_reference(name, p) for name in image.names for p in patterns))
+            and (before is None or created < before)
+            and (since is None or created > since)
+            and created * 1_000_000_000 <= until_ns
+        )
+
+    return accepts
+
+
+def _created(image: Image) -> int:
+    return parse_rfc3339_seconds(image.created)
+
+
+def matches_reference(name: str, pattern: str) -> bool:
+    """A familiar name against `debian`, `debian:*`, `*/app:1.?`; a star stops at a slash, as in Go's path.Match."""
+    repository = name.rpartition(":")[0] if ":" in name.rpartition("/")[2] else name
+    regex = fnmatch.translate(pattern).replace(".*", "[^/]*")
+    try:
+        compiled = re.compile(regex)
+    except re.error:
+        raise Invalid(f"invalid filter 'reference={pattern}', e.g. debian:*") from None
+    return compiled.match(name) is not None or compiled.match(repository) is not None
+
+
+async def inspect(api: Api, request: Request) -> Response:
+    image = api.engine.images.find_image(request.name)
+    found: Json = {
+        "Id": image.id,
+        "RepoTags": list(image.names),
+        "RepoDigests": list(image.repo_digests),
+        "Parent": image.parent,
+        "Comment": image.comment,
+        "Created": image.created or NEVER,
+        "DockerVersion": "",
+        "Author": image.author,
+        "Config": config_json(image.config, request.version),
+        "Architecture": image.architecture,
+        "Os": image.os,
+        "Size": image.size_bytes,
+        "GraphDriver": {"Data": {}, "Name": "overlay2"},
+        "RootFS": {"Type": "layers", "Layers": list(image.diff_ids)},
+        "Metadata": {"LastTagTime": rfc3339(image.last_tagged_ns)},
+    }
+    if image.variant:
+        found["Variant"] = image.variant
+    if request.version < 1044:
+        found["VirtualSize"] = image.size_bytes
+    return json_response(found)
+
+
+_LEGACY_CONFIG: Json = {
+    "Hostname": "",
+    "Domainname": "",
+    "AttachStdin": False,
+    "AttachStdout": False,
+    "AttachStderr": False,
+    "Tty": False,
+    "OpenStdin": False,
+    "StdinOnce": False,
+    "Image": "",
+}
+
+
+def config_json(config: ImageConfig, version: int) -> Json:
+    found: Json = dict(_LEGACY_CONFIG) if version < 1050 else {}
+    found.update(
+        User=config.user,
+        Env=list(config.env) or None,
+        Cmd=list(config.command) or None,
+        Volumes={path: {} for path in config.volumes} or None,
+        WorkingDir=config.working_dir,
+        Entrypoint=list(config.entrypoint) or None,
+        OnBuild=list(config.on_build) or None,
+        Labels=config.labels or None,
+    )
+    if config.exposed_ports:
+        found["ExposedPorts"] = {port: {} for port in config.exposed_ports}
+    if config.stop_signal:
+        found["StopSignal"] = config.stop_signal
+    if config.shell:
+        found["Shell"] = list(config.shell)
+    if config.healthcheck is not None:
+        found["Healthcheck"] = {
+            "Test": list(config.healthcheck.test),
+            "Interval": config.healthcheck.interval_ns,
+            "Timeout": config.healthcheck.timeout_ns,
+            "StartPeriod": config.healthcheck.start_period_ns,
+            "Retries": config.healthcheck.retries,
+        }
+    return found
+
+
+async def history(api: Api, request: Request) -> Response:
+    image = api.engine.images.find_image(request.name)
+    entries: list[Json] = [
+        {
+            "Id": "<missing>",
+            "Created": parse_rfc3339_seconds(entry.created),
+            "CreatedBy": entry.created_by,
+            "Tags": None,
+            "Size": 0,
+            "Comment": entry.comment,
+        }
+        for entry in reversed(image.history)
+    ]
+    if not entries:
+        entries = [
+            {"Id": "", "Created": _created(image), "CreatedBy": "", "Tags": None, "Size": 0, "Comment": ""}
+        ]
+    # the room keeps the size of all layers together; it is shown once, where sums come out right
+    entries[0].update(Id=image.id, Tags=list(image.names) or None, Size=image.size_bytes)
+    return json_response(entries)
+
+
+# --- changing -----------------------------------------------------------------------------
+
+
+def _join(repository: str, tag: str) -> str:
+    if not repository:
+        raise Invalid("query parameter repo: a name is needed, e.g. repo=app&tag=1.0")
+    return f"{repository}:{tag}" if tag else repository
+
+
+async def tag(api: Api, request: Request) -> Response:
+    target = _join(request.query.get("repo"), request.query.get("tag"))
+    image = await api.engine.images.tag(request.name, target)
+    api.publish("image", "tag", image.id, {**image.config.labels, "name": _familiar(target)})
+    return Response(201)
+
+
+def _familiar(text: str) -> str:
+    return parse_reference(text).with_default_tag().familiar
+
+
+async def remove(api: Api, request: Request) -> Response:
+    query = request.query
+    removed = await api.engine.images.remove(
+        request.name, force=query.flag("force"), prune=not query.flag("noprune"), in_use=uses(api)
+    )
+    image_id = next((line.deleted for line in removed if line.deleted), request.name)
+    answer = []
+    for line in removed:
+        if line.untagged:
+            answer.append({"Untagged": line.untagged})
+            api.publish("image", "untag", image_id, {"name": line.untagged})
+        if line.deleted:
+            answer.append({"Deleted": line.deleted})
+            api.publish("image", "delete", line.deleted, {"name": line.deleted})
+    return json_response(answer)
+
+
+async def prune(api: Api, request: Request) -> Response:
+    """Remove images without names that no container uses; with dangling=false, those with names too."""
+    filters = parse_filters(request.query.get("filters"), PRUNE_KEYS)
+    dangling_only = boolean(filters, "dangling", True)
+    labels = label_filter(filters)
+    latest_ns = prune_before(filters, time.time_ns())
+    deleted: list[Json] = []
+    reclaimed = 0
+    used = uses(api)
+    for image in api.engine.images.list_images():
+        if (image.names and dangling_only) or used(image.id) or not labels(image.config.labels):
+            continue
+        if _created(image) * 1_000_000_000 > latest_ns:
+            continue
+        try:
+            for reference in image.names or (image.id,):
+                for line in await api.engine.images.remove(reference, force=False, prune=True, in_use=used):
+                    if line.untagged:
+                        deleted.append({"Untagged": line.untagged})
+                    if line.deleted:
+                        deleted.append({"Deleted": line.deleted})
+                        reclaimed += image.size_bytes if line.deleted == image.id else 0
+        except CoveError:
+            continue  # taken into use, or removed, since
+    api.publish("image", "prune", "", {"reclaimed": str(reclaimed)})
+    return json_response({"ImagesDeleted": deleted or None, "SpaceReclaimed": reclaimed})
+
+
+# --- archives -----------------------------------------------------------------------------
+
+
+async def create(api: Api, request: Request) -> Response | None:
+    """Import an archive (`fromSrc=-`). Pulling needs a registry client, which Cove doesn't have yet."""
+    query = request.query
+    if name := query.get("fromImage"):
+        raise NotFound(
+            f"No such image: {_pull_name(name, query.get('tag'))}, and this release of Cove can't pull from "
+            "registries: load it with `docker load`, or import a file system with `docker import`"
+        )
+    source = query.get("fromSrc")
+    if not source:
+        raise Invalid("images/create: one of the query parameters fromImage and fromSrc is needed")
+    if source != "-":
+        raise NotImplementedHere(
+            "images/create: Cove imports what is sent to it (fromSrc=-); download the archive first"
+        )
+    repository = query.get("repo")
+    reference = _join(repository, query.get("tag")) if repository else ""
+    image = await api.engine.images.import_image(
+        request.body, reference, query.get("message"), query.all("changes")
+    )
+    api.publish("image", "import", image.id, {"name": _familiar(reference) if reference else image.id})
+    stream = await request.start_stream("application/json")
+    await stream.write(encode_json({"status": image.id}) + b"\n")
+    return None
+
+
+def _pull_name(name: str, tag: str) -> str:
+    if not tag:
+        return name
+    return f"{name}@{tag}" if ":" in tag else f"{name}:{tag}"
+
+
+async def load(api: Api, request: Request) -> None:
+    """Progress and results as they come; what fails before the first of them has a status of its own."""
+    quiet = request.query.flag("quiet")
+    stream: Stream | None = None
+    try:
+        async for event in api.engine.images.load(request.body):
+            if stream is None:
+                stream = await request.start_stream("application/json")
+            if not isinstance(event, LayerProgress):
+                api.publish("image", "load", event.image_id, {"name": event.name or event.image_id})
+            line = load_json(event)
+            if line and not (quiet and isinstance(event, LayerProgress)):
+                await stream.write(encode_json(line) + b"\n")
+    except CoveError as error:
+        if stream is None:
+            raise
+        message = str(error)
+        await stream.write(encode_json({"errorDetail": {"message": message}, "error": message}) + b"\n")
+        return
+    if stream is None:
+        await request.start_stream("application/json")
+
+
+def load_json(event: LoadEvent) -> Json:
+    if not isinstance(event, LayerProgress):
+        return {"stream": event.text + "\n"}
+    return {
+        "status": "Loading layer",
+        "progressDetail": {"current": event.current, "total": event.total},
+        "progress": f"{event.current}/{event.total} B",
+        "id": event.id,
+    }
+
+
+async def save(api: Api, request: Request) -> None:
+    await _save(api, request, [request.name])
+
+
+async def save_many(api: Api, request: Request) -> None:
+    names = [name for value in request.query.all("names") for name in value.split(",") if name]
+    if not names:
+        raise Invalid("images/get: the query parameter names is needed, e.g. names=debian:latest")
+    await _save(api, request, names)
+
+
+async def _save(api: Api, request: Request, names: Sequence[str]) -> None:
+    for name in names:
+        api.engine.images.find_image(name)  # told with a status, before the stream starts
+    chunks: AsyncIterator[bytes] = api.engine.images.save(names)
+    stream = await request.start_stream("application/x-tar")
+    async for chunk in chunks:
+        await stream.write(chunk)
+
+
+ROUTES: tuple[Route[Api], ...] = (
+    ("GET", "/images/json", list_images),
+    ("POST", "/images/create", create),
+    ("POST", "/images/load", load),
+    ("POST", "/images/prune", prune),
+    ("GET", "/images/get", save_many),
+    ("GET", "/images/{name}/json", inspect),
+    ("GET", "/images/{name}/history", history),
+    ("GET", "/images/{name}/get", save),
+    ("POST", "/images/{name}/tag", tag),
+    ("DELETE", "/images/{name}", remove),
+)

@@ -1,0 +1,256 @@
+"""The daemon itself: ping, version, info, events, disk use."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import time
+from typing import Any
+
+from cove import __version__
+from cove.api.docker.containers import size_of
+from cove.api.docker.context import NEWEST, OLDEST, Api, version_text
+from cove.api.docker.encode import summary_json
+from cove.api.docker.filters import parse_filters
+from cove.api.docker.images import count_uses
+from cove.api.docker.images import summary_json as image_json
+from cove.api.docker.text import parse_time, rfc3339
+from cove.api.docker.volumes import users, volume_json
+from cove.api.http import TEXT, Request, Response, encode_json, json_response
+from cove.api.router import Route
+from cove.events.filters import KEYS as EVENT_KEYS
+from cove.events.filters import event_filter
+from cove.model.errors import Invalid
+from cove.model.objects import Event
+
+Json = dict[str, Any]
+
+_PING = Response(
+    200,
+    b"OK",
+    TEXT,
+    {
+        "Builder-Version": "1",
+        "Cache-Control": "no-cache, no-store, must-revalidate",
+        "Pragma": "no-cache",
+        "Swarm": "inactive",
+    },
+)
+_PING_HEAD = Response(200, b"", TEXT, _PING.headers)
+
+# Go's names for machines (uname(2)), which clients compare with image platforms
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "i686": "386", "armv7l": "arm"}
+_USAGE_TYPES = frozenset(("container", "image", "volume", "build-cache"))
+
+
+async def ping(api: Api, request: Request) -> Response:
+    return _PING
+
+
+async def ping_head(api: Api, request: Request) -> Response:
+    return _PING_HEAD
+
+
+async def version(api: Api, request: Request) -> Response:
+    info = api.engine.info()
+    facts = {
+        "ApiVersion": version_text(NEWEST),
+        "MinAPIVersion": version_text(OLDEST),
+        "Os": "linux",
+        "Arch": _ARCHITECTURES.get(info.architecture, info.architecture),
+        "KernelVersion": info.kernel,
+    }
+    component = {"Name": "Engine", "Version": __version__, "Details": {**facts, "Experimental": "false"}}
+    return json_response(
+        {
+            "Platform": {"Name": "Cove"},
+            "Components": [component],
+            "Version": __version__,
+            **facts,
+            "GitCommit": "",
+            "GoVersion": f"python{platform.python_version()}",
+            "BuildTime": "",
+        }
+    )
+
+
+async def info(api: Api, request: Request) -> Response:
+    facts = api.engine.info()
+    missing = " ".join(facts.missing).lower()
+    found: Json = {
+        "ID": facts.id,
+        "Containers": facts.containers,
+        "ContainersRunning": facts.running,
+        "ContainersPaused": facts.paused,
+        "ContainersStopped": facts.stopped,
+        "Images": facts.images,
+        "Driver": "overlay2",
+        "DriverStatus": [["Data Root", facts.data_root]],
+        "Plugins": {
+            "Volume": ["local"],
+            "Network": ["bridge", "host", "null"],
+            "Authorization": None,
+            "Log": facts.log_drivers,
+        },
+        "MemoryLimit": "memory" not in missing,
+        "SwapLimit": "swap" not in missing,
+        "CpuCfsPeriod": "cpu" not in missing,
+        "CpuCfsQuota": "cpu" not in missing,
+        "CPUShares": "cpu" not in missing,
+        "CPUSet": "cpuset" not in missing,
+        "PidsLimit": "pids" not in missing,
+        "IPv4Forwarding": True,
+        "Debug": api.engine.settings.debug,
+        "NFd": facts.open_files,
+        "OomKillDisable": facts.cgroup_version == 1,
+        "NGoroutines": facts.tasks,
+        "SystemTime": rfc3339(time.time_ns()),
+        "LoggingDriver": facts.default_log_driver,
+        "CgroupDriver": "cgroupfs",
+        "CgroupVersion": str(facts.cgroup_version),
+        "NEventsListener": len(api.engine.events.streams),
+        "KernelVersion": facts.kernel,
+        "OperatingSystem": facts.operating_system,
+        "OSVersion": facts.os_version,
+        "OSType": "linux",
+        "Architecture": facts.architecture,
+        "IndexServerAddress": "",
+        "RegistryConfig": {"IndexConfigs": {}, "InsecureRegistryCIDRs": [], "Mirrors": None},
+        "NCPU": facts.cpus,
+        "MemTotal": facts.memory_bytes,
+        "GenericResources": None,
+        "DockerRootDir": facts.data_root,
+        "HttpProxy": "",
+        "HttpsProxy": "",
+        "NoProxy": "",
+        "Name": facts.name,
+        "Labels": [],
+        "ExperimentalBuild": False,
+        "ServerVersion": __version__,
+        "Runtimes": {"cove": {"path": "cove-init"}, "runc": {"path": "cove-init"}},
+        "DefaultRuntime": "runc",
+        "Swarm": {
+            "NodeID": "",
+            "NodeAddr": "",
+            "LocalNodeState": "inactive",
+            "ControlAvailable": False,
+            "Error": "",
+            "RemoteManagers": None,
+        },
+        "LiveRestoreEnabled": True,
+        "Isolation": "",
+        "InitBinary": "cove-init",
+        "ContainerdCommit": {"ID": ""},
+        "RuncCommit": {"ID": ""},
+        "InitCommit": {"ID": ""},
+        "SecurityOptions": facts.security,
+        "CDISpecDirs": [],
+        "Warnings": [f"WARNING: {sentence}" for sentence in facts.missing] or None,
+    }
+    if request.version >= 1049:
+        found["FirewallBackend"] = {"Driver": "nftables"}
+    else:
+        for commit in ("ContainerdCommit", "RuncCommit", "InitCommit"):
+            found[commit]["Expected"] = ""
+    if request.version >= 1050:
+        found["DiscoveredDevices"] = None
+    else:
+        found.update(BridgeNfIptables=False, BridgeNfIp6tables=False)
+    return json_response(found)
+
+
+async def events(api: Api, request: Request) -> None:
+    query = request.query
+    now_ns = time.time_ns()
+    since_ns = parse_time(query.get("since"), "since", now_ns)
+    until_ns = parse_time(query.get("until"), "until", now_ns)
+    if until_ns and since_ns > until_ns:
+        raise Invalid(
+            f"`since` time ({query.get('since')}) cannot be after `until` time ({query.get('until')})"
+        )
+    accepts = event_filter(parse_filters(query.get("filters"), EVENT_KEYS))
+    async with contextlib.aclosing(api.engine.events.stream(since_ns, until_ns, accepts)) as found:
+        request.bind_to_client()
+        stream = await request.start_stream("application/json")
+        async for event in found:
+            await stream.write(encode_json(event_json(event)) + b"\n")
+
+
+def event_json(event: Event) -> Json:
+    """An event, with the three fields that were replaced in API 1.22 and sent until 1.52."""
+    found: Json = {}
+    if event.kind in ("container", "image"):
+        found["status"] = event.action
+        found["id"] = event.actor_id
+        if event.kind == "container" and "image" in event.attributes:
+            found["from"] = event.attributes["image"]
+    found.update(
+        Type=event.kind,
+        Action=event.action,
+        Actor={"ID": event.actor_id, "Attributes": event.attributes},
+        scope="local",
+        time=event.time_ns // 1_000_000_000,
+        timeNano=event.time_ns,
+    )
+    return found
+
+
+async def disk_usage(api: Api, request: Request) -> Response:
+    """What images, containers and volumes take. `type` (API 1.42) chooses among them."""
+    types = request.query.all("type") if request.version >= 1042 else []
+    for kind in types:
+        if kind not in _USAGE_TYPES:
+            raise Invalid(f"unknown object type: {kind}, expected one of {', '.join(sorted(_USAGE_TYPES))}")
+    wanted = set(types) or _USAGE_TYPES
+    found: Json = {"LayersSize": 0, "Images": None, "Containers": None, "Volumes": None, "BuildCache": None}
+    if "image" in wanted:
+        images = api.engine.images.list_images()
+        found["LayersSize"] = sum(image.size_bytes for image in images)
+        counts = count_uses(api)
+        found["Images"] = [{**image_json(i, request.version, counts), "SharedSize": 0} for i in images]
+    if "container" in wanted:
+        now_ns = time.time_ns()
+        found["Containers"] = [
+            summary_json(
+                view,
+                image=view.container.image_name,
+                now_ns=now_ns,
+                find_network=api.find_network,
+                size=await size_of(api, view),
+                version=request.version,
+            )
+            for view in api.engine.list()
+        ]
+    if "volume" in wanted:
+        used = users(api)
+        found["Volumes"] = [
+            {
+                **volume_json(record),
+                "UsageData": {
+                    "Size": (await api.engine.volumes.usage(record.name)).size_bytes,
+                    "RefCount": len(used(record.name)),
+                },
+            }
+            for record in api.engine.volumes.list()
+        ]
+    if "build-cache" in wanted:
+        found["BuildCache"] = []
+    if request.version < 1042:
+        found["BuilderSize"] = 0
+    return json_response(found)
+
+
+async def prune_build_cache(api: Api, request: Request) -> Response:
+    """There is no build cache; `docker system prune` asks for this all the same."""
+    return json_response({"CachesDeleted": None, "SpaceReclaimed": 0})
+
+
+ROUTES: tuple[Route[Api], ...] = (
+    ("GET", "/_ping", ping),
+    ("HEAD", "/_ping", ping_head),
+    ("GET", "/version", version),
+    ("GET", "/info", info),
+    ("GET", "/events", events),
+    ("GET", "/system/df", disk_usage),
+    ("POST", "/build/prune", prune_build_cache),
+)

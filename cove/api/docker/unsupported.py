@@ -1,0 +1,104 @@
+"""The routes of the Docker Engine API that this release doesn't have, each with a sentence that says so."""
+
+from __future__ import annotations
+
+from cove.api.docker.context import Api
+from cove.api.http import Request, Response, json_response
+from cove.api.router import Route
+from cove.model.errors import NotImplementedHere, Unavailable
+
+_NO_SWARM = (
+    'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" '
+    "to connect this node to swarm and try again."
+)
+_NO_PLUGINS = "Cove has no Docker plugins"
+_NO_BUILDER = (
+    "this release of Cove can't build images: build elsewhere, `docker save`, and load the archive here"
+)
+_NO_REGISTRY = "this release of Cove has no registry client: move images with `docker save` and `docker load`"
+
+
+async def no_swarm(api: Api, request: Request) -> Response:
+    raise Unavailable(_NO_SWARM)
+
+
+async def no_swarm_here(api: Api, request: Request) -> Response:
+    raise NotImplementedHere("Cove isn't a swarm: it runs containers on this machine only")
+
+
+async def no_builder(api: Api, request: Request) -> Response:
+    raise NotImplementedHere(_NO_BUILDER)
+
+
+async def no_registry(api: Api, request: Request) -> Response:
+    raise NotImplementedHere(_NO_REGISTRY)
+
+
+async def no_commit(api: Api, request: Request) -> Response:
+    raise NotImplementedHere(
+        "this release of Cove can't make an image of a container: copy its files out with `docker cp`"
+    )
+
+
+async def no_export(api: Api, request: Request) -> Response:
+    raise NotImplementedHere(
+        "this release of Cove can't export a container: `docker cp NAME:/ -` gives its files as a tar archive"
+    )
+
+
+async def no_changes(api: Api, request: Request) -> Response:
+    raise NotImplementedHere("this release of Cove can't list a container's changed files")
+
+
+async def no_websocket(api: Api, request: Request) -> Response:
+    raise NotImplementedHere(
+        "Cove attaches by an upgraded connection, not by WebSocket: POST /containers/NAME/attach"
+    )
+
+
+async def no_checkpoint(api: Api, request: Request) -> Response:
+    raise NotImplementedHere("this release of Cove has no checkpoints")
+
+
+async def no_plugin(api: Api, request: Request) -> Response:
+    raise NotImplementedHere(_NO_PLUGINS)
+
+
+async def list_plugins(api: Api, request: Request) -> Response:
+    return json_response([])
+
+
+_SWARM_KINDS = ("services", "nodes", "tasks", "secrets", "configs")
+
+ROUTES: tuple[Route[Api], ...] = (
+    *(("GET", f"/{kind}", no_swarm) for kind in (*_SWARM_KINDS, "swarm")),
+    *(
+        (method, f"/{kind}/{{name}}", no_swarm)
+        for kind in _SWARM_KINDS
+        for method in ("GET", "POST", "DELETE")
+    ),
+    *(("POST", f"/{kind}/{{name}}/update", no_swarm) for kind in ("services", "nodes", "secrets", "configs")),
+    *(("GET", f"/{kind}/{{name}}/logs", no_swarm) for kind in ("services", "tasks")),
+    ("POST", "/swarm/init", no_swarm_here),
+    ("POST", "/swarm/join", no_swarm_here),
+    ("POST", "/swarm/leave", no_swarm),
+    ("POST", "/swarm/update", no_swarm),
+    ("GET", "/swarm/unlockkey", no_swarm),
+    ("POST", "/swarm/unlock", no_swarm),
+    ("GET", "/plugins", list_plugins),
+    ("POST", "/plugins/pull", no_plugin),
+    ("POST", "/plugins/create", no_plugin),
+    ("GET", "/plugins/{name}/json", no_plugin),
+    ("DELETE", "/plugins/{name}", no_plugin),
+    ("POST", "/build", no_builder),
+    ("POST", "/commit", no_commit),
+    ("POST", "/auth", no_registry),
+    ("GET", "/images/search", no_registry),
+    ("POST", "/images/{name}/push", no_registry),
+    ("GET", "/distribution/{name}/json", no_registry),
+    ("GET", "/containers/{name}/export", no_export),
+    ("GET", "/containers/{name}/changes", no_changes),
+    ("GET", "/containers/{name}/ws", no_websocket),
+    ("GET", "/containers/{name}/checkpoints", no_checkpoint),
+    ("POST", "/containers/{name}/checkpoints", no_checkpoint),
+)

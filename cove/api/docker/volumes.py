@@ -1,0 +1,116 @@
+"""Volumes: list, create, inspect, delete, prune."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from cove.api.docker import wire
+from cove.api.docker.context import Api
+from cove.api.docker.filters import any_pattern, boolean, label_filter, matches_labels, parse_filters
+from cove.api.docker.mounts import string_map
+from cove.api.docker.text import rfc3339
+from cove.api.http import NO_CONTENT, Request, Response, json_response
+from cove.api.router import Route
+from cove.model.errors import Invalid, NotImplementedHere
+from cove.model.objects import VolumeRecord
+
+LIST_KEYS = frozenset(("dangling", "driver", "label", "name"))
+PRUNE_KEYS = frozenset(("all", "label", "label!"))
+
+
+def users(api: Api) -> Callable[[str], list[str]]:
+    """The ids of the containers that mount a volume."""
+
+    def of(name: str) -> list[str]:
+        return [
+            view.container.id
+            for view in api.engine.list()
+            if any(mount.kind == "volume" and mount.name == name for mount in view.container.mounts)
+        ]
+
+    return of
+
+
+def volume_json(record: VolumeRecord) -> dict[str, Any]:
+    return {
+        "CreatedAt": rfc3339(record.created_ns // 1_000_000_000 * 1_000_000_000),
+        "Driver": record.driver,
+        "Labels": record.labels or None,
+        "Mountpoint": record.mountpoint,
+        "Name": record.name,
+        "Options": record.options or None,
+        "Scope": "local",
+    }
+
+
+async def list_volumes(api: Api, request: Request) -> Response:
+    filters = parse_filters(request.query.get("filters"), LIST_KEYS)
+    accepts = _volume_filter(api, filters)
+    found = [volume_json(record) for record in api.engine.volumes.list() if accepts(record)]
+    return json_response({"Volumes": found, "Warnings": None})
+
+
+def _volume_filter(api: Api, filters: Mapping[str, Sequence[str]]) -> Callable[[VolumeRecord], bool]:
+    dangling = boolean(filters, "dangling", False) if "dangling" in filters else None
+    drivers, labels = filters.get("driver", ()), filters.get("label", ())
+    named = any_pattern(filters["name"]) if filters.get("name") else None
+    used = {m.name for view in api.engine.list() for m in view.container.mounts if m.kind == "volume"}
+    return lambda record: (
+        (dangling is None or dangling == (record.name not in used))
+        and (not drivers or record.driver in drivers)
+        and matches_labels(record.labels, labels)
+        and (named is None or named(record.name))
+    )
+
+
+async def create(api: Api, request: Request) -> Response:
+    body = await wire.read(request, wire.VolumeBody)
+    if body.cluster_volume_spec:
+        raise NotImplementedHere("ClusterVolumeSpec: Cove has no cluster volumes; leave it out")
+    if body.name and "\0" in body.name:
+        raise Invalid("Name: a NUL byte isn't allowed")
+    known = body.name is not None and api.engine.volumes.find(body.name) is not None
+    record = await api.engine.volumes.create(
+        body.name or "", body.driver or "", string_map(body.driver_opts), string_map(body.labels)
+    )
+    if not known:
+        api.publish("volume", "create", record.name, {"driver": record.driver})
+    return json_response(volume_json(record), 201)
+
+
+async def inspect(api: Api, request: Request) -> Response:
+    return json_response(volume_json(api.engine.volumes.get(request.name)))
+
+
+async def remove(api: Api, request: Request) -> Response:
+    record = api.engine.volumes.find(request.name)
+    await api.engine.volumes.remove(request.name, force=request.query.flag("force"), in_use=users(api))
+    if record is not None:
+        api.publish("volume", "destroy", record.name, {"driver": record.driver})
+    return NO_CONTENT
+
+
+async def prune(api: Api, request: Request) -> Response:
+    """Unused anonymous volumes; with the filter `all` (always, before API 1.42) those with names too."""
+    filters = parse_filters(request.query.get("filters"), PRUNE_KEYS)
+    named_too = boolean(filters, "all", False) or request.version < 1042
+    labels = label_filter(filters)
+    pruned = await api.engine.volumes.prune(
+        in_use=users(api), keep=lambda record: not labels(record.labels), named_too=named_too
+    )
+    for name in pruned.names:
+        api.publish("volume", "destroy", name, {"driver": "local"})
+    api.publish("volume", "prune", "", {"reclaimed": str(pruned.reclaimed_bytes)})
+    return json_response(
+        {"VolumesDeleted": list(pruned.names) or None, "SpaceReclaimed": pruned.reclaimed_bytes}
+    )
+
+
+ROUTES: tuple[Route[Api], ...] = (
+    ("GET", "/volumes", list_volumes),
+    ("POST", "/volumes/create", create),
+    ("POST", "/volumes/prune", prune),
+    ("GET", "/volumes/{name}", inspect),
+    ("DELETE", "/volumes/{name}", remove),
+)
