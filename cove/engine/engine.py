@@ -21,6 +21,7 @@ from cove.engine.archive import Archives
 from cove.engine.attach import make_attach
 from cove.engine.create import plan_container, plan_mounts
 from cove.engine.execs import Execs
+from cove.engine.health import Health
 from cove.engine.lifecycle import Lifecycle
 from cove.engine.live import Background
 from cove.engine.mounts import settle_mounts
@@ -109,6 +110,10 @@ class Engine:
 
     def _id_of(self, reference: str) -> str:
         return self._parts.registry.find(reference).container.id
+
+    def health(self, container_id: str) -> Health | None:
+        """A running container's health; None without a check."""
+        return self._lifecycle.live(container_id).health
 
     def exec_ids(self, container_id: str) -> Sequence[str]:
         """Execs of a container that haven't ended."""

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import msgspec
 
 from cove.engine.create import merge_resources, parse_signal
+from cove.engine.health import Health, watch_health
 from cove.engine.live import Background, Live, done_wait, wake
 from cove.engine.parts import Parts
 from cove.engine.removal import remove_remains
@@ -136,9 +137,15 @@ class Lifecycle:
             self._watch(container.id, live, task), f"watching container {container.short_id}"
         )
         if container.spec.resources.memory_bytes > 0:
-            live.oom = self._background.spawn(
-                self._watch_oom(container), f"OOM events of {container.short_id}"
-            )
+            about = f"OOM events of {container.short_id}"
+            live.watchers.append(self._background.spawn(self._watch_oom(container), about))
+        if container.healthcheck is not None:
+
+            def show(health: Health) -> None:
+                live.health = health
+
+            work = watch_health(self._parts, container, task, show)
+            live.watchers.append(self._background.spawn(work, f"health of {container.short_id}"))
 
     async def _watch_oom(self, container: Container) -> None:
         async for _ in self._parts.oom_events(container):
@@ -149,9 +156,7 @@ class Lifecycle:
     async def _watch(self, container_id: str, live: Live, task: Task) -> None:
         status = await task.wait()
         live.ended.set()
-        if live.oom is not None:
-            live.oom.cancel()
-            live.oom = None
+        live.end_watchers()
         async with live.lock:
             try:
                 await self._exited(container_id, live, status)

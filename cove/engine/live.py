@@ -11,6 +11,7 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
+from cove.engine.health import Health
 from cove.engine.types import WaitHandle, WaitResult
 from cove.runtime.launch import Attach, Task
 
@@ -50,14 +51,15 @@ class Live:
 
     __slots__ = (
         "ended",
+        "health",
         "lock",
         "next_exit",
-        "oom",
         "pending",
         "removed",
         "restart_timer",
         "settled",
         "task",
+        "watchers",
     )
 
     def __init__(self) -> None:
@@ -71,7 +73,8 @@ class Live:
         self.next_exit: list[asyncio.Future[WaitResult]] = []
         self.removed: list[asyncio.Future[WaitResult]] = []
         self.restart_timer: asyncio.TimerHandle | None = None
-        self.oom: asyncio.Task[None] | None = None
+        self.watchers: list[asyncio.Task[None]] = []  # OOM events, health: they end with the run
+        self.health: Health | None = None
 
     def cancel_restart(self) -> None:
         if self.restart_timer is not None:
@@ -83,6 +86,12 @@ class Live:
         waiters.append(future)
         future.add_done_callback(lambda done: waiters.remove(done) if done in waiters else None)
         return WaitHandle(future)
+
+    def end_watchers(self) -> None:
+        for watcher in self.watchers:
+            watcher.cancel()
+        self.watchers.clear()
+        self.health = None
 
     def drop_pending(self) -> None:
         """Hang up on clients that attached to a container which won't start."""

@@ -1,0 +1,162 @@
+"""Health checks: a probe run in the container at intervals, and what its results say.
+
+Deciding (`after_probe`) is pure; the loop and the probe are the doing. The state lives in memory: a new
+daemon starts over with `starting`, for results are soft state. Rules are Docker's (Dockerfile
+reference, HEALTHCHECK).
+
+    starting ──success──> healthy ──`retries` failures in a row──> unhealthy ──success──> healthy
+    (failures within the start period don't count until the first success)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import shutil
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cove.engine.parts import Parts
+from cove.engine.start import StartRefused, launch_exec
+from cove.engine.types import ExecSpec
+from cove.model.container import Container, HealthCheck
+from cove.model.errors import CoveError
+from cove.runtime.launch import Attach, Task
+
+KEPT_RESULTS = 5
+MAX_OUTPUT = 4096
+_S = 10**9
+DEFAULT_INTERVAL_NS = 30 * _S
+DEFAULT_TIMEOUT_NS = 30 * _S
+DEFAULT_START_INTERVAL_NS = 5 * _S
+DEFAULT_RETRIES = 3
+_SHELL = ("/bin/sh", "-c")
+
+HealthStatus = Literal["starting", "healthy", "unhealthy"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeResult:
+    started_ns: int
+    ended_ns: int
+    exit_code: int  # 0 healthy; -1 when it exceeded its time or couldn't be run
+    output: str
+
+
+@dataclass(slots=True)
+class Health:
+    """What is known of a running container's health."""
+
+    status: HealthStatus = "starting"
+    failing_streak: int = 0
+    results: deque[ProbeResult] = field(default_factory=lambda: deque(maxlen=KEPT_RESULTS))
+
+
+def probe_args(check: HealthCheck | None, shell: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The command of a probe; () when there is none to run."""
+    test = check.test if check is not None else ()
+    if len(test) < 2 or test[0] == "NONE":
+        return ()
+    if test[0] == "CMD-SHELL":
+        return (*(shell or _SHELL), test[1])
+    return test[1:] if test[0] == "CMD" else ()
+
+
+def after_probe(health: Health, result: ProbeResult, check: HealthCheck, since_start_ns: int) -> None:
+    """Take a result in: status and streak as they are from now on."""
+    health.results.append(result)
+    if result.exit_code == 0:
+        health.failing_streak = 0
+        health.status = "healthy"
+        return
+    if health.status == "starting" and since_start_ns < check.start_period_ns:
+        return
+    health.failing_streak += 1
+    if health.failing_streak >= (check.retries or DEFAULT_RETRIES):
+        health.status = "unhealthy"
+
+
+def pause_ns(health: Health, check: HealthCheck, since_start_ns: int) -> int:
+    """How long until the next probe: shorter within the start period, as long as it's starting."""
+    if health.status == "starting" and since_start_ns < check.start_period_ns:
+        return check.start_interval_ns or DEFAULT_START_INTERVAL_NS
+    return check.interval_ns or DEFAULT_INTERVAL_NS
+
+
+async def watch_health(
+    parts: Parts, container: Container, task: Task, show: Callable[[Health], None]
+) -> None:
+    """Probe until cancelled; `show` is given the state that later probes change in place."""
+    check = container.healthcheck
+    args = probe_args(check, parts.images.find_image(container.image_id).config.shell)
+    if check is None or not args:
+        return
+    health = Health()
+    show(health)
+    started_ns = time.time_ns()
+    while True:
+        await asyncio.sleep(pause_ns(health, check, time.time_ns() - started_ns) / _S)
+        view = parts.registry.get(container.id)
+        if view is None or view.state.status != "running":
+            continue  # paused: a probe would hang
+        before = health.status
+        result = await run_probe(parts, container.id, task, args, check)
+        after_probe(health, result, check, result.ended_ns - started_ns)
+        if health.status != before:
+            parts.publish(container, f"health_status: {health.status}")
+
+
+async def run_probe(
+    parts: Parts, container_id: str, task: Task, args: tuple[str, ...], check: HealthCheck
+) -> ProbeResult:
+    """Run one probe to its end or its timeout."""
+    started_ns = time.time_ns()
+    timeout_s = (check.timeout_ns or DEFAULT_TIMEOUT_NS) / _S
+    directory = parts.settings.exec_dir("health-" + secrets.token_hex(16))
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    probe: Task | None = None
+    try:
+        async with asyncio.timeout(timeout_s):
+            view = parts.registry.find(container_id)
+            spec = ExecSpec(args=args, attach_stdout=True, attach_stderr=True)
+            client = Attach(sock=theirs)
+            probe = await launch_exec(
+                parts, view, task, spec, directory, [client], keep_stdin=False, rows=0, cols=0
+            )
+            output = await _read_output(ours)
+            exit_code = (await probe.wait()).exit_code
+    except TimeoutError:
+        exit_code, output = -1, f"Health check exceeded timeout ({timeout_s:g}s)"
+    except StartRefused as refused:
+        exit_code, output = -1, str(refused.cause)
+    except CoveError as error:
+        exit_code, output = -1, str(error)
+    finally:
+        ours.close()
+        theirs.close()
+        if probe is not None and probe.exited is None:
+            await _end(probe)
+        shutil.rmtree(directory, ignore_errors=True)
+    return ProbeResult(started_ns=started_ns, ended_ns=time.time_ns(), exit_code=exit_code, output=output)
+
+
+async def _read_output(sock: socket.socket) -> str:
+    """All output, of which the first MAX_OUTPUT bytes are kept."""
+    loop = asyncio.get_running_loop()
+    kept = bytearray()
+    while piece := await loop.sock_recv(sock, 65536):
+        kept += piece[: MAX_OUTPUT - len(kept)]
+    return kept.decode("utf-8", "replace")
+
+
+async def _end(probe: Task) -> None:
+    try:
+        await probe.signal(9)
+    except CoveError:
+        return  # it has just ended
+    await probe.wait()
