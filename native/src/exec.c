@@ -1,0 +1,195 @@
+/*
+ * The last steps of the child: the working directory, the exec, and the small init that may stay behind.
+ *
+ * Once a system call filter is installed, nothing but execve(2) can be relied upon; prepare_exec does
+ * the rest before, called by whichever of Seccomp and Exec comes first.
+ */
+#include "util.h"
+
+#include <limits.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <sys/wait.h>
+
+#include "child.h"
+#include "kernel.h"
+#include "operations.h"
+#include "protocol.h"
+#include "root.h"
+
+#define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+int run_chdir(const struct value *v, struct context *c)
+{
+	char where[PATH_MAX + 16];
+	int root = child_root(c);
+	long length;
+
+	if (root < 0)
+		return root;
+	CLOSE_AT_END int dir = v[1].number ? root_make_dir(root, v[0].text, 0755, NULL) :
+					       root_open(root, v[0].text, O_PATH | O_DIRECTORY);
+	if (dir < 0)
+		return dir;
+	if (fchdir(dir) < 0)
+		return -errno;
+	/* Outside of the root the kernel answers "(unreachable)/…" (CVE-2024-21626). */
+	length = checked(syscall(SYS_getcwd, where, sizeof(where)));
+	if (length < 0)
+		return (int)length;
+	return where[0] == '/' ? 0 : -EXDEV;
+}
+
+/* Without stdin the process reads /dev/null: its own, if it has one, and not the host's. */
+static void own_null(struct context *c)
+{
+	struct stat st;
+	int root = child_root(c);
+
+	if (root < 0)
+		return;
+	CLOSE_AT_END int fd = root_open(root, "dev/null", O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+	if (fd >= 0 && fstat(fd, &st) == 0 && S_ISCHR(st.st_mode) && st.st_rdev == makedev(1, 3))
+		dup2(fd, 0);
+}
+
+int prepare_exec(struct context *c)
+{
+	struct sync_message message = { .type = SYNC_EXEC };
+	sigset_t none;
+	int r;
+
+	if (c->exec_ready)
+		return 0;
+	c->exec_ready = true;
+	if (!c->has_stdin)
+		own_null(c);
+	if (!c->umask_set)
+		umask(022);
+	/* Everything is close-on-exec already; this holds against what we can't know of. */
+	r = sys_close_range(3, ~0u, CLOSE_RANGE_CLOEXEC);
+	if (r < 0)
+		return r;
+	r = send_message(c->sync, &message, sizeof(message), NULL, 0);
+	if (r < 0)
+		return r;
+	sigemptyset(&none);
+	return sigprocmask(SIG_SETMASK, &none, NULL) < 0 ? -errno : 0;
+}
+
+static const char *find_variable(char *const *env, const char *name)
+{
+	size_t length = strlen(name);
+
+	for (; *env; env++)
+		if (!strncmp(*env, name, length) && (*env)[length] == '=')
+			return *env + length + 1;
+	return NULL;
+}
+
+/* As execvpe(3), but an unknown format is reported instead of handed to a shell, and an empty part of
+ * PATH isn't the working directory. Returns only in failure. */
+static int execute(char *const *args, char *const *env)
+{
+	const char *path = find_variable(env, "PATH");
+	size_t name = strlen(args[0]);
+	char candidate[PATH_MAX];
+	int result = -ENOENT;
+
+	if (strchr(args[0], '/')) {
+		execve(args[0], args, env);
+		return -errno;
+	}
+	if (!path || !*path)
+		path = DEFAULT_PATH;
+	for (;;) {
+		size_t length = strcspn(path, ":");
+
+		if (length && length + 1 + name < sizeof(candidate)) {
+			memcpy(candidate, path, length);
+			candidate[length] = '/';
+			memcpy(candidate + length + 1, args[0], name + 1);
+			execve(candidate, args, env);
+			if (errno == EACCES)
+				result = -EACCES;
+			else if (errno != ENOENT && errno != ENOTDIR)
+				return -errno;
+		}
+		if (!path[length])
+			return result;
+		path += length + 1;
+	}
+}
+
+/* Process 1 of the container: reap what is orphaned, pass signals on, end as the child does. */
+static _Noreturn void init_loop(pid_t child)
+{
+	sigset_t all;
+
+	/* Holding a pipe or the terminal open would hide their end from the supervisor. */
+	sys_close_range(0, ~0u, 0);
+	sigfillset(&all);
+	for (;;) {
+		int signo = sigwaitinfo(&all, NULL);
+
+		if (signo < 0)
+			continue;
+		if (signo != SIGCHLD) {
+			kill(child, signo);
+			continue;
+		}
+		for (;;) {
+			int status;
+			pid_t pid = waitpid(-1, &status, WNOHANG);
+
+			if (pid <= 0)
+				break;
+			if (pid == child)
+				_exit(WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status));
+		}
+	}
+}
+
+int become_init(struct context *c)
+{
+	struct clone_args args = { .exit_signal = SIGCHLD };
+	sigset_t all, before;
+	pid_t child;
+
+	(void)c;
+	sigfillset(&all);
+	sigprocmask(SIG_SETMASK, &all, &before);
+	child = sys_clone3(&args);
+	if (child < 0)
+		return child;
+	if (child) {
+		prctl(PR_SET_NAME, "cove-init", 0, 0, 0);
+		init_loop(child);
+	}
+	/* A group of its own, in the foreground, so that what is typed signals the child and not us. */
+	setpgid(0, 0);
+	tcsetpgrp(0, getpid());
+	die_with_parent();
+	sigprocmask(SIG_SETMASK, &before, NULL);
+	return 0;
+}
+
+int run_exec(const struct value *v, struct context *c)
+{
+	char **env = v[1].list;
+	size_t count = v[1].size;
+	int r;
+
+	r = prepare_exec(c);
+	if (r == 0 && v[2].number)
+		r = become_init(c);
+	if (r < 0)
+		return r;
+	for (uint32_t i = 0; i < c->identity.env_count; i++)
+		env[count++] = c->identity.env[i]; /* plan.c left room for MAX_ENV_ADDITIONS */
+	env[count] = NULL;
+	return execute(v[0].list, env);
+}

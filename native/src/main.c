@@ -1,0 +1,34 @@
+/*
+ * cove-init: run a plan, then supervise its process. Started by the daemon with a control connection
+ * as descriptor 3, every signal blocked, and in a session of its own; it outlives the daemon.
+ *
+ * Signals stay blocked for good: nothing but SIGKILL ends a supervisor, and the process's end comes
+ * by its pidfd.
+ */
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+
+#include "supervise.h"
+
+int main(void)
+{
+	static struct supervisor supervisor;
+	struct supervisor *s = &supervisor;
+	sigset_t all;
+
+	sigfillset(&all);
+	sigprocmask(SIG_SETMASK, &all, NULL);
+	prctl(PR_SET_NAME, "cove-init", 0, 0, 0);
+	umask(0);
+	if (fcntl(CONTROL_FD, F_SETFD, FD_CLOEXEC) < 0)
+		return 2; /* not started by the daemon */
+	s->context.root = s->context.null = s->context.empty = -1;
+	s->child_pidfd = s->master = -1;
+	controls_init(s);
+	if (streams_init(&s->streams) < 0 || receive_start(s) < 0 || start_process(s) < 0)
+		return 1;
+	supervise(s);
+	return 0;
+}
