@@ -1,0 +1,165 @@
+"""The files of one log: opened across rotations, searched from the end.
+
+The writer renames `log` → `log.1` → `log.2` …, oldest first, then makes a new `log`. A file only ever
+moves to a higher number, so opening them in order of their numbers can meet one twice but can't miss one;
+an open file stays readable wherever it goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from cove.logs.model import STDERR, STDOUT, LogQuery
+from cove.logs.records import MAX_PAYLOAD_BYTES, Format, Record
+from cove.model.errors import HostError
+
+BLOCK_BYTES = 128 << 10  # read and parsed in one go: some milliseconds for short lines
+MOST_BLOCK_BYTES = 4 * MAX_PAYLOAD_BYTES  # holds any record
+
+
+class LogFile:
+    """An open file of a log."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path  # where it was when it was opened
+        self.descriptor = descriptor
+        self.inode = os.fstat(descriptor).st_ino
+
+    def size(self) -> int:
+        return os.fstat(self.descriptor).st_size
+
+    def read(self, size: int, offset: int) -> bytes:
+        try:
+            return os.pread(self.descriptor, size, offset)
+        except OSError as error:
+            raise HostError(f"the log {self.path} can't be read: {error.strerror}") from error
+
+    def close(self) -> None:
+        os.close(self.descriptor)
+
+
+def open_files(directory: Path, name: str) -> list[LogFile]:
+    """All files of a log, oldest first. The caller closes them. Raises HostError."""
+    files: list[LogFile] = []
+    try:
+        try:
+            numbers = [_number(entry, name) for entry in os.listdir(directory)]
+        except FileNotFoundError:
+            return []
+        last = max((number for number in numbers if number is not None), default=0)
+        for number in range(last + 2):  # one more: a rotation may be under way
+            path = directory / (f"{name}.{number}" if number else name)
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            except FileNotFoundError:
+                continue
+            file = LogFile(path, descriptor)
+            if any(other.inode == file.inode for other in files):
+                file.close()
+            else:
+                files.append(file)
+    except OSError as error:
+        for file in files:
+            file.close()
+        raise HostError(f"the log in {directory} can't be read: {error.strerror}") from error
+    files.reverse()
+    return files
+
+
+def is_current(directory: Path, name: str, file: LogFile) -> bool:
+    """Does the writer still append to this file? While it rotates, there may be none at all."""
+    try:
+        return os.stat(directory / name).st_ino == file.inode
+    except FileNotFoundError:
+        return True
+
+
+async def find_start(files: list[LogFile], form: Format, query: LogQuery) -> tuple[int, int]:
+    """Where to begin reading for a query with `tail` or `since`: (index of the file, offset in it).
+
+    Reads backwards no further than it must. From there on, reading forwards meets all of the last
+    `tail` lines (and more), and no line's middle that could be taken for a line of the answer. Damage on
+    the way back makes it the very beginning: reading forwards passes over damage by itself.
+    """
+    if query.tail == 0:
+        end = whole_size(files[-1], form)
+        whole = not end or any(True for _ in form.backwards(_block_before(files[-1], end)))
+        return (len(files) - 1, end) if whole else (0, 0)
+    position = (0, 0)
+    count = 0
+    seen: set[int] = set()
+    missing: set[int] | None = None  # streams whose first line may have begun still earlier
+    async for index, record in _backwards(files, form):
+        if record is None:
+            return 0, 0
+        if record.stream not in _wanted(query):
+            continue
+        if missing is None and query.since_ns and record.time_ns < query.since_ns:
+            missing = set(seen)
+        if missing is None:
+            seen.add(record.stream)
+            position = (index, record.offset)
+            if not query.until_ns or record.time_ns <= query.until_ns:
+                count += record.newlines
+            if query.tail is not None and count >= query.tail:
+                missing = set(seen)
+        elif record.stream in missing:
+            position = (index, record.offset)
+            if record.newlines:
+                missing.discard(record.stream)
+        if missing is not None and not missing:
+            return position if seen else (len(files) - 1, whole_size(files[-1], form))
+    return (0, 0) if missing is None or missing else position
+
+
+def whole_size(file: LogFile, form: Format) -> int:
+    """The size of a file without an unfinished record at its end."""
+    size = file.size()
+    block = _block_before(file, size)
+    return size - len(block) + form.whole_bytes(block)
+
+
+def _block_before(file: LogFile, end: int, size: int = BLOCK_BYTES) -> bytes:
+    start = max(0, end - size)
+    return file.read(end - start, start)
+
+
+async def _backwards(files: list[LogFile], form: Format) -> AsyncIterator[tuple[int, Record | None]]:
+    """Every record of all files, last first; None, and no more, where there is damage."""
+    for index in range(len(files) - 1, -1, -1):
+        file = files[index]
+        end = whole_size(file, form)
+        block = BLOCK_BYTES
+        while end > 0:
+            data = _block_before(file, end, block)
+            start = end - len(data)
+            first = len(data)
+            for record in form.backwards(data):
+                first = record.offset
+                yield index, Record(start + first, record.stream, record.time_ns, record.newlines)
+            if first < len(data):
+                end, block = start + first, BLOCK_BYTES
+            elif start > 0 and block < MOST_BLOCK_BYTES:
+                block *= 4  # a record longer than the block
+            else:
+                yield index, None
+                return
+            await asyncio.sleep(0)
+
+
+def _wanted(query: LogQuery) -> tuple[int, ...]:
+    return ((STDOUT,) if query.stdout else ()) + ((STDERR,) if query.stderr else ())
+
+
+def _number(entry: str, name: str) -> int | None:
+    if entry == name:
+        return 0
+    number = entry.removeprefix(name + ".")
+    return (
+        int(number)
+        if number != entry and number.isascii() and number.isdecimal() and len(number) < 6
+        else None
+    )
