@@ -31,7 +31,7 @@ class Archives:
         if state.status in ("removing", "dead"):
             raise Conflict(f"container {container.id} is being removed")
         directory = self._parts.settings.container_dir(container.id)
-        image = self._parts.images.find_image(container.image_id)
+        image = self._parts.images.image_by_id(container.image_id)
         return OverlayTree(
             lower=self._parts.images.layer_paths(image),
             layers_dir=self._parts.images.layers_dir,

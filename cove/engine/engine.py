@@ -19,6 +19,7 @@ import msgspec
 from cove.engine import host as host_facts
 from cove.engine.archive import Archives
 from cove.engine.attach import make_attach
+from cove.engine.connections import Connections
 from cove.engine.create import plan_container, plan_mounts
 from cove.engine.execs import Execs
 from cove.engine.health import Health
@@ -45,7 +46,15 @@ from cove.engine.types import (
 from cove.events.bus import Bus
 from cove.image.types import PathStat
 from cove.logs.model import LogLine, LogQuery
-from cove.model.container import Container, ContainerSpec, MountPoint, Resources, RestartPolicy, State
+from cove.model.container import (
+    Container,
+    ContainerSpec,
+    EndpointSpec,
+    MountPoint,
+    Resources,
+    RestartPolicy,
+    State,
+)
 from cove.model.errors import Conflict, Invalid, NotFound
 from cove.network.model import NetworkSettings
 from cove.runtime.cgroups_stats import Stats, read_cpu_clock
@@ -61,6 +70,7 @@ class Engine:
         self._lifecycle = Lifecycle(parts, background)
         self._execs = Execs(parts, background, lambda container_id: self._lifecycle.live(container_id).task)
         self._archives = Archives(parts)
+        self._connections = Connections(parts, self._lifecycle)
         parts.forget_execs = self._execs.forget_container
         self.images = parts.images
         self.networks = parts.networks
@@ -131,6 +141,7 @@ class Engine:
             directory = self._parts.settings.container_dir(container.id)
             undo.callback(self._parts.trash.discard, directory)
             self._parts.make_container_dir(container)
+            self._parts.images.image_by_id(container.image_id)  # still there: copying up takes its time
             await self._parts.registry.insert(container, State())
             undo.pop_all()
         self._parts.publish(container, "create")
@@ -238,6 +249,12 @@ class Engine:
             deleted.append(view.container.id)
             reclaimed += size
         return Pruned(deleted=deleted, reclaimed_bytes=reclaimed)
+
+    async def connect_network(self, reference: str, request: EndpointSpec) -> None:
+        await self._connections.connect(self._id_of(reference), request)
+
+    async def disconnect_network(self, reference: str, network: str, *, force: bool = False) -> None:
+        await self._connections.disconnect(self._id_of(reference), network, force=force)
 
     # --- streams ------------------------------------------------------------------------------
 

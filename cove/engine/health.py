@@ -92,7 +92,7 @@ async def watch_health(
 ) -> None:
     """Probe until cancelled; `show` is given the state that later probes change in place."""
     check = container.healthcheck
-    args = probe_args(check, parts.images.find_image(container.image_id).config.shell)
+    args = probe_args(check, parts.images.image_by_id(container.image_id).config.shell)
     if check is None or not args:
         return
     health = Health()

@@ -21,9 +21,10 @@ from cove.engine.registry import Registry
 from cove.engine.types import ContainerStats, Settings
 from cove.events.bus import Bus
 from cove.image.images import Images
+from cove.image.types import Use
 from cove.logs.drivers import log_setup
 from cove.logs.model import LogLine, LogQuery
-from cove.logs.read import LogReader
+from cove.logs.reader import read_logs
 from cove.model.container import Container, ContainerSpec, LogConfig, Resources
 from cove.model.errors import CoveError, HostError
 from cove.model.objects import Event, VolumeRecord
@@ -76,7 +77,6 @@ class Parts:
         self.host = host
         self.launcher = launcher
         self.events = Bus()
-        self.logs = LogReader()
         self._users: dict[str, UserFiles | None] = {}
         self.forget_execs: Callable[[str], None] = lambda container_id: None
 
@@ -112,6 +112,7 @@ class Parts:
 
     async def close(self) -> None:
         await self.networks.close()
+        await self.images.close()
         await self.trash.close()
         await self.events.close()
         await self.store.close()
@@ -254,7 +255,7 @@ class Parts:
         return self._users[image_id]
 
     def _layers_from_top(self, image_id: str) -> list[str]:
-        image = self.images.find_image(image_id)
+        image = self.images.image_by_id(image_id)
         return [str(self.images.layers_dir / layer) for layer in reversed(self.images.layer_paths(image))]
 
     def _root_mode(self, image_id: str) -> int:
@@ -312,7 +313,7 @@ class Parts:
     def read_logs(
         self, container: Container, query: LogQuery, ended: asyncio.Event
     ) -> AsyncIterator[LogLine]:
-        return self.logs.read(self.settings.log_dir(container.id), container.log.driver, query, ended=ended)
+        return read_logs(self.settings.log_dir(container.id), container.log.driver, query, ended=ended)
 
     # --- volumes ------------------------------------------------------------------------------
 
@@ -322,6 +323,14 @@ class Parts:
             view.container.id
             for view in self.registry.views()
             if any(point.kind == "volume" and point.name == name for point in view.container.mounts)
+        ]
+
+    def image_users(self, image_id: str) -> Sequence[Use]:
+        """The containers that were made from an image."""
+        return [
+            Use(container_id=view.container.id, running=view.state.pid > 0)
+            for view in self.registry.views()
+            if view.container.image_id == image_id
         ]
 
     async def discard_volume(self, name: str) -> None:

@@ -22,6 +22,7 @@ async def remove_remains(parts: Parts, container: Container, *, volumes: bool) -
     parts.trash.discard(parts.settings.container_dir(container.id))
     shutil.rmtree(parts.settings.state_dir(container.id), ignore_errors=True)
     parts.forget_execs(container.id)
+    await parts.images.release(parts.image_users)
     if volumes:
         for point in container.mounts:
             if point.kind == "volume" and point.anonymous:

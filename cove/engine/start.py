@@ -168,7 +168,7 @@ def start_facts(parts: Parts, container: Container, files: ContainerFiles) -> St
             joined[kind] = target.state.pid
             if kind == "ipc":
                 shm = f"/proc/{target.state.pid}/root/dev/shm"
-    image = parts.images.find_image(container.image_id)
+    image = parts.images.image_by_id(container.image_id)
     devices, rules = find_devices(spec.devices, privileged=spec.privileged)
     return StartFacts(
         root=Overlay(

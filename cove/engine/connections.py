@@ -1,0 +1,109 @@
+"""Networks of a container after its creation: connect and disconnect, running or not.
+
+What is asked for is kept in the container's record, so that the next start does the same; a running
+container's network namespace is changed at once, and its hosts file follows.
+"""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+
+from cove.engine.files import write_files
+from cove.engine.lifecycle import Lifecycle
+from cove.engine.parts import Parts
+from cove.engine.start import network_requests
+from cove.engine.types import View
+from cove.model.container import Container, ContainerSpec, Endpoint, EndpointSpec
+from cove.model.errors import Conflict, Forbidden, Invalid, NotFound
+
+
+class Connections:
+    """connect and disconnect; each holds the container's lock."""
+
+    def __init__(self, parts: Parts, lifecycle: Lifecycle) -> None:
+        self._parts = parts
+        self._lifecycle = lifecycle
+
+    async def connect(self, container_id: str, request: EndpointSpec) -> None:
+        """Raises Forbidden when the container is connected already, Invalid when it shares a namespace."""
+        network = self._parts.networks.find_network(request.network)
+        async with self._lifecycle.live(container_id).lock:
+            view = self._parts.registry.find(container_id)
+            _check_own_namespace(view.container)
+            if network.id in self._network_ids(view.container):
+                raise Forbidden(
+                    f"endpoint with name {view.container.name} already exists in network {network.name}"
+                )
+            endpoints = list(view.state.endpoints)
+            if view.state.pid:
+                namespace = os.open(f"/proc/{view.state.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    endpoints.append(await self._parts.networks.attach(container_id, request, namespace))
+                finally:
+                    os.close(namespace)
+            named = msgspec.structs.replace(request, network=network.name)
+            spec = plan_connected(view.container.spec, named)
+            await self._commit(view, spec, endpoints)
+
+    async def disconnect(self, container_id: str, network_id: str, *, force: bool) -> None:
+        """Raises NotFound when the container isn't connected, unless `force`."""
+        network = self._parts.networks.find_network(network_id)
+        async with self._lifecycle.live(container_id).lock:
+            view = self._parts.registry.find(container_id)
+            _check_own_namespace(view.container)
+            if network.id not in self._network_ids(view.container):
+                if force:
+                    return
+                raise NotFound(f"container {view.container.id} is not connected to network {network.name}")
+            if view.state.pid:
+                await self._parts.networks.detach(container_id, network.id)
+            left = [endpoint for endpoint in view.state.endpoints if endpoint.network_id != network.id]
+            requests = [
+                request
+                for request in network_requests(view.container)
+                if self._parts.networks.find_network(request.network).id != network.id
+            ]
+            await self._commit(view, plan_disconnected(view.container.spec, requests), left)
+
+    def _network_ids(self, container: Container) -> set[str]:
+        found = set()
+        for request in network_requests(container):
+            try:
+                found.add(self._parts.networks.find_network(request.network).id)
+            except NotFound:
+                continue  # removed since
+        return found
+
+    async def _commit(self, view: View, spec: ContainerSpec, endpoints: list[Endpoint]) -> None:
+        container = msgspec.structs.replace(view.container, spec=spec)
+        await self._parts.registry.set_container(container)
+        if view.state.pid:
+            state = msgspec.structs.replace(view.state, endpoints=tuple(endpoints))
+            await self._parts.registry.set_state(container.id, state)
+            directory = self._parts.settings.container_dir(container.id)
+            write_files(directory, container, endpoints, self._parts.gateways())
+
+
+def _check_own_namespace(container: Container) -> None:
+    mode = container.spec.network_mode
+    if mode == "host" or mode.startswith("container:"):
+        raise Invalid(
+            "container sharing network namespace with another container or host "
+            "cannot be connected to any other network"
+        )
+    if container.spec.network_disabled:
+        raise Conflict("the container's networking is disabled: create it without NetworkDisabled")
+
+
+def plan_connected(spec: ContainerSpec, request: EndpointSpec) -> ContainerSpec:
+    """The spec with one more network. Pure."""
+    mode = request.network if spec.network_mode == "none" else spec.network_mode
+    return msgspec.structs.replace(spec, network_mode=mode, endpoints=(*spec.endpoints, request))
+
+
+def plan_disconnected(spec: ContainerSpec, left: list[EndpointSpec]) -> ContainerSpec:
+    """The spec with only the networks that are left; the first of them is the main one. Pure."""
+    mode = left[0].network if left else "none"
+    return msgspec.structs.replace(spec, network_mode=mode, endpoints=tuple(left))
