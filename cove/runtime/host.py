@@ -5,17 +5,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
 import resource
 import stat
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cove.model.container import Device
 from cove.model.errors import Invalid
-from cove.runtime import capabilities, oci
+from cove.runtime import capabilities, oci, users
 from cove.runtime.cgroups import Layout
 
 # machine of uname(2) -> the name that Docker (and Go) gives it
@@ -240,3 +242,60 @@ def find_block_numbers(paths: Sequence[str]) -> dict[str, tuple[int, int]]:
             raise Invalid(f"{path}: not a block device, e.g. use /dev/vda")
         result[path] = (os.major(info.st_rdev), os.minor(info.st_rdev))
     return result
+
+
+# --- mount trees --------------------------------------------------------------------------------------
+
+_SYS_OPEN_TREE = 428  # the same number on every architecture
+_OPEN_TREE_CLONE, _AT_RECURSIVE, _AT_EMPTY_PATH = 1, 0x8000, 0x1000
+_CLONE_FS, _CLONE_NEWNS = 0x200, 0x20000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def open_tree(path: str, *, recursive: bool) -> int:
+    """A detached clone of the mounts at `path` (open_tree(2)), a peer of theirs; the caller closes it.
+
+    A path below /proc/PID/root is looked up in that process's mount namespace, which open_tree(2) demands, by a
+    thread that enters it; symlinks there are refused. Raises OSError.
+    """
+    match = re.fullmatch(r"/proc/([0-9]+)/root(/.*)", path)
+    if match is None:
+        return _clone_tree(os.O_PATH, path, recursive)
+    namespace = os.open(f"/proc/{match[1]}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    answer: list[int | OSError] = []
+    try:
+        thread = threading.Thread(target=_clone_in, args=(namespace, match[2], recursive, answer))
+        thread.start()
+        thread.join()
+    finally:
+        os.close(namespace)
+    if isinstance(answer[0], OSError):
+        raise answer[0]
+    return answer[0]
+
+
+def _clone_in(namespace: int, path: str, recursive: bool, answer: list[int | OSError]) -> None:
+    """Runs in a thread of its own, which ends with it: namespace and root are the thread's, descriptors are shared."""
+    try:
+        _check(_libc.unshare(_CLONE_FS), path)
+        _check(_libc.setns(namespace, _CLONE_NEWNS), path)
+        answer.append(_clone_tree(os.O_PATH | os.O_NOFOLLOW, path, recursive))
+    except OSError as error:
+        answer.append(error)
+
+
+def _clone_tree(flags: int, path: str, recursive: bool) -> int:
+    place = users.open_in_root(-100, path, flags, symlinks=not flags & os.O_NOFOLLOW, in_root=False)
+    try:
+        bits = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+        call = (ctypes.c_long(_SYS_OPEN_TREE), ctypes.c_int(place), ctypes.c_char_p(b""), ctypes.c_uint(bits))
+        return _check(_libc.syscall(*call), path)
+    finally:
+        os.close(place)
+
+
+def _check(result: int, path: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+    return int(result)

@@ -1,12 +1,13 @@
 """Plan one mount of an OCI config: options become flags and data. Pure.
 
 Binds are made from detached clones (open_tree(2)), so that attributes are set before anybody sees the
-mount. A bind that is to stay a peer (shared) or a follower (slave) of its source is cloned by the daemon in
-the host's mount namespace and handed over: the child's tree is private, a clone made there is nobody's peer.
+mount. A bind that is to stay a peer (shared) or a follower (slave) of its source, or is from another mount
+namespace, is cloned by the daemon and handed over: the child's own tree is private, nobody's peer.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
@@ -81,6 +82,9 @@ _PROPAGATION = {
     "runbindable": MS_UNBINDABLE | MS_REC,
 }
 ROOT_PROPAGATION = _PROPAGATION
+
+# another container's file system: a bind can't reach into another mount namespace, the daemon can
+_FOREIGN = re.compile(r"/proc/[0-9]+/root/")
 
 # what may be mounted over below /proc (lxcfs); anything else could fool the checks that go by /proc
 _PROC_FILES = frozenset(
@@ -175,14 +179,14 @@ def _plan_filesystem(mount: oci.Mount, filesystems: frozenset[str]) -> Step:
 def _plan_bind(mount: oci.Mount, trees: Trees) -> Step:
     options = parse_bind_options(mount.options)
     propagation = options.propagation & ~MS_REC
-    if propagation in (MS_SHARED, MS_SLAVE):
+    if propagation in (MS_SHARED, MS_SLAVE) or _FOREIGN.match(mount.source):
         return AttachTree(
             slot=trees(mount.source, options.recursive),
             target=mount.destination,
             recursive=int(options.recursive),
             attr_set=options.attr_set,
             attr_clear=options.attr_clear,
-            propagation=propagation,
+            propagation=propagation,  # a clone of the host's may be a peer until it is made private
         )
     return Bind(
         source=mount.source,

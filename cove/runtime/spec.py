@@ -24,6 +24,7 @@ from cove.runtime.plan_cgroups import NO_RESOURCES, device_rules
 from cove.runtime.users import Resolved
 
 DEFAULT_SHM_BYTES = 64 << 20
+PLAN_GROUPS = 256  # of SetIds (native/src/process.c)
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -287,8 +288,9 @@ def _plan_process(container: Container, facts: StartFacts, bits: int, host: Host
 
 
 def plan_user(user: str, identity: Resolved | None, env: tuple[str, ...]) -> tuple[oci.User, tuple[str, ...]]:
-    """The user of a process, and its environment with HOME; without `identity` the plan will ask."""
-    if identity is None:
+    """The user of a process, and its environment with HOME; without `identity` the plan will ask. It also asks
+    when there are more groups than a plan can carry."""
+    if identity is None or len(identity.groups) > PLAN_GROUPS:
         return oci.User(username=user or "0"), env
     resolved = oci.User(uid=identity.uid, gid=identity.gid, additional_gids=identity.groups)
     return resolved, (*env, *identity.environment(env))

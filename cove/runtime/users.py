@@ -146,9 +146,11 @@ class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
-def open_in_root(root_fd: int, path: str, flags: int, *, symlinks: bool = True) -> int:
-    """openat2(2) of `path` with the directory `root_fd` as the root. Raises OSError."""
-    resolve_flags = _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS | (0 if symlinks else _RESOLVE_NO_SYMLINKS)
+def open_in_root(root_fd: int, path: str, flags: int, *, symlinks: bool = True, in_root: bool = True) -> int:
+    """openat2(2) of `path` with the directory `root_fd` as the root (or, not `in_root`, relative to it as
+    openat(2) has it). Magic links are refused. Raises OSError."""
+    resolve_flags = _RESOLVE_NO_MAGICLINKS | (_RESOLVE_IN_ROOT if in_root else 0)
+    resolve_flags |= 0 if symlinks else _RESOLVE_NO_SYMLINKS
     how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve_flags)
     fd = _libc.syscall(
         ctypes.c_long(_SYS_OPENAT2), ctypes.c_int(root_fd), ctypes.c_char_p(os.fsencode(path)),
