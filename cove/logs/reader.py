@@ -16,7 +16,9 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from cove.logs.drivers import DRIVERS
 from cove.logs.files import (
@@ -36,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 async def read_logs(
     directory: Path, driver: str, query: LogQuery, *, ended: asyncio.Event
-) -> AsyncIterator[LogLine]:
+) -> AsyncGenerator[LogLine, None]:
     """`read_batches`, line by line; close it (contextlib.aclosing) when leaving early."""
     batches = read_batches(directory, driver, query, ended=ended)
     try:
@@ -84,7 +86,7 @@ class _Reader:
             if self._query.follow and self._directory.exists():
                 watch = undo.enter_context(watched(self._directory))
                 stopper = asyncio.ensure_future(self._ended.wait())
-                stopper.add_done_callback(lambda _, changed=watch.changed: changed.set())
+                stopper.add_done_callback(partial(_set, watch.changed))
                 undo.callback(stopper.cancel)
             self._files = open_files(self._directory, self._name)
             if self._files and (self._query.tail is not None or self._query.since_ns):
@@ -222,3 +224,7 @@ class _Reader:
         if file.path not in self._damaged:
             self._damaged.append(file.path)
             _log.warning("the log %s holds bytes that aren't records; they are passed over", file.path)
+
+
+def _set(event: asyncio.Event, _: asyncio.Future[Literal[True]]) -> None:
+    event.set()

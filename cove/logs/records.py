@@ -50,9 +50,10 @@ class LineJoiner:
         """Append to `lines` what this chunk completes."""
         if time_ns > self._until:
             self.past_until = True
+            return
         if not self._wanted[stream]:
             return
-        whole = time_ns >= self._since and time_ns <= self._until
+        whole = time_ns >= self._since
         pieces = self._pieces[stream]
         end = chunk.find(b"\n") + 1
         if pieces and end:
@@ -84,7 +85,7 @@ class LineJoiner:
 
     def _emit(self, stream: int, lines: list[LogLine]) -> None:
         pieces, start = self._pieces[stream], self._starts[stream]
-        if self._since <= start <= self._until:
+        if start >= self._since:
             lines.append(LogLine(stream, start, b"".join(pieces)))
         pieces.clear()
         self._sizes[stream] = 0
