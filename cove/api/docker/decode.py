@@ -33,7 +33,9 @@ _PORT = re.compile(r"(\d{1,5})(?:/(tcp|udp|sctp))?", re.IGNORECASE)
 _HOST_PORT = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
 _RUNTIMES = ("", "cove", "runc", "io.containerd.runc.v2")
 _MILLISECOND = 1_000_000
-_MAC_WARNING = "The container-wide MacAddress field is now deprecated. It should be specified in EndpointsConfig instead."
+_MAC_WARNING = (
+    "The container-wide MacAddress field is now deprecated. It should be specified in EndpointsConfig instead."
+)
 WORD_LIMIT = 128 << 10  # MAX_ARG_STRLEN of execve(2): one argument or variable
 
 Strings = Sequence[str] | None
@@ -76,6 +78,9 @@ def decode_create(body: wire.CreateBody, *, name: str, platform: str, version: i
         )
     if (host.shm_size or 0) < 0:
         raise Invalid("HostConfig.ShmSize: SHM size can not be less than 0")
+    resources = decode_resources(host, "HostConfig.", cpus=cpus)
+    if resources.memory_bytes and not resources.memory_swap_bytes:  # as much swap as memory, Docker's rule
+        resources = msgspec.structs.replace(resources, memory_swap_bytes=2 * resources.memory_bytes)
     masked, readonly_paths = host.masked_paths, host.readonly_paths
     if security.paths_unconfined:
         masked, readonly_paths = [], []
@@ -128,7 +133,7 @@ def decode_create(body: wire.CreateBody, *, name: str, platform: str, version: i
         init=bool(host.init),
         devices=decode_devices(host),
         device_cgroup_rules=decode_device_rules(host.device_cgroup_rules),
-        resources=decode_resources(host, "HostConfig.", cpus=cpus),
+        resources=resources,
         ulimits=decode_ulimits(host.ulimits),
         oom_score_adj=oom_score,
         shm_size_bytes=host.shm_size or 0,

@@ -83,7 +83,7 @@ def _members(api: Api, network: Network) -> Json:
 
 def _used_networks(api: Api) -> set[str]:
     """Ids of the networks that a container is on, or will be on once it starts."""
-    used = set()
+    used: set[str] = set()
     for view in api.engine.list():
         used.update(endpoint.network_id for endpoint in view.state.endpoints)
         for name in (view.container.spec.network_mode, *(e.network for e in view.container.spec.endpoints)):
@@ -115,7 +115,7 @@ def _network_filter(api: Api, filters: Mapping[str, Sequence[str]]) -> Callable[
     for kind in types:
         if kind not in ("custom", "builtin"):
             raise Invalid(f"invalid filter 'type={kind}', expected custom or builtin")
-    used: set[str] = _used_networks(api) if dangling is not None else set()
+    used = _used_networks(api) if dangling is not None else set[str]()
 
     def accepts(network: Network) -> bool:
         built_in = network.name in BUILT_IN
