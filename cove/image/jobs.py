@@ -122,7 +122,7 @@ class Member(Message, frozen=True, kw_only=True):
     known: bool = False
     layer: int = -1  # the number of the directory it was unpacked into
     diff_id: str = ""
-    compressed: bool = False
+    compression: str = ""  # of the blob
     unpacked_bytes: int = 0
     tar_bytes: int = 0
     opaque: tuple[str, ...] = ()

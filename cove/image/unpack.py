@@ -41,7 +41,7 @@ class _Layer:
     number: int
     name: str
     total: int
-    compressed: bool
+    compression: str
     digest: str = ""
     size: int = 0
     cut: bool = False
@@ -208,7 +208,7 @@ class Unpacker:
         try:
             inner_head, inner = _with_head(decoder(compression, tee, self._limits))
             if looks_like_tar(inner_head):
-                layer = self._begin(name, entry.size, compressed=True)
+                layer = self._begin(name, entry.size, compression=compression)
                 self._pass_on(layer, inner)
             while tee():
                 pass
@@ -226,14 +226,14 @@ class Unpacker:
         layer.digest, layer.size = text, entry.size
         layer.chunks.put(None)
 
-    def _begin(self, name: str, total: int, *, compressed: bool) -> _Layer:
-        layer = _Layer(self._count, name, total, compressed)
+    def _begin(self, name: str, total: int, *, compression: str) -> _Layer:
+        layer = _Layer(self._count, name, total, compression)
         self._count += 1
         self._layers.put(layer)
         return layer
 
     def _pass_plain(self, name: str, total: int, read: Read) -> None:
-        layer = self._begin(name, total, compressed=False)
+        layer = self._begin(name, total, compression="")
         try:
             self._pass_on(layer, read)
         except BaseException:
@@ -276,7 +276,7 @@ class Unpacker:
                 ),
                 "wb",
             ) as stream:
-                frame = None if layer.compressed else FrameWriter(stream)
+                frame = None if layer.compression else FrameWriter(stream)
                 extractor = self._fill(layer, directory, read, frame)
                 if frame is not None:
                     frame.close()
@@ -284,7 +284,7 @@ class Unpacker:
             raise HostError(f"unpack a layer: {error.strerror}") from error
         finally:
             os.close(directory)
-        if layer.compressed:
+        if layer.compression:
             os.unlink(f"{layer.number}.frame", dir_fd=self._root)
         self._hasher.wait()
         self._budget -= extractor.size_bytes
@@ -298,7 +298,7 @@ class Unpacker:
             size=layer.size or read_bytes,
             layer=layer.number,
             diff_id=diff_id,
-            compressed=layer.compressed,
+            compression=layer.compression,
             unpacked_bytes=extractor.size_bytes,
             tar_bytes=read_bytes,
             opaque=tuple(os.fsdecode(b"/".join(parts)) for parts in sorted(extractor.opaque)),

@@ -1,7 +1,8 @@
 """Archives and images by way of worker processes: the daemon's side.
 
 A worker is a fresh Python that does one job (process.py) and ends; the daemon loads none of what it
-needs. Whoever starts one owns it: when the call is left, by return, error or cancellation, the process is dead and reaped.
+needs. Whoever starts one owns it: when the call is left, by return, error or cancellation, the process
+is dead and reaped.
 `read_archive` hands its process to the stream it returns, which must be closed or read to its end.
 """
 
@@ -200,7 +201,7 @@ class Worker:
     async def feed_and_wait(
         self, chunks: AsyncIterator[bytes], report: Callable[[Progress], None] | None = None
     ) -> Answer:
-        """Send a stream and have the answer; an early answer ends the sending. `chunks`' errors are raised."""
+        """Send a stream, have the answer; an early one ends the sending. Errors of `chunks` are raised."""
         feeding = asyncio.ensure_future(self._feed(chunks))
         waiting = asyncio.ensure_future(self.last(report))
         try:

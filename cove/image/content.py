@@ -1,0 +1,215 @@
+"""The content store on disk: blobs, layers, frames, work in progress, trash.
+
+    images/
+      blobs/sha256/HEX   configurations, manifests, and layers that came compressed: as they came
+      layers/NAME/       a layer's files, as overlayfs wants them; `0` is empty, for images without layers
+      frames/NAME        a plain layer's headers, so that it can be saved again (NAME.moved: see frames.py)
+      loading/TOKEN/     a load's own directory, all that its worker sees
+      trash/TOKEN        renamed, then deleted
+
+Owns the files, not what they mean: records in the store say what is referenced, and whatever no record
+names is removed when the daemon starts. Order that must hold when something is added: content written and
+synced, renamed to its place, the directories synced, and only then the record. When something is
+removed: the record, then a rename to the trash, then the deletion.
+
+Everything here blocks; the daemon calls it in a thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+import stat
+import threading
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from cove.model.errors import HostError
+
+EMPTY_LAYER = "0"
+_DIRECTORIES = ("blobs/sha256", "layers/0", "frames", "loading", "trash")
+_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+
+
+class Content:
+    """The directory `images/`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.layers = root / "layers"
+        self.frames = root / "frames"
+        self._blobs = root / "blobs" / "sha256"
+        self._emptying = threading.Lock()
+        for name in _DIRECTORIES:
+            (root / name).mkdir(mode=0o755, parents=True, exist_ok=True)
+        os.chmod(root, 0o700)
+
+    # --- adding -------------------------------------------------------------------------------
+
+    def new_staging(self) -> Path:
+        """A directory of its own for one load."""
+        path = self.root / "loading" / secrets.token_hex(8)
+        path.mkdir(mode=0o700)
+        return path
+
+    def new_layer_name(self) -> str:
+        """A name no layer has; short, since 127 of them have to fit into a page of mount options."""
+        while True:
+            name = secrets.token_hex(4)
+            if not (self.layers / name).exists():
+                return name
+
+    def place_layer(self, staging: Path, number: int, name: str, *, blob: str, opaque: Sequence[str]) -> None:
+        """Move an unpacked layer, and its frame or its blob, to their places."""
+        layer = staging / str(number)
+        for path in opaque:
+            _set_opaque(layer, path)
+        if blob:
+            os.rename(staging / f"{number}.blob", self._blobs / blob)
+        else:
+            os.rename(staging / f"{number}.frame", self.frames / name)
+            moved = staging / f"{number}.moved"
+            if moved.exists():
+                os.rename(moved, self.frames / f"{name}.moved")
+        os.rename(layer, self.layers / name)
+
+    def write_blob(self, staging: Path, data: bytes) -> str:
+        """Write a document under its digest; the digest."""
+        digest = hashlib.sha256(data).hexdigest()
+        target = self._blobs / digest
+        if not target.exists():
+            temporary = staging / f"{digest}.document"
+            try:
+                with open(temporary, "xb") as stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                os.rename(temporary, target)
+            except OSError as error:
+                raise HostError(f"write the image's configuration: {error.strerror}") from error
+        return f"sha256:{digest}"
+
+    def sync(self) -> None:
+        """Make the renames durable."""
+        for path in (self._blobs, self.frames, self.layers):
+            fd = os.open(path, _OPEN)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def read_blob(self, digest: str) -> bytes:
+        """A document by its digest, verified. HostError when it is missing or damaged."""
+        path = self._blobs / digest.removeprefix("sha256:")
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise HostError(f"the image store lacks {digest}: {error.strerror}") from error
+        if f"sha256:{hashlib.sha256(data).hexdigest()}" != digest:
+            raise HostError(f"the image store is damaged: {path} has another digest")
+        return data
+
+    def blob_size(self, digest: str) -> int:
+        """The size of a blob in bytes."""
+        return (self._blobs / digest.removeprefix("sha256:")).stat().st_size
+
+    def has_layer(self, name: str) -> bool:
+        return (self.layers / name).is_dir()
+
+    def free_bytes(self) -> int:
+        """What can still be written to the disk."""
+        found = os.statvfs(self.root)
+        return found.f_bavail * found.f_frsize
+
+    # --- removing -----------------------------------------------------------------------------
+
+    def throw(
+        self, *, layers: Collection[str] = (), blobs: Collection[str] = (), staging: Path | None = None
+    ) -> None:
+        """Take away content that no record names any more, into the trash: quick, whatever its size."""
+        for name in layers:
+            self._throw(self.layers / name)
+            self._throw(self.frames / name)
+            self._throw(self.frames / f"{name}.moved")
+        for digest in blobs:
+            self._throw(self._blobs / digest.removeprefix("sha256:"))
+        if staging is not None:
+            self._throw(staging)
+
+    def sweep(self, *, layers: Collection[str], blobs: Collection[str]) -> None:
+        """Remove everything but these layers and blobs: what a crash left behind."""
+        wanted = {EMPTY_LAYER, *layers}
+        hexes = {digest.removeprefix("sha256:") for digest in blobs}
+        for directory, keep in ((self.layers, wanted), (self._blobs, hexes), (self.root / "loading", set())):
+            for name in os.listdir(directory):
+                if name not in keep:
+                    self._throw(directory / name)
+        for name in os.listdir(self.frames):
+            if name.removesuffix(".moved") not in wanted:
+                self._throw(self.frames / name)
+        self.empty_trash()
+
+    def empty_trash(self) -> None:
+        """Delete what was thrown away; two at a time would trip over each other."""
+        trash = self.root / "trash"
+        with self._emptying:
+            for name in os.listdir(trash):
+                delete_tree(trash / name)
+
+    def _throw(self, path: Path) -> None:
+        try:
+            os.rename(path, self.root / "trash" / secrets.token_hex(8))
+        except FileNotFoundError:
+            pass
+
+
+def delete_tree(path: Path) -> None:
+    """Delete a file or a directory, however deep: it is flattened on the way. No link is followed."""
+    above = os.open(path.parent, _OPEN)
+    try:
+        waiting = [path.name]
+        number = 0
+        while waiting:
+            name = waiting.pop()
+            try:
+                os.unlink(name, dir_fd=above)
+                continue
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                if error.errno not in (errno.EISDIR, errno.EPERM):
+                    raise
+            directory = os.open(name, _OPEN, dir_fd=above)
+            try:
+                for child in os.listdir(directory):
+                    found = os.stat(child, dir_fd=directory, follow_symlinks=False)
+                    if not stat.S_ISDIR(found.st_mode):
+                        os.unlink(child, dir_fd=directory)
+                        continue
+                    try:
+                        os.rmdir(child, dir_fd=directory)
+                    except OSError:
+                        flat = f"{path.name}.{number}"
+                        number += 1
+                        os.rename(child, flat, src_dir_fd=directory, dst_dir_fd=above)
+                        waiting.append(flat)
+            finally:
+                os.close(directory)
+            os.rmdir(name, dir_fd=above)
+    finally:
+        os.close(above)
+
+
+def _set_opaque(layer: Path, path: str) -> None:
+    """Mark a directory as hiding what lower layers have below it. The worker that made it has ended."""
+    fd = os.open(layer, _OPEN)
+    try:
+        for part in path.split("/") if path else ():
+            below = os.open(part, _OPEN, dir_fd=fd)
+            os.close(fd)
+            fd = below
+        os.setxattr(fd, "trusted.overlay.opaque", b"y")
+    finally:
+        os.close(fd)

@@ -1,0 +1,684 @@
+"""The images of this machine: what the engine calls.
+
+Owns the records (`images/…` in the store), their copy in memory from which every read is served without a
+lock, and the order of changes. A change is one transaction of the store; content is there before it and
+goes after it (content.py). Layers are shared by their diff id and counted from the records, so nothing
+is counted twice after a crash.
+
+    images/config/HEX  ImageRecord        images/layer/HEX  LayerRecord, by diff id
+    images/name/REF    the image's id
+
+An image that is removed by force while stopped containers were made from it is *hidden*: no listing and no
+name shows it, its layers stay, and `release` lets go of it when the last of them is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import platform
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cove.image import manifests
+from cove.image.changes import apply_changes
+from cove.image.content import EMPTY_LAYER, Content
+from cove.image.jobs import Done, Member, Progress, Save, SaveMember, Unpack, Unpacked
+from cove.image.manifests import ArchiveIndex, FoundImage, HistoryLine, LayerBlob, SavedImage
+from cove.image.references import (
+    Reference,
+    id_prefix,
+    is_image_id,
+    parse_reference,
+    parse_tagged,
+)
+from cove.image.removal import Known, Removal, plan_removal
+from cove.image.types import LayerProgress, Limits, Loaded, LoadEvent, Removed, Use
+from cove.image.worker import Worker
+from cove.model.errors import Conflict, CoveError, HostError, Invalid, NotFound
+from cove.model.objects import Image
+from cove.store.interface import MAX_OPERATIONS, Delete, Op, Put, Store
+
+_log = logging.getLogger(__name__)
+_CONFIG, _LAYER, _NAME = "images/config/", "images/layer/", "images/name/"
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "riscv64": "riscv64"}
+Uses = Callable[[str], Sequence[Use]]
+
+
+class ImageRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What the store knows of an image beyond its configuration blob."""
+
+    id: str
+    manifest: str  # digest of a blob
+    parent: str = ""
+    last_tagged_ns: int = 0
+    hidden: bool = False
+
+
+class LayerRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A layer that is unpacked. Without `compression` its blob is the plain tar, kept as files and frame."""
+
+    name: str
+    diff_id: str
+    blob: str  # digest
+    blob_bytes: int
+    size_bytes: int  # of the files
+    compression: str = ""
+    moved: bool = False
+
+
+class Images:
+    """See the module. Made by `open`, ended by `close`."""
+
+    def __init__(self, content: Content, store: Store, limits: Limits) -> None:
+        self._content = content
+        self._store = store
+        self._limits = limits
+        self._images: dict[str, Image] = {}
+        self._records: dict[str, ImageRecord] = {}
+        self._layers: dict[str, LayerRecord] = {}
+        self._names: dict[str, str] = {}
+        self._lock = asyncio.Lock()  # one change at a time; never held while an archive is read
+        self._busy = 0  # loads and saves under way: they rely on layers, so none is deleted meanwhile
+        self._reapers: set[asyncio.Task[None]] = set()
+        self._garbage_layers: set[str] = set()
+        self._garbage_blobs: set[str] = set()
+        self.architecture = _ARCHITECTURES.get(platform.machine(), platform.machine())
+
+    @classmethod
+    async def open(cls, root: Path, store: Store, *, limits: Limits | None = None) -> Images:
+        """Read the records, and remove whatever a crash left that no record names."""
+        content = await asyncio.to_thread(Content, root)
+        images = cls(content, store, limits or Limits())
+        await images._read_records()
+        await asyncio.to_thread(
+            content.sweep,
+            layers=[layer.name for layer in images._layers.values()],
+            blobs=images._wanted_blobs(),
+        )
+        return images
+
+    async def close(self) -> None:
+        """Wait for the deletions that go on behind."""
+        while self._reapers:
+            await asyncio.wait(self._reapers)
+
+    @property
+    def layers_dir(self) -> Path:
+        """Where `layer_paths` are relative to."""
+        return self._content.layers
+
+    # --- reading ------------------------------------------------------------------------------
+
+    def list_images(self) -> list[Image]:
+        """Every image, newest first; those without a name are dangling."""
+        shown = [image for image in self._images.values() if not self._records[image.id].hidden]
+        return sorted(shown, key=lambda image: (image.created, image.id), reverse=True)
+
+    def find_image(self, reference: str) -> Image:
+        """An image by name, name@digest, id or unique prefix of an id. NotFound, Invalid."""
+        if is_image_id(reference):
+            return self._by_id(f"sha256:{reference.removeprefix('sha256:')}", reference)
+        if reference.startswith("sha256:") and (prefix := id_prefix(reference)):
+            return self._by_prefix(prefix, reference)
+        parsed = parse_reference(reference).with_default_tag()
+        if parsed.digest:
+            return self._by_digest(parsed)
+        found = self._names.get(parsed.familiar)
+        if found is not None:
+            return self._images[found]
+        if prefix := id_prefix(reference):
+            return self._by_prefix(prefix, parsed.familiar)
+        raise NotFound(f"No such image: {parsed.familiar}")
+
+    def image_by_id(self, image_id: str) -> Image:
+        """An image by its whole id, hidden ones too: what a container was made from. NotFound."""
+        image = self._images.get(image_id)
+        if image is None:
+            raise NotFound(f"No such image: {image_id}")
+        return image
+
+    def layer_paths(self, image: Image) -> list[str]:
+        """The image's layers, lowest first, relative to `layers_dir`; an empty one for an image without any."""
+        return [self._layers[diff_id].name for diff_id in image.diff_ids] or [EMPTY_LAYER]
+
+    def layer_sizes(self, image: Image) -> list[int]:
+        """Bytes in the files of each layer, lowest first."""
+        return [self._layers[diff_id].size_bytes for diff_id in image.diff_ids]
+
+    def raw_config(self, image: Image) -> bytes:
+        """The configuration blob. HostError when the disk lost it."""
+        return self._content.read_blob(image.id)
+
+    def manifest_digest(self, image: Image) -> str:
+        """The digest of the image's manifest, as it came or as Cove wrote it."""
+        return self._records[image.id].manifest
+
+    def history(self, image: Image) -> list[HistoryLine]:
+        """How the image came to be, newest first."""
+        return manifests.history_of(image, self.layer_sizes(image))
+
+    def size_on_disk(self) -> int:
+        """Bytes that all layers take, shared ones once: files, and blobs that are kept beside them."""
+        return sum(
+            layer.size_bytes + (layer.blob_bytes if layer.compression else 0)
+            for layer in self._layers.values()
+        )
+
+    def _by_id(self, image_id: str, shown: str) -> Image:
+        image = self._images.get(image_id)
+        if image is None or self._records[image_id].hidden:
+            raise NotFound(f"No such image: {shown}")
+        return image
+
+    def _by_prefix(self, prefix: str, shown: str) -> Image:
+        found = [image for image in self.list_images() if image.id.startswith(f"sha256:{prefix}")]
+        if len(found) > 1:
+            raise Invalid(f"the id prefix {prefix} is ambiguous: {len(found)} images start with it")
+        if not found:
+            raise NotFound(f"No such image: {shown}")
+        return found[0]
+
+    def _by_digest(self, reference: Reference) -> Image:
+        for image in self.list_images():
+            named = any(parse_reference(name).name == reference.name for name in image.names)
+            if named and reference.digest in (self._records[image.id].manifest, image.id):
+                return image
+        raise NotFound(f"No such image: {reference.familiar}")
+
+    # --- load and import ----------------------------------------------------------------------
+
+    async def load(self, chunks: AsyncIterator[bytes]) -> AsyncGenerator[LoadEvent, None]:
+        """Load a docker-archive or an OCI layout, compressed or not. Invalid, HostError: nothing was added.
+
+        Everything is read and checked before the first image is added; only the host's failure in
+        between (a disk that fills up) can leave the archive's first images in, each whole.
+        """
+        events: list[LoadEvent] = []
+        wake = asyncio.Event()
+
+        def push(event: LoadEvent) -> None:
+            last = events[-1] if events else None
+            if isinstance(event, LayerProgress) and isinstance(last, LayerProgress) and last.id == event.id:
+                events.pop()  # whoever reads slowly gets the newest count alone
+            events.append(event)
+            wake.set()
+
+        task = asyncio.ensure_future(self._load(chunks, push))
+        task.add_done_callback(lambda _: wake.set())
+        try:
+            while events or not task.done():
+                if not events:
+                    wake.clear()
+                    if not task.done():
+                        await wake.wait()
+                    continue
+                yield events.pop(0)
+            await task
+        finally:
+            if not task.done():
+                task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _load(self, chunks: AsyncIterator[bytes], push: Callable[[LoadEvent], None]) -> None:
+        def report(progress: Progress) -> None:
+            stem = progress.name.removeprefix("blobs/sha256/").removesuffix("/layer.tar")
+            push(LayerProgress(id=stem[:12], current=progress.current, total=progress.total))
+
+        async with self._staging() as staging:
+            members = await self._unpack(staging, chunks, report, single=False)
+            known = self._known_digests()
+            found = ArchiveIndex(members, known, self._limits).images(self.architecture)
+            for one in found:
+                await self._add(staging, one)
+                push_names = [name.familiar for name in one.names]
+                for name in push_names:
+                    push(Loaded(image_id=one.image.id, name=name))
+                if not push_names:
+                    push(Loaded(image_id=one.image.id))
+
+    async def import_image(
+        self,
+        chunks: AsyncIterator[bytes],
+        reference: str = "",
+        message: str = "",
+        changes: Sequence[str] = (),
+        *,
+        architecture: str = "",
+    ) -> Image:
+        """Make an image of one layer from a tarball of its files. Invalid, HostError."""
+        name = parse_tagged(reference) if reference else None
+        config: dict[str, Any] = apply_changes({}, changes)
+        async with self._staging() as staging:
+            (member,) = await self._unpack(staging, chunks, lambda _: None, single=True)
+            created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+            document = {
+                "architecture": architecture or self.architecture,
+                "comment": message or "Imported from -",
+                "config": config,
+                "created": created,
+                "history": [{"created": created, "comment": message or "Imported from -"}],
+                "os": "linux",
+                "rootfs": {"type": "layers", "diff_ids": [member.diff_id]},
+            }
+            data = msgspec.json.encode(document)
+            digest = await asyncio.to_thread(self._content.write_blob, staging, data)
+            found = FoundImage(
+                image=manifests.parse_config(data, digest, self._limits),
+                config=data,
+                manifest=None,
+                manifest_layers=(),
+                layers=(member,),
+                names=(name,) if name else (),
+            )
+            await self._add(staging, found)
+        return self._images[found.image.id]
+
+    async def _unpack(
+        self, staging: Path, chunks: AsyncIterator[bytes], report: Callable[[Progress], None], *, single: bool
+    ) -> tuple[Member, ...]:
+        budget = self._content.free_bytes() - self._limits.reserve_bytes
+        if budget <= 0:
+            raise HostError(
+                f"no space left on the image store's disk: {self._limits.reserve_bytes >> 20} MiB must stay free"
+            )
+        job = Unpack(
+            staging=str(staging),
+            known=() if single else tuple(self._known_digests()),
+            single=single,
+            budget_bytes=budget,
+            limits=self._limits,
+        )
+        async with Worker(job) as worker:
+            answer = await worker.feed_and_wait(chunks, report)
+        assert isinstance(answer, Unpacked)
+        return answer.members
+
+    def _known_digests(self) -> dict[str, str]:
+        known = {layer.blob: layer.diff_id for layer in self._layers.values()}
+        return known | {
+            layer.diff_id: layer.diff_id for layer in self._layers.values() if not layer.compression
+        }
+
+    async def _add(self, staging: Path, found: FoundImage) -> None:
+        """Put an image's content in place and then on record; on failure neither is there."""
+        async with self._lock:
+            layers: dict[str, LayerRecord] = {}
+            placed_blobs: list[str] = []
+            try:
+                for member in found.layers:
+                    diff_id = member.diff_id
+                    if member.known or diff_id in self._layers or diff_id in layers:
+                        continue
+                    record = self._layer_record(member)
+                    layers[diff_id] = record
+                    blob = record.blob.removeprefix("sha256:") if record.compression else ""
+                    await asyncio.to_thread(
+                        self._content.place_layer,
+                        staging,
+                        member.layer,
+                        record.name,
+                        blob=blob,
+                        opaque=member.opaque,
+                    )
+                manifest = await asyncio.to_thread(
+                    self._write_documents, staging, found, layers, placed_blobs
+                )
+                await self._commit_image(found, manifest, layers)
+            except BaseException:
+                blobs = [layer.blob for layer in layers.values() if layer.compression] + placed_blobs
+                self._garbage_layers.update(layer.name for layer in layers.values())
+                self._garbage_blobs.update(blobs)
+                raise
+
+    def _layer_record(self, member: Member) -> LayerRecord:
+        return LayerRecord(
+            name=self._content.new_layer_name(),
+            diff_id=member.diff_id,
+            blob=member.digest,
+            blob_bytes=member.size,
+            size_bytes=member.unpacked_bytes,
+            compression=member.compression,
+            moved=member.moved > 0,
+        )
+
+    def _write_documents(
+        self, staging: Path, found: FoundImage, new: dict[str, LayerRecord], written: list[str]
+    ) -> str:
+        """Write configuration and manifest; the manifest's digest."""
+        records = [new.get(diff_id) or self._layers[diff_id] for diff_id in found.image.diff_ids]
+        data = found.manifest
+        # A manifest that names blobs we keep in another form (plain here, gzip there) can't be kept.
+        if data is None or found.manifest_layers != tuple(record.blob for record in records):
+            blobs = [LayerBlob(digest=r.blob, size=r.blob_bytes, compression=r.compression) for r in records]
+            data = manifests.build_manifest(found.image.id, len(found.config), blobs)
+        written.append(self._content.write_blob(staging, found.config))
+        manifest = self._content.write_blob(staging, data)
+        written.append(manifest)
+        self._content.sync()
+        return manifest
+
+    async def _commit_image(self, found: FoundImage, manifest: str, layers: dict[str, LayerRecord]) -> None:
+        image_id = found.image.id
+        now = time.time_ns()
+        old = self._records.get(image_id)
+        if old is not None:
+            record = msgspec.structs.replace(old, hidden=False)
+        else:
+            record = ImageRecord(id=image_id, manifest=manifest)
+        if found.names:
+            record = msgspec.structs.replace(record, last_tagged_ns=now)
+        names = [name.familiar for name in found.names]
+        await self._store.txn(
+            [],
+            [
+                *(Put(_LAYER + _hex(diff_id), _encode(layer)) for diff_id, layer in layers.items()),
+                Put(_CONFIG + _hex(image_id), _encode(record)),
+                *(Put(_NAME + name, image_id.encode()) for name in dict.fromkeys(names)),
+            ],
+        )
+        self._layers.update(layers)
+        self._records[image_id] = record
+        self._images[image_id] = found.image
+        if record.manifest != manifest:
+            self._garbage_blobs.add(manifest)  # the image was there, with a manifest of its own
+        self._set_names(dict.fromkeys(names, image_id))
+        self._refresh(image_id)
+
+    # --- save ---------------------------------------------------------------------------------
+
+    def save(self, references: Sequence[str]) -> AsyncGenerator[bytes, None]:
+        """An archive that docker load and OCI tools both read. NotFound and Invalid come at once, not later."""
+        wanted: dict[str, list[str]] = {}
+        for reference in references:
+            image, names = self._saved_names(reference)
+            known = wanted.setdefault(image.id, [])
+            known += [name for name in names if name not in known]
+            for other in self._same_repository(reference, image):
+                wanted.setdefault(self._names[other], [])
+                if other not in wanted[self._names[other]]:
+                    wanted[self._names[other]].append(other)
+        return self._save({image_id: sorted(names) for image_id, names in wanted.items()})
+
+    def _saved_names(self, reference: str) -> tuple[Image, list[str]]:
+        image = self.find_image(reference)
+        if is_image_id(reference) or reference.startswith("sha256:"):
+            return image, []
+        parsed = parse_reference(reference)
+        familiar = parsed.with_default_tag().familiar
+        return image, [familiar] if familiar in image.names else []
+
+    def _same_repository(self, reference: str, image: Image) -> list[str]:
+        """A name without a tag means every tag of the repository, as with docker save."""
+        if is_image_id(reference) or reference.startswith("sha256:"):
+            return []
+        parsed = parse_reference(reference)
+        if parsed.tag or parsed.digest or parsed.with_default_tag().familiar not in image.names:
+            return []
+        return [name for name in self._names if parse_reference(name).name == parsed.name]
+
+    async def _save(self, wanted: dict[str, list[str]]) -> AsyncGenerator[bytes, None]:
+        self._busy += 1
+        try:
+            job = await asyncio.to_thread(self._save_job, wanted)
+            async with Worker(job) as worker:
+                while piece := await worker.receive():
+                    yield piece
+                answer = await worker.last()
+                assert isinstance(answer, Done)
+        finally:
+            self._busy -= 1
+            await self._collect()
+
+    def _save_job(self, wanted: dict[str, list[str]]) -> Save:
+        members: dict[str, SaveMember] = {}
+        saved: list[SavedImage] = []
+
+        def blob(digest: str, **fields: Any) -> None:
+            name = f"blobs/sha256/{_hex(digest)}"
+            members.setdefault(name, SaveMember(name=name, digest=digest, **fields))
+
+        for image_id, names in wanted.items():
+            record = self._records[image_id]
+            layers = [self._layers[diff_id] for diff_id in self._images[image_id].diff_ids]
+            for digest in (image_id, record.manifest):
+                blob(digest, size=self._content.blob_size(digest), blob=_hex(digest))
+            for layer in layers:
+                if layer.compression:
+                    blob(layer.blob, size=layer.blob_bytes, blob=_hex(layer.blob))
+                else:
+                    blob(layer.blob, size=layer.blob_bytes, layer=layer.name, moved=layer.moved)
+            saved.append(
+                SavedImage(
+                    image_id=image_id,
+                    manifest_digest=record.manifest,
+                    manifest_size=self._content.blob_size(record.manifest),
+                    layers=tuple(layer.blob for layer in layers),
+                    names=tuple(parse_reference(name) for name in names),
+                )
+            )
+        documents = [
+            SaveMember(name=name, size=len(data), data=data)
+            for name, data in manifests.build_documents(saved)
+        ]
+        directories = [SaveMember(name=name, size=0, directory=True) for name in ("blobs", "blobs/sha256")]
+        blobs = [members[name] for name in sorted(members)]
+        return Save(root=str(self._content.root), members=(*directories, *blobs, *documents))
+
+    # --- names and removal --------------------------------------------------------------------
+
+    async def tag(self, source: str, target: str) -> Image:
+        """Give an image another name; whoever had it loses it. NotFound, Invalid."""
+        name = parse_tagged(target).familiar
+        async with self._lock:
+            image = self.find_image(source)
+            record = msgspec.structs.replace(self._records[image.id], last_tagged_ns=time.time_ns())
+            await self._store.txn(
+                [], [Put(_NAME + name, image.id.encode()), Put(_CONFIG + _hex(image.id), _encode(record))]
+            )
+            self._records[image.id] = record
+            self._set_names({name: image.id})
+            return self._images[image.id]
+
+    async def remove(self, reference: str, *, force: bool, prune: bool, in_use: Uses) -> list[Removed]:
+        """Take a name off, or an image away with what nobody else needs. NotFound, Invalid, Conflict."""
+        async with self._lock:
+            image = self.find_image(reference)
+            name = (
+                ""
+                if _names_the_id(reference, image)
+                else parse_reference(reference).with_default_tag().familiar
+            )
+            if name and name not in image.names:
+                name = ""  # by digest: Docker treats it as the image's id
+            known = Known(
+                names={i.id: i.names for i in self.list_images()},
+                parents={i.id: i.parent for i in self.list_images() if i.parent},
+                uses=in_use,
+            )
+            removal = plan_removal(known, image.id, name, force=force, prune=prune)
+            lines = await self._apply(removal, in_use)
+        await self._collect()
+        return lines
+
+    async def prune(self, select: Callable[[Image], bool], in_use: Uses) -> tuple[list[Removed], int]:
+        """Remove every selected image no container was made from; what went, and the bytes it took."""
+        before = self.size_on_disk()
+        lines: list[Removed] = []
+        for image in self.list_images():
+            if image.id in self._images and select(image) and not in_use(image.id):
+                try:
+                    lines += await self.remove(
+                        image.id, force=len(image.names) > 1, prune=True, in_use=in_use
+                    )
+                except (Conflict, NotFound):
+                    continue  # a child or a new container needs it
+        return lines, max(0, before - self.size_on_disk())
+
+    async def release(self, in_use: Uses) -> None:
+        """Let go of hidden images whose last container is gone. Call it when a container was removed."""
+        async with self._lock:
+            gone = [i for i, record in self._records.items() if record.hidden and not in_use(i)]
+            if not gone:
+                return
+            await self._forget(gone, [])
+        await self._collect()
+
+    async def _apply(self, removal: Removal, in_use: Uses) -> list[Removed]:
+        chains = {
+            chain
+            for image_id in removal.delete
+            for chain in manifests.chain_ids(self._images[image_id].diff_ids)
+        }
+        hide = [image_id for image_id in removal.delete if in_use(image_id)]
+        gone = [image_id for image_id in removal.delete if image_id not in hide]
+        await self._forget(gone, removal.untag, hide=hide)
+        for image in self._images.values():
+            chains.difference_update(manifests.chain_ids(image.diff_ids))
+        lines = [Removed(untagged=v) if kind == "untagged" else Removed(deleted=v) for kind, v in removal.log]
+        return lines + [Removed(deleted=chain) for chain in sorted(chains)]
+
+    async def _forget(self, gone: Sequence[str], untag: Sequence[str], *, hide: Sequence[str] = ()) -> None:
+        """One transaction: names and images off the record. Their layers go in `_collect`."""
+        hidden = [msgspec.structs.replace(self._records[image_id], hidden=True) for image_id in hide]
+        operations: list[Op] = [Delete(_NAME + name) for name in untag]
+        operations += [Put(_CONFIG + _hex(record.id), _encode(record)) for record in hidden]
+        operations += [Delete(_CONFIG + _hex(image_id)) for image_id in gone]
+        await self._store.txn([], operations)
+        before = self._wanted_blobs()
+        for record in hidden:
+            self._records[record.id] = record
+        for image_id in gone:
+            del self._images[image_id], self._records[image_id]
+        self._garbage_blobs |= before - self._wanted_blobs()
+        affected = {self._names.pop(name) for name in untag if name in self._names}
+        for image_id in affected:
+            self._refresh(image_id)
+
+    # --- bookkeeping --------------------------------------------------------------------------
+
+    async def _read_records(self) -> None:
+        for item in await self._store.range(_LAYER):
+            layer = msgspec.json.decode(item.value, type=LayerRecord)
+            if self._content.has_layer(layer.name):
+                self._layers[layer.diff_id] = layer
+        for item in await self._store.range(_CONFIG):
+            record = msgspec.json.decode(item.value, type=ImageRecord)
+            try:
+                image = manifests.parse_config(self._content.read_blob(record.id), record.id, self._limits)
+                if lost := [diff_id for diff_id in image.diff_ids if diff_id not in self._layers]:
+                    raise HostError(f"the image store lacks the layer {lost[0]}")
+            except CoveError as error:
+                _log.error("image %s can't be used, load it again: %s", record.id, error)
+                continue
+            self._records[record.id] = record
+            self._images[record.id] = image
+        wanted = {diff_id for image in self._images.values() for diff_id in image.diff_ids}
+        self._layers = {diff_id: layer for diff_id, layer in self._layers.items() if diff_id in wanted}
+        for item in await self._store.range(_NAME):
+            image_id = item.value.decode()
+            if image_id in self._images:
+                self._names[item.key.removeprefix(_NAME)] = image_id
+        for image_id in self._images:
+            self._refresh(image_id)
+
+    def _wanted_blobs(self) -> set[str]:
+        wanted = {digest for record in self._records.values() for digest in (record.id, record.manifest)}
+        return wanted | {layer.blob for layer in self._layers.values() if layer.compression}
+
+    def _set_names(self, names: dict[str, str]) -> None:
+        affected = set(names.values())
+        for name, image_id in names.items():
+            if (old := self._names.get(name)) is not None:
+                affected.add(old)
+            self._names[name] = image_id
+        for image_id in affected:
+            self._refresh(image_id)
+
+    def _refresh(self, image_id: str) -> None:
+        """Write into an Image what isn't in its configuration."""
+        image, record = self._images.get(image_id), self._records.get(image_id)
+        if image is None or record is None:
+            return
+        self._images[image_id] = msgspec.structs.replace(
+            image,
+            names=tuple(sorted(name for name, target in self._names.items() if target == image_id)),
+            size_bytes=sum(self.layer_sizes(image)),
+            parent=record.parent,
+            last_tagged_ns=record.last_tagged_ns,
+        )
+
+    @asynccontextmanager
+    async def _staging(self) -> AsyncGenerator[Path, None]:
+        """A load's directory; whatever is in it at the end is thrown away."""
+        self._busy += 1
+        staging = await asyncio.to_thread(self._content.new_staging)
+        try:
+            yield staging
+        finally:
+            self._busy -= 1
+            await _finish(asyncio.to_thread(self._content.throw, staging=staging))
+            await self._collect()
+
+    async def _collect(self) -> None:
+        """Take away what no image refers to, unless a load or a save may still rely on it."""
+        if not self._busy:
+            await _finish(self._collect_now())
+        if not self._reapers:
+            reaper = asyncio.ensure_future(self._empty_trash())
+            self._reapers.add(reaper)
+            reaper.add_done_callback(self._reapers.discard)
+
+    async def _collect_now(self) -> None:
+        # Under the lock, so that no image that is being added finds a blob that is about to go.
+        async with self._lock:
+            wanted = {diff_id for image in self._images.values() for diff_id in image.diff_ids}
+            loose = [layer for diff_id, layer in self._layers.items() if diff_id not in wanted]
+            if self._busy or not (loose or self._garbage_layers or self._garbage_blobs):
+                return
+            before = self._wanted_blobs()
+            for layer in loose:
+                del self._layers[layer.diff_id]
+            layers = self._garbage_layers | {layer.name for layer in loose}
+            blobs = (self._garbage_blobs | before) - self._wanted_blobs()
+            self._garbage_layers, self._garbage_blobs = set(), set()
+            for start in range(0, len(loose), MAX_OPERATIONS):
+                batch = loose[start : start + MAX_OPERATIONS]
+                await self._store.txn([], [Delete(_LAYER + _hex(layer.diff_id)) for layer in batch])
+            await asyncio.to_thread(self._content.throw, layers=layers, blobs=blobs)
+
+    async def _empty_trash(self) -> None:
+        try:
+            await asyncio.to_thread(self._content.empty_trash)
+        except OSError as error:
+            _log.warning("the image store's trash can't be emptied, the next start tries again: %s", error)
+
+
+async def _finish(work: Awaitable[None]) -> None:
+    """Wait for work that must be done, through a cancellation too."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
+
+
+def _names_the_id(reference: str, image: Image) -> bool:
+    return bool(id_prefix(reference)) and (
+        image.id.startswith(reference) or _hex(image.id).startswith(reference)
+    )
+
+
+def _hex(digest: str) -> str:
+    return digest.removeprefix("sha256:")
+
+
+def _encode(record: ImageRecord | LayerRecord) -> bytes:
+    return msgspec.json.encode(record)
