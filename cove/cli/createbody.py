@@ -132,7 +132,6 @@ def build_body(options: Options, environment: Mapping[str, str], *, detach: bool
         ("user", "User"),
         ("workdir", "WorkingDir"),
         ("stop-signal", "StopSignal"),
-        ("mac-address", "MacAddress"),
     ):
         if options.text(flag):
             body[name] = options.text(flag)

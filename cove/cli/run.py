@@ -37,8 +37,6 @@ def create_container(client: Client, options: Options, *, detach: bool) -> str:
         rows, columns = terminal.window_size(1)
         if rows:
             body["HostConfig"]["ConsoleSize"] = [rows, columns]
-    if body["AttachStdin"] and options.on("tty"):
-        require_terminal()
     cidfile = createbody.write_cidfile(options.text("cidfile")) if options.text("cidfile") else -1
     made = False
     try:
@@ -78,8 +76,10 @@ def run_run(client: Client, options: Options) -> int:
     """cove run"""
     detach = options.on("detach")
     keys = terminal.parse_detach_keys(options.text("detach-keys"))
-    container = create_container(client, options, detach=detach)
     stdin, stdout, stderr = createbody.attached_streams(options, detach=detach)
+    if stdin and options.on("tty"):
+        require_terminal()
+    container = create_container(client, options, detach=detach)
     if not (stdin or stdout or stderr):
         start_container(client, container)
         print(container)

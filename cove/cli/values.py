@@ -5,6 +5,7 @@ Every function takes the flag's name for its error, which names the input, the r
 
 from __future__ import annotations
 
+import _socket
 import os
 
 from cove.cli.fail import CliError
@@ -158,6 +159,8 @@ def parse_publish(text: str) -> list[tuple[str, str, str]]:
             ip, _, rest = rest.partition(":")
         elif rest.count(":") > 2:
             raise wrong("publish", text, "an IPv6 address in brackets, e.g. [::1]:8080:80")
+    if ip and not _is_address(ip):
+        raise wrong("publish", text, "an IP address before the ports, e.g. 127.0.0.1:8080:80")
     host, colon, inside = rest.rpartition(":")
     first, last = parse_port_range("publish", text, inside)
     if not colon or not host:
@@ -171,6 +174,16 @@ def parse_publish(text: str) -> list[tuple[str, str, str]]:
     if first == last:
         return [(f"{first}/{protocol}", ip, f"{host_first}-{host_last}")]
     raise wrong("publish", text, "as many host ports as container ports, e.g. 8000-8002:80-82")
+
+
+def _is_address(text: str) -> bool:
+    for family in (_socket.AF_INET, _socket.AF_INET6):
+        try:
+            _socket.inet_pton(family, text)
+        except (OSError, ValueError):
+            continue
+        return True
+    return False
 
 
 def parse_publish_long(text: str) -> list[tuple[str, str, str]]:
@@ -421,7 +434,11 @@ def read_lines(flag: str, path: str) -> list[str]:
 
 
 def collect_env(given: Sequence[str], files: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """`--env-file` then `--env`; a bare NAME takes the caller's value, if there is one."""
+    """`--env-file` then `--env`; a bare NAME takes the caller's value.
+
+    Where the caller has none, a file's NAME is left out, and a flag's NAME stays bare: the API
+    takes that as "not even the image's".
+    """
     found: list[str] = []
     rows = [("env-file", row) for path in files for row in read_lines("env-file", path)]
     rows += [("env", row) for row in given]
@@ -435,6 +452,8 @@ def collect_env(given: Sequence[str], files: Sequence[str], environment: Mapping
             found.append(row)
         elif name in environment:
             found.append(f"{name}={environment[name]}")
+        elif flag == "env":
+            found.append(name)
     return found
 
 

@@ -37,7 +37,7 @@ else:
 
         @staticmethod
         def parse_constant(name: str) -> float:
-            raise ValueError(f"{name} isn't JSON")
+            raise ValueError(f"{name} is none of its values")
 
     _scan: Any = _json.make_scanner(_Context())  # type: ignore[arg-type]
 
@@ -67,6 +67,8 @@ else:
             value, end = _scan(text, start)
         except StopIteration as error:
             raise ValueError(f"not JSON at character {error.value}") from None
+        except ValueError as error:
+            raise ValueError(f"not JSON: {error}") from None
         if text[end:].strip():
             raise ValueError(f"not JSON at character {end}")
         return value
