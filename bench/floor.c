@@ -57,7 +57,6 @@ struct settings {
 	int mask_count;
 	int unified; /* the hierarchy is cgroup v2: one directory, one mount */
 	int network; /* a network namespace with its loopback up */
-	int cgroup_namespace;
 	int rounds;
 	struct sock_filter filter[MAX_FILTER];
 	unsigned short filter_length;
@@ -173,7 +172,7 @@ static void mount_on(const char *source, const char *target, const char *fstype,
 /* Hide or fix a path; a kernel that lacks it needs nothing. */
 static void bind_readonly(const char *source, const char *target)
 {
-	if (mount(source, target, NULL, MS_BIND | MS_REC, NULL) < 0) {
+	if (mount(source, target, NULL, MS_BIND, NULL) < 0) {
 		if (errno == ENOENT)
 			return;
 		fail("bind %s on %s", source, target);
@@ -216,20 +215,14 @@ static void mount_cgroups(const struct settings *s)
 		mount_on("cgroup", "sys/fs/cgroup", "cgroup2", flags | MS_RDONLY, NULL);
 		return;
 	}
-	mount_on("tmpfs", "sys/fs/cgroup", "tmpfs", flags, "mode=755");
+	/* the host's own tmpfs, not what is mounted below it, brings the mount points */
+	bind_readonly("/sys/fs/cgroup", "sys/fs/cgroup");
 	for (int i = 0; i < s->hierarchy_count; i++) {
 		const char *name = strrchr(s->hierarchies[i], '/') + 1;
 
-		make_directory(text(path, "sys/fs/cgroup/%s", name), 0755);
-		if (!s->cgroup_namespace) {
-			text(source, "%s/%s", s->hierarchies[i], s->cgroup);
-			bind_readonly(source, path);
-			continue;
-		}
-		text(source, strcmp(name, "systemd") == 0 ? "none,name=%s" : "%s", name);
-		mount_on("cgroup", path, "cgroup", flags | MS_RDONLY, source);
+		text(source, "%s/%s", s->hierarchies[i], s->cgroup);
+		bind_readonly(source, text(path, "sys/fs/cgroup/%s", name));
 	}
-	mount_on("none", "sys/fs/cgroup", NULL, MS_BIND | MS_REMOUNT | MS_RDONLY | flags, NULL);
 }
 
 /* Files get /dev/null on top, directories one shared empty tmpfs. */
@@ -321,13 +314,13 @@ __attribute__((noreturn)) static void run_child(const struct settings *s, int re
 
 	if (read(ready, &byte, 1) != 1)
 		_exit(1);
-	if (s->cgroup_namespace && unshare(CLONE_NEWCGROUP) < 0)
+	if (s->unified && unshare(CLONE_NEWCGROUP) < 0)
 		fail("make a cgroup namespace");
 	if (setsid() < 0)
 		fail("start a session");
 	umask(0); /* device nodes get the mode they are made with */
 	mount_on("none", "/", NULL, MS_REC | MS_PRIVATE, NULL);
-	snprintf(options, sizeof options, "lowerdir=%s,upperdir=%s/upper,workdir=%s/work", s->lower, s->directory,
+	snprintf(options, sizeof options, "lowerdir=%s,upperdir=%s/upper,workdir=%s/work,index=off", s->lower, s->directory,
 		 s->directory);
 	text(path, "%s/merged", s->directory);
 	mount_on("overlay", path, "overlay", 0, options);
@@ -341,7 +334,6 @@ __attribute__((noreturn)) static void run_child(const struct settings *s, int re
 	}
 	if (sethostname("0123456789ab", 12) < 0)
 		fail("set the host name");
-	write_file("/proc/self/oom_score_adj", 0, "0");
 	if (syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0 || chdir("/") < 0)
 		fail("pivot into %s", path);
 	become(s);
@@ -417,13 +409,13 @@ static void read_filter(struct settings *s, const char *path)
 
 static void usage(void)
 {
-	fputs("usage: floor -d DIRECTORY -l LOWER -c CGROUP [-h HIERARCHY]... [-m PATH]... [-s FILTER] [-n ROUNDS] [-2] [-C] [-N]"
+	fputs("usage: floor -d DIRECTORY -l LOWER -c CGROUP [-h HIERARCHY]... [-m PATH]... [-s FILTER] [-n ROUNDS] [-2] [-N]"
 	      " -- COMMAND [ARGUMENT]...\n"
 	      "  -d  directory of a round, e.g. /srv/x   -l  overlay's lower directories\n"
 	      "  -c  cgroup of a round, e.g. parent/x    -h  mount point of a cgroup hierarchy, up to 16\n"
 	      "  -s  file with a struct sock_filter[]    -n  number of rounds, e.g. 20 (default: 1)\n"
 	      "  -m  path to hide, e.g. /proc/kcore\n"
-	      "  -2  the one hierarchy is cgroup v2      -C  a cgroup namespace  -N  a network namespace\n",
+	      "  -2  the one hierarchy is cgroup v2      -N  a network namespace\n",
 	      stderr);
 	exit(2);
 }
@@ -432,7 +424,7 @@ int main(int argc, char **argv)
 {
 	static struct settings s = {.rounds = 1};
 
-	for (int option; (option = getopt(argc, argv, "d:l:c:h:m:s:n:2CN")) != -1;) {
+	for (int option; (option = getopt(argc, argv, "d:l:c:h:m:s:n:2N")) != -1;) {
 		switch (option) {
 		case 'd':
 			s.directory = optarg;
@@ -461,9 +453,6 @@ int main(int argc, char **argv)
 			break;
 		case '2':
 			s.unified = 1;
-			break;
-		case 'C':
-			s.cgroup_namespace = 1;
 			break;
 		case 'N':
 			s.network = 1;

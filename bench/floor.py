@@ -61,7 +61,8 @@ class Floor:
             argv += ["-m", path]
         if self._filter.stat().st_size:
             argv += ["-s", str(self._filter)]
-        argv += (["-C"] if self._roots == [CGROUPS] else []) + (["-N"] if network else [])
+        if network:
+            argv.append("-N")
         argv += ["-n", str(rounds), "--", "/bin/true"]
         done = subprocess.run(
             argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60 + rounds

@@ -214,7 +214,7 @@ def alive(bench: Bench) -> Iterator[Row]:
         "MiB",
         samples("daemon_mib"),
         targets=(AtMost(150, "MiB"),),
-        note=f"sum of VmRSS of the daemon and its helpers; {scale}",
+        note=f"resident memory (Rss) of the daemon and its helpers; {scale}",
     )
     yield bench.row(f"`ps` with {count} containers, API", "ms", samples("list_ms"), note=scale)
     yield bench.row(

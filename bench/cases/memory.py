@@ -19,7 +19,9 @@ def daemon_idle(bench: Bench) -> Iterator[Row]:
             samples.values[name] = [bench.engine(name).idle_memory.rss / 1024]
         except FAILURES as error:
             samples.problems[name] = str(error)
-    note = "sum of VmRSS of the daemon and its helpers, just started, no image; dockerd with containerd"
+    note = (
+        "resident memory (Rss) of the daemon and its helpers, just started, no image; dockerd with containerd"
+    )
     yield bench.row("daemon's resident memory, idle", "MiB", samples, targets=(AtMost(60, "MiB"),), note=note)
 
 
