@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cove.logs import records
+from cove.logs import files, reader, records
 from cove.logs.model import STDERR, STDOUT, LogDamaged, LogLine, LogQuery, LogUnreadable
 from cove.logs.reader import read_batches, read_logs
 
@@ -183,12 +183,19 @@ def _by_start(item: tuple[int, tuple[int, bytes]]) -> tuple[int, int]:
     return item[1][0], item[0]
 
 
-@settings(max_examples=150, deadline=None, database=None)
-@given(steps=_CHUNKS, query=_QUERIES, driver=st.sampled_from(["local", "json-file"]))
+@settings(max_examples=200, deadline=None, database=None)
+@given(
+    steps=_CHUNKS,
+    query=_QUERIES,
+    driver=st.sampled_from(["local", "json-file"]),
+    block=st.sampled_from([24, 64, 300, files.BLOCK_BYTES]),
+)
 def test_every_query_gets_what_reading_everything_gives(
-    steps: list[tuple[int, int, bytes, bool]], query: LogQuery, driver: str
+    steps: list[tuple[int, int, bytes, bool]], query: LogQuery, driver: str, block: int
 ) -> None:
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "BLOCK_BYTES", block)
+        patch.setattr(reader, "BLOCK_BYTES", block)
         writer = Writer(Path(directory), driver, max_files=50)
         now, chunks = 1, []
         for stream, later, data, rotate in steps:
