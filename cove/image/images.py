@@ -87,6 +87,7 @@ class Images:
         self._lock = asyncio.Lock()  # one change at a time; never held while an archive is read
         self._busy = 0  # loads and saves under way: they rely on layers, so none is deleted meanwhile
         self._reapers: set[asyncio.Task[None]] = set()
+        self._trash_waits = False
         self._garbage_layers: set[str] = set()
         self._garbage_blobs: set[str] = set()
         self.architecture = _ARCHITECTURES.get(platform.machine(), platform.machine())
@@ -580,7 +581,9 @@ class Images:
             self._records[record.id] = record
             self._images[record.id] = image
         wanted = {diff_id for image in self._images.values() for diff_id in image.diff_ids}
-        self._layers = {diff_id: layer for diff_id, layer in self._layers.items() if diff_id in wanted}
+        for diff_id in [diff_id for diff_id in self._layers if diff_id not in wanted]:
+            del self._layers[diff_id]
+            await self._store.txn([], [Delete(_LAYER + _hex(diff_id))])
         for item in await self._store.range(_NAME):
             image_id = item.value.decode()
             if image_id in self._images:
@@ -630,6 +633,7 @@ class Images:
         """Take away what no image refers to, unless a load or a save may still rely on it."""
         if not self._busy:
             await _finish(self._collect_now())
+        self._trash_waits = True
         if not self._reapers:
             reaper = asyncio.ensure_future(self._empty_trash())
             self._reapers.add(reaper)
@@ -655,7 +659,9 @@ class Images:
 
     async def _empty_trash(self) -> None:
         try:
-            await asyncio.to_thread(self._content.empty_trash)
+            while self._trash_waits:
+                self._trash_waits = False
+                await asyncio.to_thread(self._content.empty_trash)
         except OSError as error:
             _log.warning("the image store's trash can't be emptied, the next start tries again: %s", error)
 

@@ -44,6 +44,7 @@ class _Layer:
     compression: str
     digest: str = ""
     size: int = 0
+    consumed: int = 0  # bytes of the blob
     cut: bool = False
     chunks: Queue[Bytes | None] = field(default_factory=lambda: Queue(_QUEUE))
 
@@ -198,13 +199,16 @@ class Unpacker:
             f"{number}.blob", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self._root
         )
 
+        layer: _Layer | None = None
+
         def tee() -> Bytes:
             chunk = read()
             digest.update(chunk)
             _write_all(blob, chunk, "a layer's blob")
+            if layer is not None:
+                layer.consumed += len(chunk)
             return chunk
 
-        layer: _Layer | None = None
         try:
             inner_head, inner = _with_head(decoder(compression, tee, self._limits))
             if looks_like_tar(inner_head):
@@ -262,9 +266,10 @@ class Unpacker:
                 return b""
             self._hasher.update(digest, chunk)
             read_bytes += len(chunk)
-            if read_bytes - reported >= _REPORT_BYTES:
-                reported = read_bytes
-                self._report(Progress(name=layer.name, current=read_bytes, total=layer.total))
+            current = layer.consumed if layer.compression else read_bytes
+            if current - reported >= _REPORT_BYTES:
+                reported = current
+                self._report(Progress(name=layer.name, current=current, total=layer.total))
             return chunk
 
         os.mkdir(str(layer.number), 0o755, dir_fd=self._root)
