@@ -11,8 +11,8 @@ Event-loop code; a slow reader slows its own writer only.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
-import os
 import socket
 from typing import cast
 
@@ -22,52 +22,97 @@ from cove.network.ports import Held
 log = logging.getLogger(__name__)
 
 _UDP_IDLE_S = 90.0  # as docker-proxy
+_BACKLOG = 128
+_SHORT_OF_DESCRIPTORS_S = 1.0
+_DATAGRAM_BYTES = 65535
+_Peer = tuple[str, int, int, int]  # of IPv6: address, port, flow, scope
 _UDP_CLIENTS = 512  # of one port; the longest idle one makes room
 
 
 class LoopbackProxies:
-    """The proxies of one daemon, by the port they serve."""
+    """The proxies of one daemon, by the descriptor that holds their port.
+
+    They read that very descriptor, and close nothing: once `remove` has returned, the port can be released,
+    and is free at that moment. (A transport would own a copy and close it some turns of the loop later.)
+    """
 
     def __init__(self) -> None:
-        self._servers: dict[int, asyncio.Server | asyncio.DatagramTransport] = {}
-        self._fronts: dict[int, set[_Relay]] = {}
+        self._served: dict[int, _Listener | _DatagramFront] = {}
 
-    async def add(self, held: Held) -> None:
+    def add(self, held: Held) -> None:
         """Serve ::1 for a published port, where that needs a proxy. A port without a socket has none."""
         entry = held.published
         if held.descriptor < 0 or entry.host_ip not in ("::", "::1"):
             return
-        loop = asyncio.get_running_loop()
-        sock = socket.socket(fileno=os.dup(held.descriptor))
+        kind = _DatagramFront if entry.protocol == "udp" else _Listener
         try:
-            if entry.protocol == "udp":
-                transport, _ = await loop.create_datagram_endpoint(lambda: _DatagramFront(entry), sock=sock)
-                self._servers[held.descriptor] = transport
-            else:
-                relays = self._fronts.setdefault(held.descriptor, set())
-                self._servers[held.descriptor] = await loop.create_server(
-                    lambda: _Relay(entry, relays), sock=sock, backlog=128
-                )
+            self._served[held.descriptor] = kind(held.descriptor, entry)
         except OSError as error:
-            sock.close()
             log.warning("port %d isn't reachable through ::1: %s", entry.host_port, error)
 
     def remove(self, held: Held) -> None:
         """Stop serving a port, before it is released; one that isn't served is fine."""
-        server = self._servers.pop(held.descriptor, None)
-        if server is not None:
-            server.close()
-        for relay in self._fronts.pop(held.descriptor, set()).copy():
-            relay.abort()
+        served = self._served.pop(held.descriptor, None)
+        if served is not None:
+            served.close()
 
     def close(self) -> None:
         """Stop all."""
-        for descriptor in list(self._servers):
-            self._servers.pop(descriptor).close()
-        for relays in self._fronts.values():
-            for relay in relays.copy():
-                relay.abort()
-        self._fronts.clear()
+        while self._served:
+            self._served.popitem()[1].close()
+
+
+class _Listener:
+    """A TCP port: accepts, and relays each connection to the container."""
+
+    def __init__(self, descriptor: int, entry: Published) -> None:
+        self._entry = entry
+        self._relays: set[_Relay] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._pause: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._socket = socket.socket(fileno=descriptor)
+        try:
+            self._socket.listen(_BACKLOG)
+        except OSError:
+            self._socket.detach()
+            raise
+        self._loop.add_reader(descriptor, self._accept)
+
+    def close(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+        self._loop.remove_reader(self._socket.fileno())
+        self._socket.detach()
+        for task in self._tasks:
+            task.cancel()
+        for relay in self._relays.copy():
+            relay.abort()
+
+    def _accept(self) -> None:
+        try:
+            client, _ = self._socket.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                # It stays in the backlog; asking again at once would only burn the processor.
+                self._loop.remove_reader(self._socket.fileno())
+                self._pause = self._loop.call_later(_SHORT_OF_DESCRIPTORS_S, self._resume)
+            return
+        client.setblocking(False)
+        task = self._loop.create_task(self._relay(client))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _resume(self) -> None:
+        self._pause = None
+        self._loop.add_reader(self._socket.fileno(), self._accept)
+
+    async def _relay(self, client: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(lambda: _Relay(self._entry, self._relays), client)
+        except BaseException:
+            client.close()
+            raise
 
 
 class _Side(asyncio.Protocol):
@@ -151,34 +196,45 @@ class _Relay(_Side):
         self.transport.resume_reading()
 
 
-class _DatagramFront(asyncio.DatagramProtocol):
-    """The UDP port: one socket towards the container for each client, until it is idle."""
+class _DatagramFront:
+    """A UDP port: one socket towards the container for each client, until it is idle."""
 
-    def __init__(self, entry: Published) -> None:
+    def __init__(self, descriptor: int, entry: Published) -> None:
         self._entry = entry
-        self._transport: asyncio.DatagramTransport | None = None
-        self._clients: dict[tuple[str, int], _DatagramBack] = {}
+        self._clients: dict[_Peer, _DatagramBack] = {}
+        self._loop = asyncio.get_running_loop()
+        self._socket = socket.socket(fileno=descriptor)
+        self._loop.add_reader(descriptor, self._receive)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.DatagramTransport, transport)
-
-    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        assert self._transport is not None
-        client = self._clients.pop(addr, None)
-        if client is None:
-            if len(self._clients) >= _UDP_CLIENTS:
-                self._clients.pop(next(iter(self._clients))).close()
-            client = _DatagramBack(self, self._transport, addr, self._entry)
-        self._clients[addr] = client  # again the last one: dicts keep their order
-        client.send(data)
-
-    def forget(self, addr: tuple[str, int]) -> None:
-        self._clients.pop(addr, None)
-
-    def connection_lost(self, exc: Exception | None) -> None:
+    def close(self) -> None:
+        self._loop.remove_reader(self._socket.fileno())
+        self._socket.detach()
         for client in list(self._clients.values()):
             client.close()
         self._clients.clear()
+
+    def reply(self, data: bytes, peer: _Peer) -> None:
+        try:
+            self._socket.sendto(data, peer)
+        except OSError:
+            pass  # as on any network: a datagram may be lost
+
+    def forget(self, peer: _Peer) -> None:
+        self._clients.pop(peer, None)
+
+    def _receive(self) -> None:
+        try:
+            data, peer = self._socket.recvfrom(_DATAGRAM_BYTES)
+        except OSError:
+            return  # an ICMP error of an earlier answer
+        client = self._clients.pop(peer, None)
+        if client is None:
+            if len(self._clients) >= _UDP_CLIENTS:
+                oldest = next(iter(self._clients))
+                self._clients.pop(oldest).close()
+            client = _DatagramBack(self, peer, self._entry)
+        self._clients[peer] = client  # again the last one: dicts keep their order
+        client.send(data)
 
 
 class _DatagramBack(asyncio.DatagramProtocol):
@@ -187,13 +243,13 @@ class _DatagramBack(asyncio.DatagramProtocol):
     def __init__(
         self,
         front: _DatagramFront,
-        reply: asyncio.DatagramTransport,
-        addr: tuple[str, int],
+        peer: _Peer,
         entry: Published,
     ) -> None:
-        self._front, self._reply, self._addr = front, reply, addr
+        self._front, self._peer = front, peer
         self._transport: asyncio.DatagramTransport | None = None
         self._waiting: list[bytes] = []
+        self._closed = False
         self._loop = asyncio.get_running_loop()
         self._used = self._loop.time()
         self._timer = self._loop.call_later(_UDP_IDLE_S, self._check_idle)
@@ -207,6 +263,7 @@ class _DatagramBack(asyncio.DatagramProtocol):
             self._waiting.append(data)
 
     def close(self) -> None:
+        self._closed = True
         self._timer.cancel()
         self._opening.cancel()
         if self._transport is not None:
@@ -214,8 +271,8 @@ class _DatagramBack(asyncio.DatagramProtocol):
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         self._used = self._loop.time()
-        if not self._reply.is_closing():
-            self._reply.sendto(data, self._addr)
+        if not self._closed:
+            self._front.reply(data, self._peer)
 
     async def _open(self, entry: Published) -> None:
         try:
@@ -223,7 +280,7 @@ class _DatagramBack(asyncio.DatagramProtocol):
                 lambda: self, remote_addr=(entry.address, entry.port)
             )
         except OSError:
-            self._front.forget(self._addr)
+            self._front.forget(self._peer)
             self._timer.cancel()
             return
         self._transport = transport
@@ -236,5 +293,5 @@ class _DatagramBack(asyncio.DatagramProtocol):
         if left > 0:
             self._timer = self._loop.call_later(left, self._check_idle)
             return
-        self._front.forget(self._addr)
+        self._front.forget(self._peer)
         self.close()

@@ -699,7 +699,7 @@ class Networks:
         assert self._firewall is not None, "a container was connected without a firewall"
         self._firewall.add(_elements(held))
         for item in held:
-            await self._proxies.add(item)
+            self._proxies.add(item)
         await self._forget_udp(held)
 
     async def _forget_udp(self, held: Sequence[Held]) -> None:
@@ -831,7 +831,7 @@ class Networks:
                     "port %d of %s works, but isn't held: %s", entry.host_port, container_id[:12], problem
                 )
             attached.held.append(item)
-            await self._proxies.add(item)
+            self._proxies.add(item)
 
     async def _free_stale(self) -> None:
         """Free the stored addresses of containers that aren't attached."""
