@@ -197,13 +197,13 @@ def dispatch(arguments: Sequence[str]) -> int:
     if found is None:
         print(render_group(words[0]), end="")
         return 0
-    if wants_help(found, rest):
-        print(render_help(found), end="")
-        return 0
-    if found.name == "daemon":  # its arguments are the daemon's
+    if found.name == "daemon":  # its arguments are the daemon's, --help too
         from cove.cli.daemon import run_daemon
 
         return run_daemon(host, rest)
+    if wants_help(found, rest):
+        print(render_help(found), end="")
+        return 0
     from cove.cli.client import find_client
 
     options = parse_arguments(found, rest)

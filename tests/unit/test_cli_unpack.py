@@ -120,7 +120,8 @@ def test_pack_and_unpack_are_inverse(tmp_path: Path) -> None:
 def test_packed_files_belong_to_root_unless_the_owner_is_kept(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("x")
     stream = io.BytesIO(b"".join(pack(str(tmp_path / "f"), "f", keep_owner=False)))
-    member = tarfile.open(fileobj=stream).getmember("f")
+    with tarfile.open(fileobj=stream) as packed:
+        member = packed.getmember("f")
     assert (member.uid, member.gid, member.uname) == (0, 0, "")
 
 
