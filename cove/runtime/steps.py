@@ -224,7 +224,8 @@ class MakeDir(Step):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MakeNode(Step):
-    """mknod(2) inside the root; `mode` has the type bits; an existing node is replaced by nothing else."""
+    """mknod(2) inside the root; `mode` has the type bits. The very same node there already is fine,
+    anything else fails with EEXIST."""
 
     KIND: ClassVar[int] = 23
     path: str
@@ -553,7 +554,11 @@ class Exec(Step):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A plan: everything the executor needs. `clone_flags` are CLONE_NEW* for clone3(2);
-    a `cgroup_path` (opened after the `before` steps) adds CLONE_INTO_CGROUP (cgroup v2)."""
+    a `cgroup_path` (opened after the `before` steps) adds CLONE_INTO_CGROUP (cgroup v2).
+
+    With `parent` steps, CLONE_NEWCGROUP takes effect after them (unshare(2) in the child), so that
+    the cgroups they put the child into are the namespace's roots.
+    """
 
     clone_flags: int
     cgroup_path: str = ""

@@ -182,4 +182,5 @@ void supervise(struct supervisor *s)
 	write_exit(s);
 	tell_exit(s);
 	run_exit_steps(s, false);
+	unlinkat(s->state_dir, "control.sock", 0);
 }
