@@ -177,8 +177,13 @@ class Connection(asyncio.Protocol):
             )
             return None
         request.method = parser.get_method().decode("ascii")
-        request.chunkable = parser.get_http_version() == "1.1"
-        request.keep_alive = request.chunkable and parser.should_keep_alive()
+        http_version = parser.get_http_version()
+        if http_version not in ("1.0", "1.1"):
+            self._refuse(400, f"malformed HTTP request: HTTP/{http_version} isn't served, use HTTP/1.1")
+            return None
+        request.chunkable = http_version == "1.1"
+        # the parser's own should_keep_alive() has forgotten once a request without a body is complete
+        request.keep_alive = request.chunkable and not _wants_close(request.headers.get("connection", ""))
         path, _, request.raw_query = request.target.decode("latin-1").partition("?")
         request.path = path.partition("#")[0]
         headers = request.headers
@@ -440,6 +445,10 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _wants_close(connection: str) -> bool:
+    return any(word.strip().lower() == "close" for word in connection.split(","))
 
 
 _date: tuple[int, str] = (0, "")

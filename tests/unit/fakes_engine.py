@@ -403,7 +403,7 @@ class FakeEngine:
         """A client's peer: sends back what came, and at the end of input how much it was."""
 
         def run() -> None:
-            with sock:
+            with sock, contextlib.suppress(OSError):  # the client may be gone
                 sock.settimeout(TIMEOUT_S)
                 total = len(initial)
                 if initial:

@@ -34,7 +34,8 @@ _HOST_PORT = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
 _RUNTIMES = ("", "cove", "runc", "io.containerd.runc.v2")
 _MILLISECOND = 1_000_000
 _MAC_WARNING = (
-    "The container-wide MacAddress field is now deprecated. It should be specified in EndpointsConfig instead."
+    "The container-wide MacAddress field is now deprecated. "
+    "It should be specified in EndpointsConfig instead."
 )
 WORD_LIMIT = 128 << 10  # MAX_ARG_STRLEN of execve(2): one argument or variable
 

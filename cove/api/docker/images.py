@@ -307,9 +307,9 @@ async def create(api: Api, request: Request) -> Response | None:
 
 
 def _pull_name(name: str, tag: str) -> str:
-    if not tag:
-        return name
-    return f"{name}@{tag}" if ":" in tag else f"{name}:{tag}"
+    """The reference a client wants to pull, as people write it. Raises `Invalid`."""
+    text = name if not tag else f"{name}@{tag}" if ":" in tag else f"{name}:{tag}"
+    return parse_reference(text).with_default_tag().familiar
 
 
 async def load(api: Api, request: Request) -> None:

@@ -54,6 +54,9 @@ async def ping_head(api: Api, request: Request) -> Response:
 async def version(api: Api, request: Request) -> Response:
     info = api.engine.info()
     facts = {
+        "GitCommit": "",
+        "GoVersion": f"python{platform.python_version()}",
+        "BuildTime": "",
         "ApiVersion": version_text(NEWEST),
         "MinAPIVersion": version_text(OLDEST),
         "Os": "linux",
@@ -67,9 +70,6 @@ async def version(api: Api, request: Request) -> Response:
             "Components": [component],
             "Version": __version__,
             **facts,
-            "GitCommit": "",
-            "GoVersion": f"python{platform.python_version()}",
-            "BuildTime": "",
         }
     )
 

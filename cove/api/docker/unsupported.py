@@ -5,7 +5,7 @@ from __future__ import annotations
 from cove.api.docker.context import Api
 from cove.api.http import Request, Response, json_response
 from cove.api.router import Route
-from cove.model.errors import NotImplementedHere, Unavailable
+from cove.model.errors import NotFound, NotImplementedHere, Unavailable
 
 _NO_SWARM = (
     'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" '
@@ -60,8 +60,13 @@ async def no_checkpoint(api: Api, request: Request) -> Response:
     raise NotImplementedHere("this release of Cove has no checkpoints")
 
 
-async def no_plugin(api: Api, request: Request) -> Response:
+async def no_plugins(api: Api, request: Request) -> Response:
     raise NotImplementedHere(_NO_PLUGINS)
+
+
+async def no_such_plugin(api: Api, request: Request) -> Response:
+    """A 404, for `docker inspect` asks every kind of object for a name."""
+    raise NotFound(f'plugin "{request.name}" not found: {_NO_PLUGINS}')
 
 
 async def list_plugins(api: Api, request: Request) -> Response:
@@ -86,10 +91,10 @@ ROUTES: tuple[Route[Api], ...] = (
     ("GET", "/swarm/unlockkey", no_swarm),
     ("POST", "/swarm/unlock", no_swarm),
     ("GET", "/plugins", list_plugins),
-    ("POST", "/plugins/pull", no_plugin),
-    ("POST", "/plugins/create", no_plugin),
-    ("GET", "/plugins/{name}/json", no_plugin),
-    ("DELETE", "/plugins/{name}", no_plugin),
+    ("POST", "/plugins/pull", no_plugins),
+    ("POST", "/plugins/create", no_plugins),
+    ("GET", "/plugins/{name}/json", no_such_plugin),
+    ("DELETE", "/plugins/{name}", no_such_plugin),
     ("POST", "/build", no_builder),
     ("POST", "/commit", no_commit),
     ("POST", "/auth", no_registry),
