@@ -202,10 +202,13 @@ def run_whole_life(client: Client, request: dict[str, Any]) -> None:
 
 
 def run_exec(client: Client, raw: Client, container: str, command: Sequence[str]) -> None:
-    """exec create, start attached (on a connection of its own), inspect."""
+    """exec create, start attached (on a connection of its own), inspect until it has ended."""
     request = {"AttachStdout": True, "AttachStderr": True, "Cmd": list(command)}
     name = client.call("POST", f"/containers/{container}/exec", request)["Id"]
     raw.hijack(f"/exec/{name}/start", {"Detach": False, "Tty": False})
-    code = client.call("GET", f"/exec/{name}/json")["ExitCode"]
-    if code != 0:
-        raise ApiError(f"exec {command}", code or 0, "is its exit code, expected 0")
+    deadline = time.monotonic() + 30
+    while (seen := client.call("GET", f"/exec/{name}/json"))["Running"]:
+        if time.monotonic() > deadline:
+            raise ApiError(f"exec {command}", 0, "it still runs 30 s after its stream ended")
+    if seen["ExitCode"] != 0:
+        raise ApiError(f"exec {command}", seen["ExitCode"] or 0, "is its exit code, expected 0")
