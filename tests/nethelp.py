@@ -253,6 +253,7 @@ DEFAULT = (EndpointSpec(network="default"),)
 @contextmanager
 def clean_host() -> Iterator[None]:
     """A private host; what the block leaves open in this process is an error."""
+    uvloop.new_event_loop().close()  # libuv keeps two descriptors of its first loop for ever
     before = set(os.listdir("/proc/self/fd"))
     with private_host():
         yield
