@@ -12,14 +12,18 @@ DEFAULT_DETACH_KEYS = b"\x10\x11"  # ctrl-p ctrl-q
 
 
 def make_attach(options: AttachOptions, sock: socket.socket, initial: bytes, *, tty: bool) -> Attach:
-    """What the supervisor is told of one client. Only a client that sends input can detach by keys."""
+    """What the supervisor is told of one client of a process with or without a terminal (`tty`).
+
+    Only a client that sends input to a terminal can detach by keys. Whether output is framed is the
+    caller's to say: a terminal's output may be, as stream 1 (Docker frames it by the exec start's Tty).
+    """
     keys = DEFAULT_DETACH_KEYS if options.detach_keys is None else options.detach_keys
     return Attach(
         sock=sock,
         stdin=options.stdin,
         stdout=options.stdout,
         stderr=options.stderr and not tty,
-        multiplex=options.multiplex and not tty,
+        multiplex=options.multiplex,
         detach_keys=keys if options.stdin and tty else b"",
         initial=initial if options.stdin else b"",
     )

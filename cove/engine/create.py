@@ -37,16 +37,20 @@ class PlannedMount(NamedTuple):
 
 
 def merge_env(image_env: Iterable[str], asked: Iterable[str]) -> tuple[str, ...]:
-    """Image defaults overlaid by the caller's `KEY=value`; a bare `KEY` removes one."""
-    merged: dict[str, str | None] = {}
-    for entry in (*image_env, *asked):
-        key, eq, value = entry.partition("=")
+    """The caller's entries, then the image's that it didn't name. A bare `KEY` stays in the record and
+    removes the variable when the container starts."""
+    merged: dict[str, str] = {}
+    for entry in asked:
+        key = entry.partition("=")[0]
         if not key:
             raise Invalid(f"invalid environment variable: {entry!r}: expected NAME=value")
         if "\0" in entry:
             raise Invalid(f"invalid environment variable: {key!r}: a NUL byte is not allowed")
-        merged[key] = value if eq else None
-    return tuple(f"{key}={value}" for key, value in merged.items() if value is not None)
+        merged.pop(key, None)
+        merged[key] = entry
+    for entry in image_env:
+        merged.setdefault(entry.partition("=")[0], entry)
+    return tuple(merged.values())
 
 
 def merge_args(spec: ContainerSpec, config: ImageConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:

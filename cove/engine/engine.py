@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -286,7 +287,10 @@ class Engine:
         if not options.stream:
             sock.close()
             return
-        attach = make_attach(options, sock, initial, tty=view.container.spec.tty)
+        tty = view.container.spec.tty
+        if tty:
+            options = replace(options, multiplex=False)
+        attach = make_attach(options, sock, initial, tty=tty)
         if live.task is None:
             live.pending.append(attach)
         else:

@@ -144,7 +144,7 @@ class Execs:
                 stdin=spec.attach_stdin,
                 stdout=spec.attach_stdout,
                 stderr=spec.attach_stderr,
-                multiplex=not spec.tty,
+                multiplex=not tty,
                 detach_keys=parse_keys(spec.detach_keys),
             )
             attaches.append(make_attach(options, sock, initial, tty=found.spec.tty))

@@ -75,8 +75,8 @@ def test_nothing_to_run_is_refused() -> None:
         merge_args(spec(entrypoint=("",)), ImageConfig(entrypoint=("x",), command=("y",)))
 
 
-def test_the_callers_environment_wins_and_a_bare_name_removes() -> None:
-    assert merge_env(("A=1", "B=2", "C=3"), ("B=9", "C", "D=")) == ("A=1", "B=9", "D=")
+def test_the_callers_environment_wins_and_a_bare_name_stays_to_remove_the_images() -> None:
+    assert merge_env(("A=1", "B=2", "C=3"), ("B=9", "C", "D=")) == ("B=9", "C", "D=", "A=1")
 
 
 def test_an_environment_entry_without_a_name_is_refused() -> None:
@@ -160,7 +160,7 @@ def test_the_record_has_the_images_defaults_overlaid() -> None:
     )
     made = container(spec(labels={"b": "2"}, env=("X=y",)), config)
     assert made.args == ("sh",)
-    assert made.env == ("PATH=/bin", "X=y")
+    assert made.env == ("X=y", "PATH=/bin")
     assert (made.user, made.working_dir, made.stop_signal) == ("app", "/srv", "INT")
     assert made.labels == {"a": "1", "b": "2"}
     assert made.hostname == ID[:12]
