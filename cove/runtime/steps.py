@@ -298,7 +298,8 @@ class RootReadonly(Step):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RootPropagation(Step):
-    """Set the propagation of the root mount (MS_SHARED, MS_SLAVE … with or without MS_REC)."""
+    """Set the propagation of the root mount (MS_SHARED, MS_SLAVE … with or without MS_REC).
+    After the pivot: pivot_root(2) refuses a shared root."""
 
     KIND: ClassVar[int] = 29
     flags: int
@@ -324,8 +325,8 @@ class Unshare(Step):
 class AttachTree(Step):
     """Attach the detached mount tree in `slot` (open_tree(2) OPEN_TREE_CLONE, made by the daemon in the
     host's mount namespace, so that it still is a peer of its source) at `target` inside the root, which is
-    made (file or directory, as the tree's root) when missing; move_mount(2). Then mount_setattr(2) as in
-    `Bind`, which this is for sources with shared or slave propagation."""
+    made (file or directory, as the tree's root) when missing. Attributes and move_mount(2) as in `Bind`,
+    which this is for sources with shared or slave propagation."""
 
     KIND: ClassVar[int] = 31
     slot: int
@@ -554,11 +555,7 @@ class Exec(Step):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A plan: everything the executor needs. `clone_flags` are CLONE_NEW* for clone3(2);
-    a `cgroup_path` (opened after the `before` steps) adds CLONE_INTO_CGROUP (cgroup v2).
-
-    With `parent` steps, CLONE_NEWCGROUP takes effect after them (unshare(2) in the child), so that
-    the cgroups they put the child into are the namespace's roots.
-    """
+    a `cgroup_path` (opened after the `before` steps) adds CLONE_INTO_CGROUP (cgroup v2)."""
 
     clone_flags: int
     cgroup_path: str = ""

@@ -9,7 +9,6 @@
 #include <limits.h>
 #include <signal.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/wait.h>
@@ -129,8 +128,6 @@ static _Noreturn void init_loop(pid_t child)
 {
 	sigset_t all;
 
-	/* Holding a pipe or the terminal open would hide their end from the supervisor. */
-	sys_close_range(0, ~0u, 0);
 	sigfillset(&all);
 	for (;;) {
 		int signo = sigwaitinfo(&all, NULL);
@@ -157,18 +154,27 @@ int become_init(struct context *c)
 {
 	struct clone_args args = { .exit_signal = SIGCHLD };
 	sigset_t all, before;
+	int gate[2];
 	pid_t child;
+	char none;
 
 	(void)c;
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, &before);
+	if (pipe2(gate, O_CLOEXEC) < 0)
+		return -errno;
 	child = sys_clone3(&args);
 	if (child < 0)
 		return child;
 	if (child) {
-		prctl(PR_SET_NAME, "cove-init", 0, 0, 0);
+		/* Holding a pipe or the terminal open would hide their end from the supervisor; and what else is
+		 * open is nothing for the container to find in /proc/1/fd, so the child waits for this. */
+		sys_close_range(0, ~0u, 0);
 		init_loop(child);
 	}
+	close(gate[1]);
+	while (read(gate[0], &none, 1) < 0 && errno == EINTR)
+		;
 	/* A group of its own, in the foreground, so that what is typed signals the child and not us. */
 	setpgid(0, 0);
 	tcsetpgrp(0, getpid());

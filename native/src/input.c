@@ -23,7 +23,7 @@ size_t detach_filter(struct detach *d, const uint8_t *in, size_t size, uint8_t *
 		memcpy(out + passed, typed, length - keep);
 		passed += length - keep;
 		d->matched = (uint8_t)keep;
-		if (keep == d->count) {
+		if (keep && keep == d->count) {
 			d->matched = 0;
 			*detached = true;
 			break;

@@ -21,6 +21,9 @@ int main(void)
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, NULL);
 	prctl(PR_SET_NAME, "cove-init", 0, 0, 0);
+	/* Inherited by the child until its exec: the processes of a container that it joins must not get at
+	 * its descriptors (CVE-2016-9962). */
+	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 	umask(0);
 	if (fcntl(CONTROL_FD, F_SETFD, FD_CLOEXEC) < 0)
 		return 2; /* not started by the daemon */

@@ -6,7 +6,7 @@
 #include "util.h"
 
 #include <limits.h>
-#include <linux/magic.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
@@ -95,36 +95,53 @@ int run_mount_in(const struct value *v, struct context *c)
 	return r;
 }
 
-int run_bind(const struct value *v, struct context *c)
+/* Attach a detached tree at a path, which is made when missing. `v`: path, recursive, attr_set,
+ * attr_clear, propagation. */
+static int attach_tree(int tree, const struct value *v, struct context *c)
 {
-	unsigned int recursive = v[2].number ? AT_RECURSIVE : 0;
 	struct mount_attr attr = {
-		.attr_set = v[3].number,
-		.attr_clr = v[4].number,
-		.propagation = v[5].number,
+		.attr_set = v[2].number,
+		.attr_clr = v[3].number,
+		.propagation = v[4].number,
 	};
 	int root = child_root(c), r;
 	struct stat st;
 
 	if (root < 0)
 		return root;
-	CLOSE_AT_END int tree = sys_open_tree(AT_FDCWD, v[0].text, OPEN_TREE_CLONE | recursive);
-	if (tree < 0)
-		return tree;
 	if (fstat(tree, &st) < 0)
 		return -errno;
-	CLOSE_AT_END int target = S_ISDIR(st.st_mode) ? root_make_dir(root, v[1].text, 0755, NULL) :
-							  root_make_file(root, v[1].text);
+	CLOSE_AT_END int target = S_ISDIR(st.st_mode) ? root_make_dir(root, v[0].text, 0755, NULL) :
+							  root_make_file(root, v[0].text);
 	if (target < 0)
 		return target;
 	/* A read-only bind remount covers the top mount only; mount_setattr(2) covers the whole tree, and
 	 * does it before anyone sees the mount. */
 	if (attr.attr_set || attr.attr_clr || attr.propagation) {
-		r = sys_mount_setattr(tree, recursive, &attr);
+		r = sys_mount_setattr(tree, v[1].number ? AT_RECURSIVE : 0, &attr);
 		if (r < 0)
 			return r;
 	}
 	return sys_move_mount(tree, target);
+}
+
+int run_bind(const struct value *v, struct context *c)
+{
+	unsigned int recursive = v[2].number ? AT_RECURSIVE : 0;
+	CLOSE_AT_END int tree = sys_open_tree(AT_FDCWD, v[0].text, OPEN_TREE_CLONE | recursive);
+
+	return tree < 0 ? tree : attach_tree(tree, &v[1], c);
+}
+
+int run_attach_tree(const struct value *v, struct context *c)
+{
+	return attach_tree(c->slots[v[0].number], &v[1], c);
+}
+
+int run_unshare(const struct value *v, struct context *c)
+{
+	(void)c;
+	return unshare((int)v[0].number) < 0 ? -errno : 0;
 }
 
 int run_make_dir(const struct value *v, struct context *c)

@@ -94,6 +94,8 @@ static const struct operation operations[] = {
 	{ PIVOT_ROOT, CHILD_ONLY, false, "PivotRoot", "", run_pivot_root, NULL },
 	{ ROOT_READONLY, CHILD_ONLY, false, "RootReadonly", "", run_root_readonly, NULL },
 	{ ROOT_PROPAGATION, CHILD_ONLY, false, "RootPropagation", "u", run_root_propagation, NULL },
+	{ UNSHARE, CHILD_ONLY, false, "Unshare", "u", run_unshare, NULL },
+	{ ATTACH_TREE, CHILD_ONLY, false, "AttachTree", "driuuu", run_attach_tree, NULL },
 
 	{ HOSTNAME, CHILD_ONLY, false, "Hostname", "s", run_hostname, NULL },
 	{ DOMAINNAME, CHILD_ONLY, false, "Domainname", "s", run_domainname, NULL },

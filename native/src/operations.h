@@ -27,6 +27,8 @@ enum kind {
 	PIVOT_ROOT = 27,
 	ROOT_READONLY = 28,
 	ROOT_PROPAGATION = 29,
+	UNSHARE = 30,
+	ATTACH_TREE = 31,
 	HOSTNAME = 32,
 	DOMAINNAME = 33,
 	SYSCTL = 34,
@@ -103,7 +105,7 @@ run_step run_make_host_dir, run_write_host, run_write_pid, run_remove_host_dir, 
 	run_attach_device_program;
 run_step run_set_ns, run_propagate, run_mount_root, run_bind_root, run_mount_in, run_bind, run_make_dir,
 	run_make_node, run_make_symlink, run_mask, run_readonly_path, run_pivot_root, run_root_readonly,
-	run_root_propagation;
+	run_root_propagation, run_unshare, run_attach_tree;
 run_step run_hostname, run_domainname, run_sysctl, run_link_up, run_write_self;
 run_step run_rlimit, run_umask, run_session_keyring, run_terminal, run_resolve_user, run_set_ids,
 	run_drop_bounding, run_capabilities, run_no_new_privs, run_seccomp, run_chdir, run_exec;

@@ -12,7 +12,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -222,7 +221,7 @@ static int wait_for_go(int sync)
 	return size == sizeof(go) ? 0 : size < 0 ? (int)size : -EPIPE;
 }
 
-static int run_child(struct supervisor *s, const struct ends *ends, bool own_cgroups)
+static int run_child(struct supervisor *s, const struct ends *ends)
 {
 	struct context *c = &s->context;
 	struct sync_message peeked;
@@ -236,15 +235,12 @@ static int run_child(struct supervisor *s, const struct ends *ends, bool own_cgr
 	r = child_streams(ends);
 	if (r == 0 && s->plan.sections[PARENT].count)
 		r = wait_for_go(ends->sync[1]);
-	/* Only now is the child in its cgroups, which are to be the roots of the namespace. */
-	if (r == 0 && own_cgroups && unshare(CLONE_NEWCGROUP) < 0)
-		r = -errno;
 	if (r < 0)
 		return r;
 	return run_steps(&s->plan.sections[CHILD], c);
 }
 
-static _Noreturn void child_main(struct supervisor *s, struct ends *ends, bool own_cgroups)
+static _Noreturn void child_main(struct supervisor *s, struct ends *ends)
 {
 	struct sync_message message = { .type = SYNC_FAILED };
 
@@ -252,7 +248,7 @@ static _Noreturn void child_main(struct supervisor *s, struct ends *ends, bool o
 	s->context.sync = ends->sync[1];
 	s->context.control = CONTROL_FD;
 	s->context.has_stdin = ends->in[0] >= 0;
-	message.error = -run_child(s, ends, own_cgroups);
+	message.error = -run_child(s, ends);
 	message.index = s->context.index;
 	send_message(ends->sync[1], &message, sizeof(message), NULL, 0);
 	_exit(127);
@@ -262,15 +258,10 @@ static _Noreturn void child_main(struct supervisor *s, struct ends *ends, bool o
 static int clone_child(struct supervisor *s, struct ends *ends)
 {
 	struct clone_args args = { .flags = s->plan.clone_flags | CLONE_PIDFD, .exit_signal = SIGCHLD };
-	bool own_cgroups = false;
 	int pidfd = -1;
 	pid_t pid;
 	CLOSE_AT_END int cgroup = -1;
 
-	if (s->plan.sections[PARENT].count && args.flags & CLONE_NEWCGROUP) {
-		own_cgroups = true;
-		args.flags &= ~(uint64_t)CLONE_NEWCGROUP;
-	}
 	if (s->plan.cgroup_path[0]) {
 		cgroup = open(s->plan.cgroup_path, O_PATH | O_DIRECTORY | O_CLOEXEC);
 		if (cgroup < 0)
@@ -283,7 +274,7 @@ static int clone_child(struct supervisor *s, struct ends *ends)
 	if (pid < 0)
 		return pid;
 	if (pid == 0)
-		child_main(s, ends, own_cgroups);
+		child_main(s, ends);
 	s->child = pid;
 	s->child_pidfd = pidfd;
 	s->context.child = pid;

@@ -7,12 +7,13 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
+static volatile unsigned int sink; /* what was read stays read */
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	size_t arena_size = plan_arena_size(size);
 	char *memory = malloc(arena_size), *copy = malloc(size + 1);
 	struct arena arena = { memory, memory + arena_size };
-	volatile size_t sum = 0;
 	struct refusal why;
 	struct plan plan;
 
@@ -24,11 +25,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 				const char *letter = step->operation->fields;
 
 				for (const struct value *v = step->values; *letter; letter++, v++) {
-					if (strchr("shr", *letter))
-						sum += strlen(v->text);
+					if (strchr("shr", *letter) && strlen(v->text) != v->size)
+						abort();
+					else if (*letter == 'b' && v->size)
+						sink += ((const uint8_t *)v->data)[v->size - 1];
 					else if (*letter == 'l')
 						for (size_t n = 0; n < v->size; n++)
-							sum += strlen(v->list[n]);
+							if (strlen(v->list[n]) > size)
+								abort();
 				}
 			}
 	free(copy);

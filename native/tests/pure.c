@@ -114,6 +114,8 @@ int main(int argc, char **argv)
 {
 	uint32_t size;
 
+	if (argc > 2 && !strcmp(argv[1], "detach") && strlen(argv[2]) > MAX_DETACH_KEYS)
+		return 2;
 	while (argc > 1 && fread(&size, sizeof(size), 1, stdin) == 1) {
 		uint8_t *data = malloc(size ? size : 1);
 

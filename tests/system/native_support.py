@@ -143,7 +143,7 @@ class Box:
         """What was logged, of one stream or of both."""
         return b"".join(
             payload for number, _, payload in read_local(self.log / "log") if stream in (None, number)
-        ).decode()
+        ).decode(errors="surrogateescape")
 
 
 def read_local(path: Path) -> list[tuple[int, int, bytes]]:

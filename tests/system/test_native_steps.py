@@ -47,6 +47,7 @@ from cove.runtime.steps import (
     Step,
     Sysctl,
     Umask,
+    Unshare,
     WriteHost,
     WritePid,
     WriteSelf,
@@ -78,8 +79,8 @@ def output(box: Box, script: str, inside: tuple[Step, ...] = (), **more: object)
 
 def failure(box: Box, plan: Plan) -> StepFailed:
     with pytest.raises(StepFailed) as caught:
-        run(box.start(plan))
-    assert not box.state.exists()
+        run(box.start(plan, state_dir=box.path / "failed"))
+    assert not (box.path / "failed").exists()
     return caught.value
 
 
@@ -98,7 +99,7 @@ def test_the_container_sees_its_own_tree_and_processes_alone(box: Box) -> None:
 def test_nothing_but_the_standard_streams_is_open(box: Box) -> None:
     read, write = os.pipe()
     try:
-        printed = run(box.finish(box.sh("ls /proc/1/fd"), slots=[read, write]))[1]
+        printed = run(box.finish(box.sh("ls /proc/1/fd; true"), slots=[read, write]))[1]
     finally:
         os.close(read)
         os.close(write)
@@ -190,7 +191,8 @@ def test_propagation_of_a_bind_and_of_the_root_is_set(box: Box, tmp_path: Path) 
     printed = output(
         box,
         "cat /proc/self/mountinfo",
-        inside=(bind_host(tmp_path / "dir", "/data", propagation=1 << 20), RootPropagation(flags=1 << 20)),
+        inside=(bind_host(tmp_path / "dir", "/data", propagation=1 << 20),),
+        late=(RootPropagation(flags=1 << 20),),
     )
     shared = {line.split()[4] for line in printed.splitlines() if " shared:" in line}
     assert shared == {"/data", "/"}
@@ -212,7 +214,7 @@ def test_no_symlink_of_the_image_leads_a_target_outside(box: Box, tmp_path: Path
             bind_host(tmp_path / "dir", "/link/bind"),
             MakeDir(path="/link/made"),
             MakeNode(path="/link/node", mode=0o020666, major=1, minor=3),
-            MakeSymlink(target="x", path="/link/sym"),
+            MakeSymlink(target="bind", path="/link/sym"),
             MountIn(fstype="tmpfs", source="t", target="/link/mount", flags=0),
         ),
     )
@@ -537,7 +539,7 @@ def test_cgroups_are_made_entered_and_removed(box: Box, group: str) -> None:
     path = f"/sys/fs/cgroup/pids/{group}"
     plan = box.sh(
         "cat /proc/self/cgroup; (sleep 1000 &)",
-        flags=NAMESPACES | NEWCGROUP,
+        inside=(Unshare(flags=NEWCGROUP),),
         before=(MakeHostDir(path=path), WriteHost(path=f"{path}/pids.max", data="17"),
                 WriteHost(path=f"{path}/no.such", data="1", optional=1)),
         parent=(WritePid(path=f"{path}/cgroup.procs"),),
@@ -565,7 +567,7 @@ def test_a_failure_in_any_section_is_told_and_undone(box: Box, group: str, secti
     )  # fmt: skip
     error = failure(box, plan)
     assert error.section == section
-    expected = {"before": 1, "parent": 1, "clone": 0, "child": 10}[section]
+    expected = {"before": 1, "parent": 1, "clone": 0, "child": 11}[section]
     assert (error.index, error.errno) == (expected, errno.ENODEV if section == "child" else errno.ENOENT)
     assert not os.path.exists(path)
 
@@ -587,11 +589,15 @@ def test_a_kill_for_lack_of_memory_is_told(box: Box, group: str) -> None:
 @needs_v2
 def test_a_child_is_cloned_into_a_v2_cgroup_with_a_device_filter(box: Box, group: str) -> None:
     path = f"/sys/fs/cgroup/unified/{group}"
-    # BPF_PROG_TYPE_CGROUP_DEVICE: r0 = (major == 1 && minor == 5) ? 0 : 1
+    # BPF_PROG_TYPE_CGROUP_DEVICE: reading 1:5 is forbidden, all else isn't
     program = b"".join(
         struct.pack("<BBhi", *instruction)
         for instruction in (
             (0xB7, 0, 0, 1),  # r0 = 1
+            (0x61, 0x12, 0, 0),  # r2 = access << 16 | type
+            (0x77, 2, 0, 16),
+            (0x57, 2, 0, 2),  # BPF_DEVCG_ACC_READ
+            (0x15, 2, 5, 0),  # if not: goto exit
             (0x61, 0x12, 4, 0),  # r2 = major
             (0x55, 2, 3, 1),  # if r2 != 1 goto exit
             (0x61, 0x12, 8, 0),  # r2 = minor
