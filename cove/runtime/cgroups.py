@@ -72,7 +72,8 @@ class OomWatch(ABC):
 
     @abstractmethod
     def take(self) -> bool:
-        """Consume what is pending; True when a process was killed since the last call."""
+        """Consume what is pending; True when memory ran out since the last call (on v1 the kill itself may be a
+        moment away, or be forbidden; on v2 it has happened)."""
 
     @abstractmethod
     def close(self) -> None:

@@ -283,11 +283,13 @@ class CgroupsV1(Cgroups):
 class _OomWatchV1(OomWatch):
     """memory.oom_control by cgroup.event_control and an eventfd(2) (cgroup-v1/memory.rst of the kernel).
 
-    The event also comes when the cgroup goes; `oom_kill` of memory.oom_control tells them apart.
+    The counter goes up by one each time memory runs out, before the kill, and by one more when the cgroup is
+    removed: that one is taken off.
     """
 
     def __init__(self, directory: str) -> None:
         self._control = f"{directory}/memory.oom_control"
+        self._signals = self._told = 0
         self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             control = os.open(self._control, os.O_RDONLY | os.O_CLOEXEC)
@@ -301,21 +303,19 @@ class _OomWatchV1(OomWatch):
         except OSError as error:
             self.close()
             raise HostError(f"cgroup {directory}: no OOM events: {error.strerror}") from None
-        self._seen = self._kills()
-
-    def _kills(self) -> int:
-        return parse_flat(read_file(self._control)).get("oom_kill", 0)
 
     def fileno(self) -> int:
         return self._event
 
     def take(self) -> bool:
         try:
-            os.eventfd_read(self._event)
+            self._signals += os.eventfd_read(self._event)
         except BlockingIOError:
             pass
-        before, self._seen = self._seen, self._kills()
-        return self._seen > before
+        # looked at after the counter: a removal in between makes us tell later, never wrongly
+        happened = self._signals if os.path.exists(self._control) else self._signals - 1
+        before, self._told = self._told, max(happened, self._told)
+        return self._told > before
 
     def close(self) -> None:
         if self._event >= 0:
