@@ -460,8 +460,10 @@ class FakeEngine:
         self.execs[exec_id] = ExecView(
             id=exec_id, container_id=view.container_id, spec=view.spec, started=True, exit_code=0
         )
-        if sock is not None:
+        if sock is not None and view.spec.attach_stdin:
             self._echo(sock, initial)
+        elif sock is not None:
+            sock.close()
 
     def exec_inspect(self, exec_id: str) -> ExecView:
         if exec_id not in self.execs:
