@@ -42,6 +42,7 @@ def forget_udp(ports: Iterable[int]) -> None:
     if not wanted:
         return
     with Netlink(NETLINK_NETFILTER) as netlink:
+        # The kernel walks its whole hash table for each list (some 10 ms), and filters one family only.
         for family in (socket.AF_INET, socket.AF_INET6):
             _forget(netlink, family, wanted)
 

@@ -10,6 +10,7 @@ Sources: netlink(7), linux/netlink.h, linux/netfilter/nfnetlink.h.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -46,6 +47,10 @@ _NLMSGERR_ATTR_MSG = 1
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _RECEIVE_BYTES = 1 << 17
+# Acknowledgements wait in the socket's buffer, which holds some 270 by default; more would be lost.
+_ACKNOWLEDGED_AT_ONCE = 64
+# The kernel answers before sendmsg(2) returns, so that a long wait means a lost answer.
+_PATIENCE = struct.pack("@ll", 10, 0)
 _PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
 
 
@@ -138,6 +143,7 @@ class Netlink:
             if protocol == NETLINK_ROUTE:
                 # Without it the kernel ignores a dump's filters (Linux 4.20).
                 self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
             self._socket.bind((0, 0))
         except OSError:
             self._socket.close()
@@ -158,15 +164,14 @@ class Netlink:
 
         All are tried, whatever becomes of the ones before. Raises NetlinkError for the first that failed.
         """
-        first = self._sequence + 1
-        self._sequence += len(requests)
-        self._socket.send(
-            b"".join(
-                _pack(request.kind, request.flags | NLM_F_REQUEST | NLM_F_ACK, first + i, request.body)
-                for i, request in enumerate(requests)
-            )
-        )
-        self._collect({first + i: request for i, request in enumerate(requests)})
+        failed: NetlinkError | None = None
+        for start in range(0, len(requests), _ACKNOWLEDGED_AT_ONCE):
+            try:
+                self._batch(requests[start : start + _ACKNOWLEDGED_AT_ONCE])
+            except NetlinkError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     def transaction(self, subsystem: int, requests: Sequence[Request], what: str) -> None:
         """An nfnetlink batch: all or nothing (NFNL_MSG_BATCH_BEGIN … END).
@@ -202,6 +207,17 @@ class Netlink:
         return replies
 
     _interrupted = False
+
+    def _batch(self, requests: Sequence[Request]) -> None:
+        first = self._sequence + 1
+        self._sequence += len(requests)
+        self._socket.send(
+            b"".join(
+                _pack(request.kind, request.flags | NLM_F_REQUEST | NLM_F_ACK, first + i, request.body)
+                for i, request in enumerate(requests)
+            )
+        )
+        self._collect({first + i: request for i, request in enumerate(requests)})
 
     def _exchange(self, request: Request) -> Iterator[Reply]:
         self._sequence += 1
@@ -243,17 +259,20 @@ class Netlink:
             raise failed
 
     def _drain(self) -> None:
-        self._socket.setblocking(False)
-        try:
-            while True:
-                self._socket.recv(_RECEIVE_BYTES)
-        except BlockingIOError:
-            pass
-        finally:
-            self._socket.setblocking(True)
+        while True:
+            try:
+                self._socket.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError:
+                continue  # a pending error (ENOBUFS) is told once
 
     def _receive(self) -> list[tuple[int, int, int, bytes]]:
-        data = self._socket.recv(_RECEIVE_BYTES)
+        try:
+            data = self._socket.recv(_RECEIVE_BYTES)
+        except OSError as error:
+            self._drain()
+            raise NetlinkError(error.errno or errno.EIO, "hear the kernel's answer") from None
         messages = []
         offset = 0
         while offset + 16 <= len(data):

@@ -118,6 +118,7 @@ class Networks:
         self._reaping = False
         self._pool = NamespacePool(settings.pool_size, self._make_ready, self._bury)
         self._tasks: list[asyncio.Task[None]] = []
+        self._forgetting: set[asyncio.Task[None]] = set()
         self._closed = False
 
     # --- start and end --------------------------------------------------------------------
@@ -150,7 +151,7 @@ class Networks:
         await self._pool.close()
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, *self._forgetting, return_exceptions=True)
         self._proxies.close()
         self._ports.release(self._ports.held())
         await asyncio.to_thread(self._workshop.close)
@@ -279,7 +280,7 @@ class Networks:
             undo.callback(os.close, namespace)
             self._set_members(container_id, endpoints, undo)
             attached.endpoints = endpoints
-            await self._publish(attached, ports, f"{hostname} ({container_id[:12]})", undo)
+            self._publish(attached, ports, f"{hostname} ({container_id[:12]})", undo)
             await self._write_addresses(container_id, endpoints)
             undo.pop_all()
         return Attachment(
@@ -686,7 +687,7 @@ class Networks:
         if bridge is not None:
             bridge.members.pop(container_id, None)
 
-    async def _publish(
+    def _publish(
         self, attached: _Attached, ports: Sequence[PortBinding], owner: str, undo: AsyncExitStack
     ) -> None:
         # As Docker: only a network that isn't internal publishes ports.
@@ -700,15 +701,18 @@ class Networks:
         self._firewall.add(_elements(held))
         for item in held:
             self._proxies.add(item)
-        await self._forget_udp(held)
-
-    async def _forget_udp(self, held: Sequence[Held]) -> None:
-        udp = {item.published.host_port for item in held if item.published.protocol == "udp"}
+        udp = _udp_ports(held)
         if udp:
-            try:
-                await self._in(self._workshop.makers, conntrack.forget_udp, udp)
-            except (HostError, OSError) as error:
-                log.warning("UDP clients from before may not reach ports %s: %s", sorted(udp), error)
+            # Behind: it takes the kernel 10 ms, and a client that matters here sends again and again.
+            task = asyncio.get_running_loop().create_task(self._forget_udp(udp))
+            self._forgetting.add(task)
+            task.add_done_callback(self._forgetting.discard)
+
+    async def _forget_udp(self, ports: set[int]) -> None:
+        try:
+            await self._in(self._workshop.reaper, conntrack.forget_udp, ports)
+        except (HostError, OSError) as error:
+            log.warning("UDP clients from before may not reach ports %s: %s", sorted(ports), error)
 
     async def _write_addresses(self, container_id: str, endpoints: Iterable[Endpoint]) -> None:
         keys = [key for endpoint in endpoints for key in _keys(endpoint)]
@@ -731,7 +735,7 @@ class Networks:
         for item in held:
             self._proxies.remove(item)
         self._ports.release(held)
-        self._doomed_udp |= {i.published.host_port for i in held if i.published.protocol == "udp"}
+        self._doomed_udp |= _udp_ports(held)
 
     def _bury(self, endpoint: Endpoint) -> None:
         """Have an endpoint's interface and addresses taken back, behind."""
@@ -777,7 +781,7 @@ class Networks:
         if doomed:
             await self._in(reaper, self._workshop.reap, [e.host_interface for e in doomed], self._group)
         if udp:
-            await self._in(reaper, conntrack.forget_udp, udp)
+            await self._forget_udp(udp)
         keys = [key for endpoint in doomed for key in _keys(endpoint)]
         await self._delete_keys(keys)
         for endpoint in doomed:
@@ -894,6 +898,10 @@ def _address(text: str) -> Address | None:
 def _elements(held: Iterable[Held]) -> list[Published]:
     """What goes into the kernel's maps: ::1 is served by a proxy instead."""
     return [item.published for item in held if item.published.host_ip != "::1"]
+
+
+def _udp_ports(held: Iterable[Held]) -> set[int]:
+    return {item.published.host_port for item in held if item.published.protocol == "udp"}
 
 
 def _close_result(future: Future[int]) -> None:
