@@ -55,7 +55,7 @@ class Stream:
 
     async def __anext__(self) -> Event:
         while not self._queue:
-            if self._overrun:
+            if self._overrun and not self._closed:
                 await self.aclose()
                 raise SubscriberTooSlow(
                     f"this listener fell more than {self._bus.backlog} events behind and was dropped;"

@@ -24,8 +24,8 @@ from cove.model.errors import HostError
 from cove.storage.erase import Stopped, erase
 
 _log = logging.getLogger(__name__)
-_BURST_S = 0.005  # of work, then a pause as long as that
-_NICENESS = 10
+_BURST_S = 0.005  # of processor time, then a pause as long as that
+_NICENESS = 5
 
 
 class Trash:
@@ -42,7 +42,7 @@ class Trash:
         self._idle = asyncio.Event()
         self._idle.set()
         self._stop = threading.Event()
-        self._burst_start = time.monotonic()
+        self._burst_start = 0.0  # by the thread's own processor time
         self._thread = threading.Thread(target=self._empty, name="trash", daemon=True)
         self._thread.start()
 
@@ -133,7 +133,6 @@ class Trash:
     def _pace(self) -> None:
         if self._stop.is_set():
             raise Stopped
-        worked_s = time.monotonic() - self._burst_start
-        if worked_s >= _BURST_S:
-            self._stop.wait(min(worked_s, _BURST_S))
-            self._burst_start = time.monotonic()
+        if time.thread_time() - self._burst_start >= _BURST_S:
+            self._stop.wait(_BURST_S)
+            self._burst_start = time.thread_time()
