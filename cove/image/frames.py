@@ -113,16 +113,22 @@ def _content(directory: int, path: bytes, size: int) -> Iterator[bytes]:
 def _records(stream: BinaryIO) -> Iterator[tuple[bytes, int, bytes]]:
     source = zstandard.ZstdDecompressor(max_window_size=_WINDOW_MAX).stream_reader(stream, closefd=False)
 
+    def read(size: int) -> bytes:
+        try:
+            return source.read(size)
+        except zstandard.ZstdError as error:
+            raise HostError(f"a layer's frame can't be read, the image store is damaged: {error}") from error
+
     def take(size: int) -> bytes:
         data = bytearray()
         while len(data) < size:
-            piece = source.read(size - len(data))
+            piece = read(size - len(data))
             if not piece:
                 raise HostError("a layer's frame is cut off: the image store is damaged")
             data += piece
         return bytes(data)
 
-    while tag := source.read(1):
+    while tag := read(1):
         if tag == b"R":
             (length,) = struct.unpack("<I", take(4))
             yield tag, 0, take(length)

@@ -29,8 +29,9 @@ import msgspec
 from cove.image import manifests
 from cove.image.changes import apply_changes
 from cove.image.content import EMPTY_LAYER, Content
-from cove.image.jobs import Done, Member, Progress, Save, SaveMember, Unpack, Unpacked
-from cove.image.manifests import ArchiveIndex, FoundImage, HistoryLine, LayerBlob, SavedImage
+from cove.image.jobs import Done, Member, Progress, Save, Unpack, Unpacked
+from cove.image.manifests import ArchiveIndex, FoundImage, HistoryLine, LayerBlob
+from cove.image.records import ImageRecord, LayerRecord, encode_record, hex_of
 from cove.image.references import (
     Reference,
     id_prefix,
@@ -39,6 +40,7 @@ from cove.image.references import (
     parse_tagged,
 )
 from cove.image.removal import Known, Removal, plan_removal
+from cove.image.saving import WantedImage, plan_save
 from cove.image.types import LayerProgress, Limits, Loaded, LoadEvent, Removed, Use
 from cove.image.worker import Worker
 from cove.model.errors import Conflict, CoveError, HostError, Invalid, NotFound
@@ -49,28 +51,6 @@ _log = logging.getLogger(__name__)
 _CONFIG, _LAYER, _NAME = "images/config/", "images/layer/", "images/name/"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "riscv64": "riscv64"}
 Uses = Callable[[str], Sequence[Use]]
-
-
-class ImageRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What the store knows of an image beyond its configuration blob."""
-
-    id: str
-    manifest: str  # digest of a blob
-    parent: str = ""
-    last_tagged_ns: int = 0
-    hidden: bool = False
-
-
-class LayerRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A layer that is unpacked. Without `compression` its blob is the plain tar, kept as files and frame."""
-
-    name: str
-    diff_id: str
-    blob: str  # digest
-    blob_bytes: int
-    size_bytes: int  # of the files
-    compression: str = ""
-    moved: bool = False
 
 
 class Images:
@@ -379,8 +359,8 @@ class Images:
         await self._store.txn(
             [],
             [
-                *(Put(_LAYER + _hex(diff_id), _encode(layer)) for diff_id, layer in layers.items()),
-                Put(_CONFIG + _hex(image_id), _encode(record)),
+                *(Put(_LAYER + hex_of(diff_id), encode_record(layer)) for diff_id, layer in layers.items()),
+                Put(_CONFIG + hex_of(image_id), encode_record(record)),
                 *(Put(_NAME + name, image_id.encode()) for name in dict.fromkeys(names)),
             ],
         )
@@ -398,31 +378,24 @@ class Images:
         """An archive that docker load and OCI tools both read. NotFound and Invalid come at once, not later."""
         wanted: dict[str, list[str]] = {}
         for reference in references:
-            image, names = self._saved_names(reference)
-            known = wanted.setdefault(image.id, [])
-            known += [name for name in names if name not in known]
-            for other in self._same_repository(reference, image):
-                wanted.setdefault(self._names[other], [])
-                if other not in wanted[self._names[other]]:
-                    wanted[self._names[other]].append(other)
+            for image_id, name in self._saved_names(reference):
+                names = wanted.setdefault(image_id, [])
+                if name and name not in names:
+                    names.append(name)
         return self._save({image_id: sorted(names) for image_id, names in wanted.items()})
 
-    def _saved_names(self, reference: str) -> tuple[Image, list[str]]:
+    def _saved_names(self, reference: str) -> list[tuple[str, str]]:
+        """The images a reference stands for, each with the name it is saved under, or ""."""
+        if is_image_id(reference) or reference.startswith("sha256:"):
+            return [(self.find_image(reference).id, "")]
+        parsed = parse_reference(reference)
+        if not parsed.tag and not parsed.digest:  # a name alone means every tag of the repository
+            found = [n for n in self._names if parse_reference(n).name == parsed.name]
+            if found:
+                return [(self._names[name], name) for name in sorted(found)]
         image = self.find_image(reference)
-        if is_image_id(reference) or reference.startswith("sha256:"):
-            return image, []
-        parsed = parse_reference(reference)
-        familiar = parsed.with_default_tag().familiar
-        return image, [familiar] if familiar in image.names else []
-
-    def _same_repository(self, reference: str, image: Image) -> list[str]:
-        """A name without a tag means every tag of the repository, as with docker save."""
-        if is_image_id(reference) or reference.startswith("sha256:"):
-            return []
-        parsed = parse_reference(reference)
-        if parsed.tag or parsed.digest or parsed.with_default_tag().familiar not in image.names:
-            return []
-        return [name for name in self._names if parse_reference(name).name == parsed.name]
+        name = parsed.with_default_tag().familiar
+        return [(image.id, name if name in image.names else "")]
 
     async def _save(self, wanted: dict[str, list[str]]) -> AsyncGenerator[bytes, None]:
         self._busy += 1
@@ -438,39 +411,18 @@ class Images:
             await self._collect()
 
     def _save_job(self, wanted: dict[str, list[str]]) -> Save:
-        members: dict[str, SaveMember] = {}
-        saved: list[SavedImage] = []
-
-        def blob(digest: str, **fields: Any) -> None:
-            name = f"blobs/sha256/{_hex(digest)}"
-            members.setdefault(name, SaveMember(name=name, digest=digest, **fields))
-
-        for image_id, names in wanted.items():
-            record = self._records[image_id]
-            layers = [self._layers[diff_id] for diff_id in self._images[image_id].diff_ids]
-            for digest in (image_id, record.manifest):
-                blob(digest, size=self._content.blob_size(digest), blob=_hex(digest))
-            for layer in layers:
-                if layer.compression:
-                    blob(layer.blob, size=layer.blob_bytes, blob=_hex(layer.blob))
-                else:
-                    blob(layer.blob, size=layer.blob_bytes, layer=layer.name, moved=layer.moved)
-            saved.append(
-                SavedImage(
-                    image_id=image_id,
-                    manifest_digest=record.manifest,
-                    manifest_size=self._content.blob_size(record.manifest),
-                    layers=tuple(layer.blob for layer in layers),
-                    names=tuple(parse_reference(name) for name in names),
+        return plan_save(
+            [
+                WantedImage(
+                    record=self._records[image_id],
+                    layers=tuple(self._layers[diff_id] for diff_id in self._images[image_id].diff_ids),
+                    names=tuple(names),
                 )
-            )
-        documents = [
-            SaveMember(name=name, size=len(data), data=data)
-            for name, data in manifests.build_documents(saved)
-        ]
-        directories = [SaveMember(name=name, size=0, directory=True) for name in ("blobs", "blobs/sha256")]
-        blobs = [members[name] for name in sorted(members)]
-        return Save(root=str(self._content.root), members=(*directories, *blobs, *documents))
+                for image_id, names in wanted.items()
+            ],
+            root=str(self._content.root),
+            blob_size=self._content.blob_size,
+        )
 
     # --- names and removal --------------------------------------------------------------------
 
@@ -481,7 +433,11 @@ class Images:
             image = self.find_image(source)
             record = msgspec.structs.replace(self._records[image.id], last_tagged_ns=time.time_ns())
             await self._store.txn(
-                [], [Put(_NAME + name, image.id.encode()), Put(_CONFIG + _hex(image.id), _encode(record))]
+                [],
+                [
+                    Put(_NAME + name, image.id.encode()),
+                    Put(_CONFIG + hex_of(image.id), encode_record(record)),
+                ],
             )
             self._records[image.id] = record
             self._set_names({name: image.id})
@@ -549,8 +505,8 @@ class Images:
         """One transaction: names and images off the record. Their layers go in `_collect`."""
         hidden = [msgspec.structs.replace(self._records[image_id], hidden=True) for image_id in hide]
         operations: list[Op] = [Delete(_NAME + name) for name in untag]
-        operations += [Put(_CONFIG + _hex(record.id), _encode(record)) for record in hidden]
-        operations += [Delete(_CONFIG + _hex(image_id)) for image_id in gone]
+        operations += [Put(_CONFIG + hex_of(record.id), encode_record(record)) for record in hidden]
+        operations += [Delete(_CONFIG + hex_of(image_id)) for image_id in gone]
         await self._store.txn([], operations)
         before = self._wanted_blobs()
         for record in hidden:
@@ -583,7 +539,7 @@ class Images:
         wanted = {diff_id for image in self._images.values() for diff_id in image.diff_ids}
         for diff_id in [diff_id for diff_id in self._layers if diff_id not in wanted]:
             del self._layers[diff_id]
-            await self._store.txn([], [Delete(_LAYER + _hex(diff_id))])
+            await self._store.txn([], [Delete(_LAYER + hex_of(diff_id))])
         for item in await self._store.range(_NAME):
             image_id = item.value.decode()
             if image_id in self._images:
@@ -654,7 +610,7 @@ class Images:
             self._garbage_layers, self._garbage_blobs = set(), set()
             for start in range(0, len(loose), MAX_OPERATIONS):
                 batch = loose[start : start + MAX_OPERATIONS]
-                await self._store.txn([], [Delete(_LAYER + _hex(layer.diff_id)) for layer in batch])
+                await self._store.txn([], [Delete(_LAYER + hex_of(layer.diff_id)) for layer in batch])
             await asyncio.to_thread(self._content.throw, layers=layers, blobs=blobs)
 
     async def _empty_trash(self) -> None:
@@ -678,13 +634,5 @@ async def _finish(work: Awaitable[None]) -> None:
 
 def _names_the_id(reference: str, image: Image) -> bool:
     return bool(id_prefix(reference)) and (
-        image.id.startswith(reference) or _hex(image.id).startswith(reference)
+        image.id.startswith(reference) or hex_of(image.id).startswith(reference)
     )
-
-
-def _hex(digest: str) -> str:
-    return digest.removeprefix("sha256:")
-
-
-def _encode(record: ImageRecord | LayerRecord) -> bytes:
-    return msgspec.json.encode(record)

@@ -1,0 +1,40 @@
+"""What the store keeps of images and layers. No I/O.
+
+A record names content; content without a record is garbage (content.py).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class ImageRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What the store knows of an image beyond its configuration blob."""
+
+    id: str
+    manifest: str  # digest of a blob
+    parent: str = ""
+    last_tagged_ns: int = 0
+    hidden: bool = False
+
+
+class LayerRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A layer that is unpacked. Without `compression` its blob is the plain tar, kept as files and frame."""
+
+    name: str
+    diff_id: str
+    blob: str  # digest
+    blob_bytes: int
+    size_bytes: int  # of the files
+    compression: str = ""
+    moved: bool = False
+
+
+def encode_record(record: ImageRecord | LayerRecord) -> bytes:
+    """A record as the store's value."""
+    return msgspec.json.encode(record)
+
+
+def hex_of(digest: str) -> str:
+    """The hex digits of a sha256 digest."""
+    return digest.removeprefix("sha256:")
