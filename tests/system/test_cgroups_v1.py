@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from cove.runtime.cgroups import GUARDED, Cgroups, OomWatch, detect_cgroups
 from cove.runtime.cgroups_limits import FEATURES, plan_resources
 from cove.runtime.plan_cgroups import NO_RESOURCES, plan_cgroup
 from cove.runtime.steps import MakeHostDir, RemoveHostDir, WriteHost, WritePid
+from tests.leaks import unique_name
 
 
 def unusable() -> str:
@@ -40,7 +40,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def cgroups() -> Iterator[Cgroups]:
-    made = detect_cgroups(parent=f"covetest-{secrets.token_hex(4)}")
+    made = detect_cgroups(parent=unique_name())
     made.setup()
     yield made
     for path in made.list_containers():
