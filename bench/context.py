@@ -5,7 +5,6 @@ A side that can't start is remembered with its reason; every case that needs it 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -19,12 +18,10 @@ from bench.engines import FAILURES, Engine, EngineError
 from bench.floor import Floor
 from bench.images import busybox_archive, busybox_root
 from bench.peers import Dockerd, Runc, find_program
-from bench.room import remove_cgroups
 from bench.stats import Row, Samples, Target, Unit, interleave
+from bench.workdir import PREFIX, WORK, lock, make_filesystem, sweep, unmount
 
 CACHE = Path("/var/cache/cove/bench")
-WORK = Path("/var/tmp")
-PREFIX = "cove-bench-"
 Measure = Callable[[], Iterable[float]]
 Side = TypeVar("Side")
 
@@ -37,10 +34,15 @@ class Bench:
         self.cache = cache
         self.cores = os.cpu_count() or 1
         sweep(WORK)
-        self.directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=WORK))
+        outer = Path(tempfile.mkdtemp(prefix=PREFIX, dir=WORK))
+        self._name = outer.name
         self._undo = ExitStack()
-        self._undo.callback(os.close, lock(self.directory))
-        self._undo.callback(shutil.rmtree, self.directory, ignore_errors=True)
+        self._undo.callback(os.close, lock(outer))
+        self._undo.callback(shutil.rmtree, outer, ignore_errors=True)
+        self.directory = outer
+        if mounted := make_filesystem(outer):
+            self._undo.callback(unmount, mounted)
+            self.directory = mounted
         self._sides: dict[str, object] = {}
         self._reasons: dict[str, str] = {}
 
@@ -89,12 +91,12 @@ class Bench:
         return self._sides[name]  # type: ignore[return-value]
 
     def _make_cove(self) -> Cove:
-        engine = Cove(self.directory / "c")
+        engine = Cove(self.directory / "c", f"{self._name}-cove")
         self._start(engine)
         return engine
 
     def _make_dockerd(self) -> Dockerd:
-        engine = Dockerd(self.directory / "d")
+        engine = Dockerd(self.directory / "d", f"{self._name}-dockerd")
         self._start(engine)
         return engine
 
@@ -106,12 +108,12 @@ class Bench:
 
     def _make_floor(self) -> Floor:
         busybox_archive(self.cache)
-        floor = Floor(self.directory / "floor", self._rootfs())
+        floor = Floor(self.directory / "floor", f"{self._name}-floor", self._rootfs())
         self._undo.callback(floor.stop)
         return floor
 
     def _make_runc(self) -> Runc:
-        runc = Runc(self.directory / "runc", self._rootfs())
+        runc = Runc(self.directory / "runc", f"{self._name}-runc", self._rootfs())
         self._undo.callback(runc.stop)
         return runc
 
@@ -158,31 +160,3 @@ class Bench:
             note=note,
             problem=problem,
         )
-
-
-def lock(directory: Path) -> int:
-    """A descriptor that marks a run's directory as in use while it is open; BlockingIOError if it is."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def sweep(work: Path) -> None:
-    """Remove directories and cgroups of runs that were killed: their rooms went with them."""
-    for directory in work.glob(f"{PREFIX}*"):
-        try:
-            if not any(directory.iterdir()):
-                continue  # another run is about to lock it
-            held = lock(directory)
-        except OSError:
-            continue
-        try:
-            for side in ("cove", "dockerd", "floor", "runc"):
-                remove_cgroups(f"{directory.name}-{side}")
-            shutil.rmtree(directory, ignore_errors=True)
-        finally:
-            os.close(held)

@@ -16,11 +16,10 @@ class Cove(Engine):
 
     name = "Cove"
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
+    def __init__(self, directory: Path, cgroup_parent: str) -> None:
+        super().__init__(directory, cgroup_parent)
         self.run_dir = directory / "run"
         self.socket = self.run_dir / "docker.sock"
-        self.cgroup_parent = f"{directory.parent.name}-cove"
         self.environment = {"PYTHONPATH": str(ROOT)}
 
     def daemon_commands(self) -> list[list[str]]:

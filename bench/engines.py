@@ -35,12 +35,12 @@ class Engine(ABC):
 
     name: str
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, cgroup_parent: str) -> None:
         self.directory = directory
+        self.cgroup_parent = cgroup_parent
         self.socket = directory / "docker.sock"
         self.log = directory / "daemon.log"
         self.room: Room | None = None
-        self.cgroup_parent = ""
         self.idle_memory = Memory()
         self.environment: dict[str, str] = {}
         self._daemons: list[int] = []
@@ -99,8 +99,7 @@ class Engine(ABC):
         if self.room is not None:
             self.room.close()
             self.room = None
-        if self.cgroup_parent.strip("/"):
-            remove_cgroups(self.cgroup_parent)
+        remove_cgroups(self.cgroup_parent)
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def last_words(self) -> str:

@@ -24,13 +24,13 @@ FLAGS = ("-std=c11", "-O2", "-static", "-Wall", "-Wextra", "-Werror")
 class Floor:
     """The floor's program, with directories and a cgroup parent of its own."""
 
-    def __init__(self, directory: Path, lower: Path) -> None:
+    def __init__(self, directory: Path, cgroup_parent: str, lower: Path) -> None:
         """`lower` is overlay's lower directory. Filter and hidden paths are those of Cove's plans here."""
         layout = detect_cgroups(str(CGROUPS)).layout
         host = find_host(layout)
         directory.mkdir(parents=True)
         self.directory = directory
-        self.cgroup_parent = f"{directory.parent.name}-floor"
+        self.cgroup_parent = cgroup_parent
         self._binary = directory / "floor"
         self._lower = lower
         self._filter = directory / "filter.bpf"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bench.cove import ROOT
 from bench.room import CGROUPS, hierarchies
+from bench.workdir import MOUNT_POINT
 
 
 def describe_machine(directory: Path) -> list[tuple[str, str]]:
@@ -51,7 +52,8 @@ def cgroup_mode() -> str:
 
 
 def filesystem_of(directory: Path) -> str:
-    return run(["stat", "--file-system", "--format=%T", str(directory)])
+    kind = run(["findmnt", "--noheadings", "--output", "FSTYPE,SOURCE", "--target", str(directory)])
+    return " on ".join(kind.split()) + (", made for this run" if directory.name == MOUNT_POINT else "")
 
 
 def version(argv: list[str]) -> str:

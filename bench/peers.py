@@ -52,10 +52,6 @@ class Dockerd(Engine):
 
     name = "dockerd"
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
-        self.cgroup_parent = f"/{directory.parent.name}-dockerd"
-
     def daemon_commands(self) -> list[list[str]]:
         directory = self.directory
         config = directory / "containerd.toml"
@@ -72,7 +68,7 @@ class Dockerd(Engine):
             f"--containerd={directory}/containerd.sock",
             "--storage-driver=overlay2",
             "--exec-opt=native.cgroupdriver=cgroupfs",
-            f"--cgroup-parent={self.cgroup_parent}",
+            f"--cgroup-parent=/{self.cgroup_parent}",
             "--live-restore",
             "--log-level=warn",
         ]
@@ -89,10 +85,10 @@ class Dockerd(Engine):
 class Runc:
     """`runc run` of a bundle: what the low-level runtime alone takes, without overlay and log."""
 
-    def __init__(self, directory: Path, rootfs: Path) -> None:
+    def __init__(self, directory: Path, cgroup_parent: str, rootfs: Path) -> None:
         self.directory = directory
         self.program = find_program("runc", "runc")
-        self.cgroup_parent = f"/{directory.parent.name}-runc"
+        self.cgroup_parent = cgroup_parent
         self._count = 0
         directory.mkdir(parents=True)
         subprocess.run([self.program, "spec"], cwd=directory, check=True, capture_output=True)
@@ -100,7 +96,7 @@ class Runc:
         config = json.loads(path.read_text())
         config["process"] |= {"terminal": False, "args": ["/bin/true"]}
         config["root"] = {"path": str(rootfs), "readonly": True}
-        config["linux"]["cgroupsPath"] = f"{self.cgroup_parent}/bundle"
+        config["linux"]["cgroupsPath"] = f"/{self.cgroup_parent}/bundle"
         path.write_text(json.dumps(config))
 
     def run(self) -> float:

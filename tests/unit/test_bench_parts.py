@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from bench.client import ApiError, Client
-from bench.context import lock, sweep
 from bench.images import LINES_SIZE, archive_of, log_lines, synthetic_layer
 from bench.procfs import Memory, descendants, memory_of, parse_rollup, parse_status
+from bench.workdir import lock, sweep
 
 
 @contextmanager
