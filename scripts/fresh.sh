@@ -62,15 +62,13 @@ fi
 # README's own lines, as they stand: the first block after the heading "Two commands".
 commands=$(sed -n '/^## Two commands/,/^## [^T]/p' README.md | sed -n '/^```/,/^```/p' | sed '/^```/d')
 [ -n "$commands" ] || fail "README.md has no commands below the heading Two commands"
-url=$(printf '%s\n' "$commands" | sed -n 's/^git clone \([^ ]*\).*/\1/p')
-[ -n "$url" ] || fail "README.md's first command isn't a git clone"
+printf '%s\n' "$commands" | grep -q '^git clone REPOSITORY ' || fail "README.md's first command isn't a git clone"
 
 # env -i: nothing of this shell but how packages are reached. A run dir of its own keeps the
 # daemon's bridge, table and cgroups apart from those of a Cove on this host.
 inside() {
 	env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 \
 		COVE_RUN_DIR=/run/cove-fresh COVE_HOST=unix:///run/cove-fresh/docker.sock \
-		GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=url./srv/cove.git.insteadOf GIT_CONFIG_VALUE_0="$url" \
 		$(env | grep -E '^(PIP_[A-Z_]*|https?_proxy|HTTPS?_PROXY|no_proxy|NO_PROXY|SSL_CERT_FILE|REQUESTS_CA_BUNDLE)=[^ ]*$') \
 		chroot "$root" sh -c "$1"
 }
@@ -100,7 +98,7 @@ run_readme() {
 }
 
 printf 'fresh: README says\n%s\n' "$(printf '%s\n' "$commands" | sed 's/^/    /')"
-run_readme "$commands" "the first run"
+run_readme "$(printf '%s\n' "$commands" | sed 's|REPOSITORY|/srv/cove.git|')" "the first run"
 run_readme "cd cove; sh scripts/run.sh" "the second run"
 inside 'cd /root/cove && bin/cove run --rm debian true' || fail "bin/cove doesn't work after README's commands"
 inside 'cd /root/cove && sh scripts/setup.sh test && sh scripts/test.sh unit' >"$log" 2>&1 || {

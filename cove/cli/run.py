@@ -368,7 +368,20 @@ def run_exec(client: Client, options: Options) -> int:
         resize=f"/exec/{made}/resize",
         kill="",
     )
-    return 0 if detached else int(client.get(f"/exec/{made}/json")["ExitCode"] or 0)
+    return 0 if detached else _exec_status(client, made)
+
+
+def _exec_status(client: Client, made: str) -> int:
+    """The exit status of an exec whose stream ended; a daemon may see the process's end a moment later."""
+    import time
+
+    pause_s = 0.001
+    while True:
+        shown = client.get(f"/exec/{made}/json")
+        if not shown["Running"]:
+            return int(shown["ExitCode"] or 0)
+        time.sleep(pause_s)  # the API has no way to wait for an exec
+        pause_s = min(pause_s * 2, 0.1)
 
 
 _DETACH_KEYS = ("", "detach-keys", "str", "KEYS", "Leave it running by these keys (default: ctrl-p,ctrl-q)")

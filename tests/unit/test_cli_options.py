@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +15,7 @@ from cove.cli.fail import CliError
 from cove.cli.options import Command, nearest, parse_arguments, render_help
 from cove.cli.run import COMMANDS as RUN
 from cove.cli.runflags import RUN_FLAGS
+from tests.unit.cli_fake_daemon import ROOT
 
 
 def run(*arguments: str) -> tuple[dict[str, object], list[str]]:
@@ -130,3 +135,27 @@ def test_help_of_the_process_in_the_container_stays_its_own() -> None:
     assert main.wants_help(command, ["--name", "a", "--help"])
     assert not main.wants_help(command, ["debian", "ls", "--help"])
     assert not main.wants_help(command, ["--", "--help"])
+
+
+def test_the_reference_page_is_what_help_prints() -> None:
+    result = subprocess.run(
+        [sys.executable, "-P", "scripts/cli_reference.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    page = (ROOT / "docs" / "cli-reference.md").read_text()
+    assert page == result.stdout, "run: python -P scripts/cli_reference.py >docs/cli-reference.md"
+
+
+def test_every_example_of_help_is_a_valid_command() -> None:
+    for command in every_command():
+        for line in command.example.splitlines():
+            if not line.startswith("cove ") or command.name == "daemon":
+                continue
+            words = shlex.split(line)[1:]
+            found, rest = main.find_command(words)
+            assert found is command, line
+            parse_arguments(found, rest)
