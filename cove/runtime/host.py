@@ -15,7 +15,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cove.model.container import Device
+from cove.model.container import Device, MountPoint
 from cove.model.errors import Invalid
 from cove.runtime import capabilities, oci, users
 from cove.runtime.cgroups import Layout
@@ -120,24 +120,6 @@ def _masked_paths() -> tuple[str, ...]:
 def _filesystems() -> frozenset[str]:
     with open("/proc/filesystems", encoding="ascii", errors="replace") as file:
         return frozenset(line.split("\t")[-1].strip() for line in file)
-
-
-def find_mount(path: str) -> tuple[str, str]:
-    """The mount point that `path` lies on and its optional fields ("shared:1 master:2"), from mountinfo.
-
-    For the checks of `-v …:rshared` and `:rslave`; symlinks in `path` are followed.
-    """
-    real = os.path.realpath(path)
-    best, optional = "", ""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            head, _, _ = line.partition(" - ")
-            fields = head.split()
-            point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
-            inside = real == point or real.startswith(point.rstrip("/") + "/")
-            if inside and len(point) >= len(best):  # of several at one place, the last one is on top
-                best, optional = point, " ".join(fields[6:])
-    return best, optional
 
 
 # --- devices ----------------------------------------------------------------------------------------
@@ -299,3 +281,35 @@ def _check(result: int, path: str) -> int:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), path)
     return int(result)
+
+
+def check_propagation(mounts: Sequence[MountPoint]) -> None:
+    """Refuse `:shared` and `:slave` where the source's mount doesn't propagate. Raises Invalid as Docker does."""
+    for mount in mounts:
+        kind = mount.propagation.removeprefix("r")
+        if mount.kind == "tmpfs" or kind not in ("shared", "slave"):
+            continue
+        point, optional = _find_mount(mount.source)
+        wanted = ("shared:",) if kind == "shared" else ("shared:", "master:")
+        if not any(field.startswith(wanted) for field in optional):
+            noun = "a shared mount" if kind == "shared" else "a shared or slave mount"
+            raise Invalid(
+                f"path {mount.source} is mounted on {point} but it is not {noun}: "
+                f"run mount --make-rshared {point} on the host first"
+            )
+
+
+def _find_mount(path: str) -> tuple[str, list[str]]:
+    """The mount point that `path` lies on and its optional fields (shared:1, master:2), proc_pid_mountinfo(5).
+    Symlinks in `path` are followed."""
+    real = os.path.realpath(path)
+    best, optional = "", list[str]()
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            head, _, _ = line.partition(" - ")
+            fields = head.split()
+            point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
+            inside = real == point or real.startswith(point.rstrip("/") + "/")
+            if inside and len(point) >= len(best):  # of several at one place, the last one is on top
+                best, optional = point, fields[6:]
+    return best, optional

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from cove.model.container import Container, ContainerSpec, MountPoint, Ulimit
 from cove.model.errors import Invalid, Unavailable
 from cove.runtime import capabilities, oci, seccomp
+from cove.runtime.cgroups import check_parent
 from cove.runtime.cgroups_devices import ALLOW_ALL, DEFAULT_RULES, parse_rule
 from cove.runtime.cgroups_limits import plan_resources
 from cove.runtime.host import DEFAULT_SYSCTLS, READONLY_PATHS, Host
@@ -105,6 +106,8 @@ def check_spec(spec: ContainerSpec, host: Host) -> list[str]:
         raise Invalid(f'hostname "{spec.hostname}" is too long (maximum 64 bytes)')
     if spec.uts_mode == "host" and spec.hostname:
         raise Invalid("conflicting options: hostname and the UTS mode")
+    if spec.cgroup_parent:
+        check_parent(spec.cgroup_parent)
     for rule in spec.device_cgroup_rules:
         parse_rule(rule)
     for device in spec.devices:

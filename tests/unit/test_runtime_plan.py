@@ -349,6 +349,7 @@ def test_sysctl_names_may_have_dots_in_interfaces() -> None:
         ({"ulimits": (Ulimit(name="nofile", soft=-2, hard=3),)}, "from 0 up"),
         ({"seccomp": "{"}, "Decoding seccomp profile failed"),
         ({"annotations": {"": "x"}}, "annotation"),
+        ({"cgroup_parent": "/a/../.."}, "cgroup parent"),
     ],
 )
 def test_what_can_never_start_is_refused_at_create(asked: dict[str, Any], words: str) -> None:
