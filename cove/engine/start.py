@@ -34,7 +34,7 @@ from cove.model.errors import Conflict, CoveError, HostError, Invalid
 from cove.runtime import launch as runtime
 from cove.runtime import users
 from cove.runtime.cgroups_limits import block_devices
-from cove.runtime.host import find_block_numbers, find_devices, open_tree
+from cove.runtime.host import check_propagation, find_block_numbers, find_devices, open_tree
 from cove.runtime.launch import Attach, StepFailed, StreamSetup, Task, launch
 from cove.runtime.plan import Slot, plan_exec, plan_facts, plan_start
 from cove.runtime.spec import Overlay, StartFacts, plan_exec_process, plan_spec
@@ -95,6 +95,9 @@ async def _launch(
         namespace = attachment.namespace
         endpoints, ports = attachment.endpoints, attachment.ports
     files = _files(parts, container, endpoints)
+    if spec.cgroup_parent:
+        parts.cgroups.ensure_parent(spec.cgroup_parent)
+    check_propagation(container.mounts)
     facts = start_facts(parts, container, files)
     config = plan_spec(container, facts, parts.host)
     more = plan_facts(container, facts, network_ready=bool(requests))
