@@ -306,7 +306,8 @@ class Extractor:
             return self._root
         fd = self._directories.pop(parts, -1)
         if fd < 0:
-            fd = openat2(self._root, b"/".join(parts), _DIRECTORY, _RESOLVE)
+            # Without O_NOFOLLOW: a link as the last part is then ELOOP, and not the ENOTDIR of a file.
+            fd = openat2(self._root, b"/".join(parts), os.O_RDONLY | os.O_DIRECTORY, _RESOLVE)
         self._remember(parts, fd)
         return fd
 

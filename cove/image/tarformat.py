@@ -27,6 +27,7 @@ _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
 _SPARSE_PAIR = struct.Struct("12s12s")
 _SPARSE_MAX = 1_000_000
 _NUMBER_DIGITS_MAX = 20
+_SHOWN_MAX = 120
 
 Kind = Literal["file", "dir", "symlink", "link", "char", "block", "fifo"]
 _KINDS: dict[bytes, Kind] = {
@@ -335,7 +336,9 @@ def _text(raw: bytes) -> bytes:
 
 
 def show_name(name: bytes) -> str:
-    return ascii(name.decode("utf-8", "backslashreplace"))
+    """A name for a person: quoted, on one line, cut when it is long."""
+    text = ascii(name.decode("utf-8", "backslashreplace"))
+    return text if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]}…'"
 
 
 def _number(raw: bytes, what: str, *, signed: bool = False) -> int:

@@ -252,12 +252,12 @@ class Worker:
 
     async def _feed(self, chunks: AsyncIterator[bytes]) -> None:
         assert self._data is not None
-        try:
-            async for chunk in chunks:
+        async for chunk in chunks:
+            try:
                 await self._loop.sock_sendall(self._data, chunk)
-            self._data.shutdown(socket.SHUT_WR)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # the worker has its answer ready, or died: waiting tells which
+            except (BrokenPipeError, ConnectionResetError):
+                return  # the worker has its answer ready, or died: waiting tells which
+        self._data.shutdown(socket.SHUT_WR)
 
     async def _exactly(self, length: int) -> bytes:
         data = bytearray()

@@ -233,6 +233,7 @@ def test_two_loads_of_one_image_keep_one_copy(tmp_path: Path) -> None:
         archive = make_docker_archive([[File("a", b"a")]])
         async with opened(tmp_path) as images:
             await asyncio.gather(load(images, archive), load(images, archive))
+            await images.close()
             before = files_of(tmp_path)
             await load(images, archive)
             await images.close()
