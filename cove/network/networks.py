@@ -33,10 +33,9 @@ import msgspec
 from cove.model.container import Endpoint, EndpointSpec, PortBinding
 from cove.model.errors import Conflict, CoveError, Forbidden, HostError, Invalid, NotFound
 from cove.model.objects import IpamPool, Network
-from cove.network import bridges, conntrack, foreign, links, records
+from cove.network import bridges, conntrack, records
 from cove.network.addresses import AddressPool, mac_of, parse_address, parse_mac, parse_pool, parse_subnet
-from cove.network.firewall import Chain, Firewall
-from cove.network.links import Address, Subnet
+from cove.network.links import Address
 from cove.network.loopback import LoopbackProxies
 from cove.network.model import (
     BRIDGE,
@@ -50,11 +49,11 @@ from cove.network.model import (
     NetworkSettings,
     Published,
 )
-from cove.network.namespaces import InterfacePlan, Workshop, hairpin_needed, new_host_name
+from cove.network.namespaces import InterfacePlan, Workshop, new_host_name
 from cove.network.netlink import NetlinkError
 from cove.network.pool import NamespacePool, Ready
 from cove.network.ports import Held, Ports
-from cove.network.rules import plan_removal, plan_table
+from cove.network.upkeep import Upkeep
 from cove.store.interface import Delete, DeletePrefix, Op, Put, Store, absent
 
 log = logging.getLogger(__name__)
@@ -65,7 +64,6 @@ _GATHER_S = 0.2  # how long the reaper waits for more, and for what the kernel d
 _RETRY_S = 2.0
 _FLUSH_ROUNDS = 4
 _OPERATIONS = 500  # of one transaction of the store
-_GUARD = "guard"
 
 
 @dataclass(slots=True)
@@ -105,11 +103,8 @@ class Networks:
         self._ports = Ports()
         self._proxies = LoopbackProxies()
         self._workshop = Workshop()
-        self._firewall: Firewall | None = None
+        self._upkeep = Upkeep(settings.table, self._workshop)
         self._missing: FeatureMissing | None = None
-        self._guard = False
-        self._generation = 0
-        self._hairpin = False
         self._doomed: list[Endpoint] = []
         self._doomed_udp: set[int] = set()
         self._reap_wanted = asyncio.Event()
@@ -155,8 +150,7 @@ class Networks:
         self._proxies.close()
         self._ports.release(self._ports.held())
         await asyncio.to_thread(self._workshop.close)
-        if self._firewall is not None:
-            self._firewall.close()
+        self._upkeep.close()
 
     async def uninstall(self) -> None:
         """Remove every link, table and rule of this daemon from the host, then close."""
@@ -164,7 +158,7 @@ class Networks:
         for container_id in list(self._attached):
             await self.disconnect(container_id)
         await self._flush()
-        await self._in(self._workshop.reaper, self._remove_all)
+        await self._in(self._workshop.reaper, self._upkeep.uninstall, self._bridge_networks())
         await self.close()
 
     # --- networks -------------------------------------------------------------------------
@@ -200,7 +194,8 @@ class Networks:
     ) -> Network:
         """Make a network. Conflict (name in use), Invalid, Forbidden, NotFound (driver), Unavailable."""
         self._check_feature()
-        taken, mtu = await self._in(self._workshop.reaper, self._survey)
+        own = [known.bridge for known in self._bridge_networks()]
+        taken, mtu = await self._in(self._workshop.reaper, self._upkeep.survey, own)
         network = records.plan_network(
             name,
             id=secrets.token_hex(32),
@@ -220,11 +215,13 @@ class Networks:
         bridge = _Bridge(network, _address_pools(network))
         self._networks[network.id] = network  # from here on its name and subnets are taken
         try:
-            bridge.index = await self._in(self._workshop.reaper, self._apply_network, network)
+            bridge.index = await self._in(
+                self._workshop.reaper, self._upkeep.add, network, self._bridge_networks()
+            )
             await self._store.txn([], [Put(f"networks/{network.id}", msgspec.json.encode(network))])
         except BaseException:
             del self._networks[network.id]
-            await asyncio.shield(self._in(self._workshop.reaper, self._withdraw_network, network))
+            await asyncio.shield(self._take_off(network))
             raise
         self._bridges[network.id] = bridge
         return network
@@ -244,7 +241,7 @@ class Networks:
         del self._bridges[network.id]
         operations: list[Op] = [Delete(f"networks/{network.id}"), DeletePrefix(f"addresses/{network.id}/")]
         await self._store.txn([], operations)
-        await self._in(self._workshop.reaper, self._withdraw_network, network)
+        await self._take_off(network)
         return network
 
     # --- endpoints ------------------------------------------------------------------------
@@ -346,24 +343,25 @@ class Networks:
         for container_id, holds in alive.items():
             if container_id not in self._attached:
                 await self._readopt(container_id, holds)
-        if self._firewall is not None:
-            self._firewall.replace([item.published for item in self._ports.held()])
+        if self._missing is None:
+            self._upkeep.replace(_published(self._ports.held()))
         await self._free_stale()
         if self._missing is None:
             known = {e.host_interface for a in self._attached.values() for e in a.endpoints}
             known |= self._pool.names() | set(self._pending)
-            stale = await self._in(self._workshop.reaper, self._stale_links, known)
+            indexes = [bridge.index for bridge in self._bridges.values()]
+            stale = await self._in(self._workshop.reaper, self._upkeep.stale_links, indexes, known)
             if stale:
                 await self._in(self._workshop.reaper, self._workshop.reap, stale, self._group)
 
     async def check(self) -> None:
         """Repair what others changed: rules that are gone, firewalls that drop. Called periodically."""
         self._pool.relax()
-        if self._firewall is None or self._missing is not None:
+        if self._missing is not None:
             return
-        rewritten = await self._in(self._workshop.reaper, self._check_rules)
+        rewritten = await self._in(self._workshop.reaper, self._upkeep.check, self._bridge_networks())
         if rewritten:
-            self._firewall.replace([item.published for item in self._ports.held()])
+            self._upkeep.replace(_published(self._ports.held()))
 
     # --- starting up ----------------------------------------------------------------------
 
@@ -401,7 +399,8 @@ class Networks:
         asked = {4: settings.ipv4 or getattr(stored.get(4), "subnet", "")}
         with_ipv6 = settings.ipv6 != "none" and bridges.has_ipv6()
         asked[6] = (settings.ipv6 or getattr(stored.get(6), "subnet", "")) if with_ipv6 else ""
-        taken, mtu = await self._in(self._workshop.reaper, self._survey)
+        links = [settings.bridge, *(n.bridge for n in self._bridge_networks())]
+        taken, mtu = await self._in(self._workshop.reaper, self._upkeep.survey, links)
         own = [parse_subnet(p.subnet) for n in self._networks.values() if n is not known for p in n.ipam]
         pools = records.plan_default_pools(
             ipv4=asked[4], ipv6=asked[6], with_ipv6=with_ipv6, taken=[*own, *taken], seed=self._seed
@@ -415,121 +414,13 @@ class Networks:
 
     async def _repair(self) -> None:
         try:
-            indexes = await self._in(self._workshop.reaper, self._apply_all)
+            indexes = await self._in(self._workshop.reaper, self._upkeep.start, self._bridge_networks())
         except FeatureMissing as error:
             self._missing = error
             log.warning("%s; networks host and none work", error)
             return
         for network_id, index in indexes.items():
             self._bridges[network_id].index = index
-
-    def _apply_all(self) -> dict[str, int]:
-        netlink = self._workshop.netlink()
-        self._firewall = Firewall(self._settings.table)
-        self._guard = self._has_guard(self._firewall.chains())
-        self._hairpin = hairpin_needed()
-        found = {
-            bridge.network.id: bridges.apply_bridge(netlink, records.bridge_plan(bridge.network))
-            for bridge in self._bridges.values()
-        }
-        ipv6 = any(bridge.network.ipv6 for bridge in self._bridges.values())
-        if bridges.enable_forwarding(ipv6=ipv6):
-            self._guard = True
-        self._write_table()
-        self._let_through()
-        return found
-
-    def _has_guard(self, chains: Iterable[Chain]) -> bool:
-        """Whether the table, as it is in the kernel, says that forwarding was switched on by Cove."""
-        table = self._settings.table
-        if self._firewall is None or not any(c.table == table and c.name == _GUARD for c in chains):
-            return False
-        return "drop" in self._firewall.run(f"list chain inet {table} {_GUARD}\n")
-
-    # --- in the reaper's thread: slow changes of the host ---------------------------------
-
-    def _survey(self) -> tuple[list[Subnet], int]:
-        """The subnets that the host routes elsewhere, and the MTU of its way out."""
-        netlink = self._workshop.netlink()
-        routes = links.routes(netlink)
-        own = {bridge.index for bridge in self._bridges.values()}
-        default = links.find_link(netlink, self._settings.bridge)
-        if default is not None:
-            own.add(default.index)
-        taken = [route.destination for route in routes if route.link not in own]
-        return taken, bridges.default_mtu(netlink, routes)
-
-    def _apply_network(self, network: Network) -> int:
-        index = bridges.apply_bridge(self._workshop.netlink(), records.bridge_plan(network))
-        if bridges.enable_forwarding(ipv6=network.ipv6):
-            self._guard = True
-        self._hairpin = hairpin_needed()
-        self._write_table()
-        self._let_through()
-        return index
-
-    def _withdraw_network(self, network: Network) -> None:
-        assert self._firewall is not None, "a network was made without a firewall"
-        self._write_table()
-        foreign.take_back(self._firewall, [network.bridge])
-        bridges.remove_bridge(self._workshop.netlink(), network.bridge)
-
-    def _write_table(self) -> None:
-        assert self._firewall is not None, "rules were written without a firewall"
-        networks = [records.bridge_rules(n) for n in self.list_networks() if n.driver == "bridge"]
-        text = plan_table(self._settings.table, networks, guard=self._guard)
-        try:
-            self._firewall.run(text)
-        except FeatureMissing:
-            raise
-        except HostError:
-            # A table of another release, whose maps have other types: make it anew, in one transaction.
-            self._firewall.run(plan_removal(self._settings.table) + text)
-
-    def _let_through(self) -> None:
-        assert self._firewall is not None, "rules were written without a firewall"
-        names = [n.bridge for n in self.list_networks() if n.driver == "bridge"]
-        try:
-            for change in foreign.let_through(self._firewall, names, self._firewall.chains()):
-                log.info("%s", change)
-        except HostError as error:
-            log.warning("another firewall's rules may drop what containers send: %s", error)
-
-    def _check_rules(self) -> bool:
-        assert self._firewall is not None, "rules were checked without a firewall"
-        generation = self._firewall.generation()
-        rewritten = False
-        if generation != self._generation:
-            present = {c.name for c in self._firewall.chains() if c.table == self._settings.table}
-            rewritten = not {"published", "postrouting", "forward", _GUARD} <= present
-            if rewritten:
-                log.warning("table inet %s was gone or damaged, and is made again", self._settings.table)
-                self._write_table()
-        self._let_through()
-        self._generation = self._firewall.generation()
-        return rewritten
-
-    def _stale_links(self, known: set[str]) -> list[str]:
-        netlink = self._workshop.netlink()
-        return [
-            port.name
-            for bridge in list(self._bridges.values())
-            for port in links.ports_of(netlink, bridge.index)
-            if port.kind == "veth" and port.name not in known
-        ]
-
-    def _remove_all(self) -> None:
-        netlink = self._workshop.netlink()
-        names = [n.bridge for n in self.list_networks() if n.driver == "bridge"]
-        if self._firewall is not None:
-            foreign.take_back(self._firewall, names)
-            others = [c for c in self._firewall.chains() if c.forward and c.table != self._settings.table]
-            if self._guard and not others:
-                # Nobody else's rules count on forwarding, and it was off before Cove came.
-                bridges.disable_forwarding()
-            self._firewall.run(plan_removal(self._settings.table))
-        for name in names:
-            bridges.remove_bridge(netlink, name)
 
     # --- the parts of connect -------------------------------------------------------------
 
@@ -647,7 +538,7 @@ class Networks:
             mtu=bridge.network.mtu,
             addresses=tuple(addresses),
             gateways=tuple(ipaddress.ip_address(g) for g in (endpoint.gateway4, endpoint.gateway6) if g),
-            hairpin=self._hairpin,
+            hairpin=self._upkeep.hairpin,
             isolated=bridge.isolated,
         )
 
@@ -697,8 +588,7 @@ class Networks:
         held = self._ports.reserve(ports, _address(outward.ipv4), _address(outward.ipv6), endpoint=owner)
         attached.held = held
         undo.callback(self._withdraw, held)
-        assert self._firewall is not None, "a container was connected without a firewall"
-        self._firewall.add(_elements(held))
+        self._upkeep.publish(_published(held))
         for item in held:
             self._proxies.add(item)
         udp = _udp_ports(held)
@@ -727,9 +617,9 @@ class Networks:
 
     def _withdraw(self, held: Sequence[Held]) -> None:
         """Ports go at once; what the kernel tracked of UDP goes with the next reaping."""
-        if self._firewall is not None and held:
+        if held:
             try:
-                self._firewall.delete(_elements(held))
+                self._upkeep.withdraw(_published(held))
             except HostError as error:
                 log.error("ports of a stopped container stay published: %s", error)
         for item in held:
@@ -866,6 +756,12 @@ class Networks:
 
     # --- helpers --------------------------------------------------------------------------
 
+    def _bridge_networks(self) -> list[Network]:
+        return [network for network in self.list_networks() if network.driver == "bridge"]
+
+    async def _take_off(self, network: Network) -> None:
+        await self._in(self._workshop.reaper, self._upkeep.remove, network, self._bridge_networks())
+
     def _check_feature(self) -> None:
         if self._missing is not None:
             raise FeatureMissing(str(self._missing))
@@ -895,9 +791,8 @@ def _address(text: str) -> Address | None:
     return ipaddress.ip_address(text) if text else None
 
 
-def _elements(held: Iterable[Held]) -> list[Published]:
-    """What goes into the kernel's maps: ::1 is served by a proxy instead."""
-    return [item.published for item in held if item.published.host_ip != "::1"]
+def _published(held: Iterable[Held]) -> list[Published]:
+    return [item.published for item in held]
 
 
 def _udp_ports(held: Iterable[Held]) -> set[int]:

@@ -17,7 +17,7 @@ import pytest
 from cove.model.container import EndpointSpec, PortBinding
 from cove.model.errors import Conflict, Forbidden, NotFound, Unavailable
 from cove.model.objects import IpamPool
-from cove.network import foreign
+from cove.network import foreign, upkeep
 from cove.network import networks as networks_module
 from cove.network.model import Alive, FeatureMissing
 from tests.nethelp import (
@@ -636,7 +636,7 @@ def test_a_kernel_without_nf_tables_keeps_host_and_none(
         def refuse(table: str) -> None:
             raise FeatureMissing("bridge networks need nf_tables, which this kernel lacks (CONFIG_NF_TABLES)")
 
-        monkeypatch.setattr(networks_module, "Firewall", refuse)
+        monkeypatch.setattr(upkeep, "Firewall", refuse)
         async with networks(tmp_path) as nets:
             assert [n.name for n in nets.list_networks()] == ["bridge", "host", "none"]
             for call in (nets.connect("one", DEFAULT, (), "one"), nets.create("extra")):
