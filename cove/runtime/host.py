@@ -231,6 +231,7 @@ def find_block_numbers(paths: Sequence[str]) -> dict[str, tuple[int, int]]:
 _SYS_OPEN_TREE = 428  # the same number on every architecture
 _OPEN_TREE_CLONE, _AT_RECURSIVE, _AT_EMPTY_PATH = 1, 0x8000, 0x1000
 _CLONE_FS, _CLONE_NEWNS = 0x200, 0x20000
+_AT_FDCWD = -100
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -242,7 +243,7 @@ def open_tree(path: str, *, recursive: bool) -> int:
     """
     match = re.fullmatch(r"/proc/([0-9]+)/root(/.*)", path)
     if match is None:
-        return _clone_tree(os.O_PATH, path, recursive)
+        return _clone_tree(path, recursive, symlinks=True)
     namespace = os.open(f"/proc/{match[1]}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     answer: list[int | OSError] = []
     try:
@@ -261,13 +262,13 @@ def _clone_in(namespace: int, path: str, recursive: bool, answer: list[int | OSE
     try:
         _check(_libc.unshare(_CLONE_FS), path)
         _check(_libc.setns(namespace, _CLONE_NEWNS), path)
-        answer.append(_clone_tree(os.O_PATH | os.O_NOFOLLOW, path, recursive))
+        answer.append(_clone_tree(path, recursive, symlinks=False))
     except OSError as error:
         answer.append(error)
 
 
-def _clone_tree(flags: int, path: str, recursive: bool) -> int:
-    place = users.open_in_root(-100, path, flags, symlinks=not flags & os.O_NOFOLLOW, in_root=False)
+def _clone_tree(path: str, recursive: bool, *, symlinks: bool) -> int:
+    place = users.open_in_root(_AT_FDCWD, path, os.O_PATH, symlinks=symlinks, in_root=False)
     try:
         bits = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
         call = (ctypes.c_long(_SYS_OPEN_TREE), ctypes.c_int(place), ctypes.c_char_p(b""), ctypes.c_uint(bits))
