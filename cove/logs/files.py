@@ -1,8 +1,8 @@
 """The files of one log: opened across rotations, searched from the end.
 
 The writer renames `log` → `log.1` → `log.2` …, oldest first, then makes a new `log`. A file only ever
-moves to a higher number, so opening them in order of their numbers can meet one twice but can't miss one;
-an open file stays readable wherever it goes.
+moves to a higher number, so opening them in order of their numbers can meet one twice but can't miss one,
+provided that it goes on until there is no higher number. An open file stays readable wherever it goes.
 """
 
 from __future__ import annotations
@@ -45,22 +45,23 @@ def open_files(directory: Path, name: str) -> list[LogFile]:
     """All files of a log, oldest first. The caller closes them. Raises HostError."""
     files: list[LogFile] = []
     try:
-        try:
-            numbers = [_number(entry, name) for entry in os.listdir(directory)]
-        except FileNotFoundError:
-            return []
-        last = max((number for number in numbers if number is not None), default=0)
-        for number in range(last + 2):  # one more: a rotation may be under way
+        number = last = 0
+        # The oldest file may have moved on while this looked at the newer ones: look where it is now.
+        while number <= last or number <= (last := _last_number(directory, name)):
             path = directory / (f"{name}.{number}" if number else name)
+            number += 1
             try:
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
             except FileNotFoundError:
                 continue
             file = LogFile(path, descriptor)
-            if any(other.inode == file.inode for other in files):
-                file.close()
-            else:
-                files.append(file)
+            files.append(file)
+            known = next(at for at, other in enumerate(files) if other.inode == file.inode)
+            # Met again: it was rotated meanwhile, and what was met since then is newer than it, or follows
+            # behind it once more. A follower finds the newer ones when it gets there.
+            for other in files[known + 1 :]:
+                other.close()
+            del files[known + 1 :]
     except OSError as error:
         for file in files:
             file.close()
@@ -152,6 +153,14 @@ async def _backwards(files: list[LogFile], form: Format) -> AsyncIterator[tuple[
 
 def _wanted(query: LogQuery) -> tuple[int, ...]:
     return ((STDOUT,) if query.stdout else ()) + ((STDERR,) if query.stderr else ())
+
+
+def _last_number(directory: Path, name: str) -> int:
+    try:
+        entries = os.listdir(directory)
+    except FileNotFoundError:
+        return 0
+    return max((number for entry in entries if (number := _number(entry, name)) is not None), default=0)
 
 
 def _number(entry: str, name: str) -> int | None:

@@ -436,6 +436,30 @@ def test_a_follower_ends_when_its_time_has_come(tmp_path: Path) -> None:
     assert texts(follow(tmp_path, write, until_ns=time.time_ns() + 200_000_000)) == [b"old\n"]
 
 
+def test_files_that_rotate_while_they_are_opened_are_all_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = Writer(tmp_path, max_files=50)
+    for number in range(4):
+        writer.write(STDOUT, 10, b"%d\n" % number)
+        writer.rotate()
+    writer.write(STDOUT, 10, b"4\n")
+    rotations, listdir = 0, os.listdir
+
+    def rotating(path: Any) -> list[str]:
+        nonlocal rotations
+        entries = listdir(path)
+        for _ in range(3 if rotations < 6 else 0):
+            rotations += 1
+            writer.rotate()
+            writer.write(STDOUT, 20, b"new %d\n" % rotations)
+        return entries
+
+    monkeypatch.setattr(os, "listdir", rotating)
+    assert texts(read(tmp_path)) == [b"0\n", b"1\n", b"2\n", b"3\n", b"4\n"]
+    assert rotations == 6
+
+
 def test_followers_share_one_inotify_instance_and_leave_nothing(tmp_path: Path) -> None:
     def instances() -> int:
         found = 0
