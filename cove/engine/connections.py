@@ -47,15 +47,13 @@ class Connections:
             spec = plan_connected(view.container.spec, named)
             await self._commit(view, spec, endpoints)
 
-    async def disconnect(self, container_id: str, network_id: str, *, force: bool) -> None:
-        """Raises NotFound when the container isn't connected, unless `force`."""
+    async def disconnect(self, container_id: str, network_id: str) -> None:
+        """Raises NotFound when the container isn't connected."""
         network = self._parts.networks.find_network(network_id)
         async with self._lifecycle.live(container_id).lock:
             view = self._parts.registry.find(container_id)
             _check_own_namespace(view.container)
             if network.id not in self._network_ids(view.container):
-                if force:
-                    return
                 raise NotFound(f"container {view.container.id} is not connected to network {network.name}")
             if view.state.pid:
                 await self._parts.networks.detach(container_id, network.id)

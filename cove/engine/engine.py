@@ -255,7 +255,7 @@ class Engine:
         await self._connections.connect(self._id_of(reference), request)
 
     async def disconnect_network(self, reference: str, network: str, *, force: bool = False) -> None:
-        await self._connections.disconnect(self._id_of(reference), network, force=force)
+        await self._connections.disconnect(self._id_of(reference), network)
 
     # --- streams ------------------------------------------------------------------------------
 

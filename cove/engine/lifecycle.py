@@ -241,7 +241,7 @@ class Lifecycle:
     # --- signals ------------------------------------------------------------------------------
 
     async def kill(self, container_id: str, signal_name: str) -> None:
-        """Send a signal. Conflict when the container doesn't run."""
+        """Send a signal; a SIGKILL is waited for. Conflict when the container doesn't run."""
         number = parse_signal(signal_name or "KILL")
         live = self.live(container_id)
         async with live.lock:
@@ -259,6 +259,8 @@ class Lifecycle:
             if view.state.status == "paused" and number == 9:
                 await self._thaw(view.container, live)
         self._parts.publish(view.container, "kill", signal=str(number))
+        if number == 9:
+            await _settled_within(live, KILL_BOUND_S)
 
     async def stop(self, container_id: str, *, timeout_s: float | None, signal_name: str) -> None:
         """The stop signal, then SIGKILL once `timeout_s` is over (-1: never). NotModified when it doesn't run."""
@@ -406,6 +408,8 @@ class Lifecycle:
             async with live.lock:
                 view = self._view(container_id)
                 if live.task is None:
+                    if view.state.status == "restarting" and not force:
+                        raise Conflict(_still_runs(view))
                     live.cancel_restart()
                     await self._remove_locked(view, live, volumes=volumes)
                     return
@@ -465,8 +469,9 @@ def _still_runs(view: View) -> str:
             f'cannot remove container "{name}": container is paused and must be unpaused first: '
             "unpause it, or force remove"
         )
+    what = "restarting" if view.state.status == "restarting" else "running"
     return (
-        f'cannot remove container "{name}": container is running: '
+        f'cannot remove container "{name}": container is {what}: '
         "stop the container before removing or force remove"
     )
 
