@@ -40,6 +40,7 @@ fi
 # --- in the namespaces ----------------------------------------------------------------------
 
 root=$2
+mount --bind "$root" "$root" # "/" must be a mount of its own, as on any machine
 mount -t proc proc "$root/proc"
 mount -t sysfs sys "$root/sys"
 mount --rbind /sys/fs/cgroup "$root/sys/fs/cgroup"
@@ -64,22 +65,28 @@ commands=$(sed -n '/^## Two commands/,/^## [^T]/p' README.md | sed -n '/^```/,/^
 [ -n "$commands" ] || fail "README.md has no commands below the heading Two commands"
 printf '%s\n' "$commands" | grep -q '^git clone REPOSITORY ' || fail "README.md's first command isn't a git clone"
 
+mkdir "$root/host"
+pivot_root "$root" "$root/host"
+cd /
+umount -l /host
+rmdir /host
+
 # env -i: nothing of this shell but how packages are reached. A run dir of its own keeps the
 # daemon's bridge, table and cgroups apart from those of a Cove on this host.
 inside() {
 	env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 \
 		COVE_RUN_DIR=/run/cove-fresh COVE_HOST=unix:///run/cove-fresh/docker.sock \
 		$(env | grep -E '^(PIP_[A-Z_]*|https?_proxy|HTTPS?_PROXY|no_proxy|NO_PROXY|SSL_CERT_FILE|REQUESTS_CA_BUNDLE)=[^ ]*$') \
-		chroot "$root" sh -c "$1"
+		sh -c "$1"
 }
 
-log=$root/tmp/fresh.log
+log=/tmp/fresh.log
 clean() {
-	[ ! -x "$root/root/cove/.venv/bin/python" ] || inside 'cd /root/cove && sh scripts/uninstall.sh' >/dev/null 2>&1 || true
+	[ ! -x /root/cove/.venv/bin/python ] || inside 'cd /root/cove && sh scripts/uninstall.sh' >/dev/null 2>&1 || true
 }
 trap clean EXIT
 
-command -v make >/dev/null 2>&1 && inside 'command -v make' && fail "make is there: the root isn't minimal"
+! inside 'command -v make || command -v sudo' >/dev/null || fail "make or sudo is there: the root isn't minimal"
 
 run_readme() {
 	started=$(date +%s)
