@@ -5,7 +5,7 @@ Owns which container is on which network, with which addresses and ports. Decide
 `namespaces.Workshop`, and the store is written before a call returns.
 
 What makes a start quick: its namespace is taken from the pool, and publishing ports is one netlink message.
-What makes a stop quick: ports go at once; interfaces and addresses are taken back behind (`_reap_forever`),
+What makes a stop quick: ports go at once; interfaces and addresses are taken back behind (`reaper`),
 and an address isn't given out again before its interface is gone.
 
 Order that must hold in `connect`: addresses, namespace, ports, rules, store; undone in reverse.
@@ -33,8 +33,18 @@ import msgspec
 from cove.model.container import Endpoint, EndpointSpec, PortBinding
 from cove.model.errors import Conflict, CoveError, Forbidden, HostError, Invalid, NotFound
 from cove.model.objects import IpamPool, Network
-from cove.network import bridges, conntrack, records
-from cove.network.addresses import AddressPool, mac_of, parse_address, parse_mac, parse_pool, parse_subnet
+from cove.network import bridges, records
+from cove.network.addresses import AddressPool, parse_subnet
+from cove.network.endpoints import (
+    address_keys,
+    address_pools,
+    free_endpoint,
+    living_ports,
+    outward,
+    parse_address_key,
+    plan_interface,
+    take_endpoint,
+)
 from cove.network.links import Address
 from cove.network.loopback import LoopbackProxies
 from cove.network.model import (
@@ -53,6 +63,7 @@ from cove.network.namespaces import InterfacePlan, Workshop, new_host_name
 from cove.network.netlink import NetlinkError
 from cove.network.pool import NamespacePool, Ready
 from cove.network.ports import Held, Ports
+from cove.network.reaper import Reaper
 from cove.network.upkeep import Upkeep
 from cove.store.interface import Delete, DeletePrefix, Op, Put, Store, absent
 
@@ -60,10 +71,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _CHECK_PERIOD_S = 30.0
-_GATHER_S = 0.2  # how long the reaper waits for more, and for what the kernel deletes by itself
-_RETRY_S = 2.0
-_FLUSH_ROUNDS = 4
-_OPERATIONS = 500  # of one transaction of the store
 
 
 @dataclass(slots=True)
@@ -95,7 +102,6 @@ class Networks:
         self._store = store
         self._settings = settings
         self._seed = f"{_machine_id()} {run_dir}"
-        self._group = 0x40000000 | zlib.crc32(settings.table.encode()) >> 2
         self._networks: dict[str, Network] = {}
         self._bridges: dict[str, _Bridge] = {}
         self._attached: dict[str, _Attached] = {}
@@ -105,15 +111,10 @@ class Networks:
         self._workshop = Workshop()
         self._upkeep = Upkeep(settings.table, self._workshop)
         self._missing: FeatureMissing | None = None
-        self._doomed: list[Endpoint] = []
-        self._doomed_udp: set[int] = set()
-        self._reap_wanted = asyncio.Event()
-        self._reap_now = asyncio.Event()
-        self._reaped = asyncio.Event()
-        self._reaping = False
+        group = 0x40000000 | zlib.crc32(settings.table.encode()) >> 2
+        self._reaper = Reaper(self._workshop, store, group, self._free)
         self._pool = NamespacePool(settings.pool_size, self._make_ready, self._bury)
-        self._tasks: list[asyncio.Task[None]] = []
-        self._forgetting: set[asyncio.Task[None]] = set()
+        self._checker: asyncio.Task[None] | None = None
         self._closed = False
 
     # --- start and end --------------------------------------------------------------------
@@ -129,8 +130,8 @@ class Networks:
         try:
             await self._load()
             await self._repair()
-            loop = asyncio.get_running_loop()
-            self._tasks = [loop.create_task(self._reap_forever()), loop.create_task(self._check_forever())]
+            self._reaper.start()
+            self._checker = asyncio.get_running_loop().create_task(self._check_forever())
             if self._missing is None:
                 self._pool.start()
         except BaseException:
@@ -144,9 +145,10 @@ class Networks:
             return
         self._closed = True
         await self._pool.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, *self._forgetting, return_exceptions=True)
+        if self._checker is not None:
+            self._checker.cancel()
+            await asyncio.gather(self._checker, return_exceptions=True)
+        await self._reaper.close()
         self._proxies.close()
         self._ports.release(self._ports.held())
         await asyncio.to_thread(self._workshop.close)
@@ -157,7 +159,7 @@ class Networks:
         await self._pool.close()
         for container_id in list(self._attached):
             await self.disconnect(container_id)
-        await self._flush()
+        await self._reaper.flush()
         await self._in(self._workshop.reaper, self._upkeep.uninstall, self._bridge_networks())
         await self.close()
 
@@ -212,7 +214,7 @@ class Networks:
             default_mtu=self._settings.mtu or mtu,
             seed=self._seed,
         )
-        bridge = _Bridge(network, _address_pools(network))
+        bridge = _Bridge(network, address_pools(network))
         self._networks[network.id] = network  # from here on its name and subnets are taken
         try:
             bridge.index = await self._in(
@@ -309,10 +311,10 @@ class Networks:
             raise Forbidden(f"container is already connected to network {bridge.network.name}")
         used = {endpoint.interface for endpoint in attached.endpoints}
         name = next(name for i in range(len(used) + 1) if (name := f"eth{i}") not in used)
-        routed = any(endpoint.gateway4 or endpoint.gateway6 for endpoint in attached.endpoints)
+        routed = outward(attached.endpoints) is not None
         async with AsyncExitStack() as undo:
             [endpoint] = await self._allocate([(bridge, spec)], undo, first=name, routed=routed)
-            plan = self._interface_plan(endpoint)
+            plan = self._plan(endpoint)
             await self._in(self._workshop.makers, self._workshop.add, plan, namespace)
             self._set_members(container_id, [endpoint], undo)
             await self._write_addresses(container_id, [endpoint])
@@ -335,8 +337,7 @@ class Networks:
         attached.endpoints = [e for e in attached.endpoints if e is not endpoint]
         self._forget_member(container_id, endpoint)
         self._withdraw(gone)
-        self._reap_now.set()  # the container lives: nothing else will delete the interface
-        self._bury(endpoint)
+        self._bury(endpoint, alive=True)
 
     async def reconcile(self, alive: Mapping[str, Alive]) -> None:
         """After a restart: publish again what is alive, free everything else. Before the first connect."""
@@ -352,7 +353,7 @@ class Networks:
             indexes = [bridge.index for bridge in self._bridges.values()]
             stale = await self._in(self._workshop.reaper, self._upkeep.stale_links, indexes, known)
             if stale:
-                await self._in(self._workshop.reaper, self._workshop.reap, stale, self._group)
+                await self._reaper.delete_links(stale)
 
     async def check(self) -> None:
         """Repair what others changed: rules that are gone, firewalls that drop. Called periodically."""
@@ -383,10 +384,9 @@ class Networks:
             await self._store.txn([], operations)
         for network in self._networks.values():
             if network.driver == "bridge":
-                self._bridges[network.id] = _Bridge(network, _address_pools(network))
+                self._bridges[network.id] = _Bridge(network, address_pools(network))
         for item in await self._store.range("addresses/"):
-            _, network_id, text = item.key.split("/", 2)
-            self._occupy(network_id, text)
+            self._occupy(*parse_address_key(item.key))
 
     def _record(self, network: Network) -> Op:
         self._networks[network.id] = network
@@ -474,9 +474,9 @@ class Networks:
             try:
                 endpoint = self._new_endpoint(bridge, spec, f"eth{number}", default=default)
             except Conflict:
-                if not self._doomed and not self._reaping:
+                if self._reaper.idle:
                     raise
-                await self._flush()  # the address may be one that is being taken back
+                await self._reaper.flush()  # the address may be one that is being taken back
                 endpoint = self._new_endpoint(bridge, spec, f"eth{number}", default=default)
             self._pending[endpoint.host_interface] = bridge.network.id
             undo.callback(self._bury, endpoint)
@@ -484,67 +484,26 @@ class Networks:
         return endpoints
 
     def _new_endpoint(self, bridge: _Bridge, spec: EndpointSpec, name: str, *, default: bool) -> Endpoint:
-        network = bridge.network
-        mac = parse_mac(spec.mac) if spec.mac else ""
-        asked: dict[int, Address] = {}
-        for version, text in ((4, spec.ipv4), (6, spec.ipv6)):
-            if text:
-                asked[version] = parse_address(
-                    text, field=f"ip{'6' if version == 6 else ''}", version=version
-                )
-                if version not in bridge.pools:
-                    raise Invalid(f"network {network.name} has no IPv{version} subnet: leave {text} out")
-        if asked and network.name == BRIDGE:
-            raise Invalid(
-                "user specified IP address is supported on user defined networks only: "
-                "make one with network create --subnet"
-            )
-        taken: dict[int, Address] = {}
-        try:
-            for version, pool in bridge.pools.items():
-                taken[version] = pool.take_exactly(asked[version]) if version in asked else pool.take()
-        except CoveError:
-            for version, address in taken.items():
-                bridge.pools[version].free(address)
-            raise
-        v4, v6 = taken[4], taken.get(6)
-        gateways = {version: str(pool.gateway) if default else "" for version, pool in bridge.pools.items()}
-        return Endpoint(
-            network_id=network.id,
-            network_name=network.name,
-            endpoint_id=secrets.token_hex(32),
-            mac=mac or mac_of(v4),
-            ipv4=str(v4),
-            ipv4_prefix=bridge.pools[4].subnet.prefixlen,
-            gateway4=gateways[4],
-            ipv6=str(v6) if v6 is not None else "",
-            ipv6_prefix=bridge.pools[6].subnet.prefixlen if v6 is not None else 0,
-            gateway6=gateways.get(6, ""),
+        return take_endpoint(
+            bridge.network,
+            bridge.pools,
+            spec,
             interface=name,
             host_interface=new_host_name(),
-            aliases=spec.aliases,
+            endpoint_id=secrets.token_hex(32),
+            default=default,
         )
 
-    def _interface_plan(self, endpoint: Endpoint) -> InterfacePlan:
+    def _plan(self, endpoint: Endpoint) -> InterfacePlan:
         bridge = self._bridges[endpoint.network_id]
-        addresses = [ipaddress.ip_interface(f"{endpoint.ipv4}/{endpoint.ipv4_prefix}")]
-        if endpoint.ipv6:
-            addresses.append(ipaddress.ip_interface(f"{endpoint.ipv6}/{endpoint.ipv6_prefix}"))
-        return InterfacePlan(
-            name=endpoint.interface,
-            host_name=endpoint.host_interface,
-            bridge=bridge.index,
-            mac=endpoint.mac,
-            mtu=bridge.network.mtu,
-            addresses=tuple(addresses),
-            gateways=tuple(ipaddress.ip_address(g) for g in (endpoint.gateway4, endpoint.gateway6) if g),
-            hairpin=self._upkeep.hairpin,
-            isolated=bridge.isolated,
+        hairpin = self._upkeep.hairpin
+        return plan_interface(
+            endpoint, bridge.network, bridge=bridge.index, hairpin=hairpin, isolated=bridge.isolated
         )
 
     async def _make(self, endpoints: Sequence[Endpoint]) -> int:
         """A namespace with these endpoints; a cancelled caller leaves none behind."""
-        plans = [self._interface_plan(endpoint) for endpoint in endpoints]
+        plans = [self._plan(endpoint) for endpoint in endpoints]
         future = self._workshop.makers.submit(self._workshop.make, plans)
         try:
             return await asyncio.shield(asyncio.wrap_future(future))
@@ -582,30 +541,19 @@ class Networks:
         self, attached: _Attached, ports: Sequence[PortBinding], owner: str, undo: AsyncExitStack
     ) -> None:
         # As Docker: only a network that isn't internal publishes ports.
-        outward = next((e for e in attached.endpoints if e.gateway4 or e.gateway6), None)
-        if not ports or outward is None:
+        routed = outward(attached.endpoints)
+        if not ports or routed is None:
             return
-        held = self._ports.reserve(ports, _address(outward.ipv4), _address(outward.ipv6), endpoint=owner)
+        held = self._ports.reserve(ports, _address(routed.ipv4), _address(routed.ipv6), endpoint=owner)
         attached.held = held
         undo.callback(self._withdraw, held)
         self._upkeep.publish(_published(held))
         for item in held:
             self._proxies.add(item)
-        udp = _udp_ports(held)
-        if udp:
-            # Behind: it takes the kernel 10 ms, and a client that matters here sends again and again.
-            task = asyncio.get_running_loop().create_task(self._forget_udp(udp))
-            self._forgetting.add(task)
-            task.add_done_callback(self._forgetting.discard)
-
-    async def _forget_udp(self, ports: set[int]) -> None:
-        try:
-            await self._in(self._workshop.reaper, conntrack.forget_udp, ports)
-        except (HostError, OSError) as error:
-            log.warning("UDP clients from before may not reach ports %s: %s", sorted(ports), error)
+        self._reaper.forget_udp(_udp_ports(held))
 
     async def _write_addresses(self, container_id: str, endpoints: Iterable[Endpoint]) -> None:
-        keys = [key for endpoint in endpoints for key in _keys(endpoint)]
+        keys = [key for endpoint in endpoints for key in address_keys(endpoint)]
         puts = [Put(key, container_id.encode()) for key in keys]
         result = await self._store.txn([absent(key) for key in keys], puts)
         if not result.succeeded:
@@ -616,7 +564,7 @@ class Networks:
     # --- taking back ----------------------------------------------------------------------
 
     def _withdraw(self, held: Sequence[Held]) -> None:
-        """Ports go at once; what the kernel tracked of UDP goes with the next reaping."""
+        """Ports go at once."""
         if held:
             try:
                 self._upkeep.withdraw(_published(held))
@@ -625,65 +573,17 @@ class Networks:
         for item in held:
             self._proxies.remove(item)
         self._ports.release(held)
-        self._doomed_udp |= _udp_ports(held)
+        self._reaper.forget_udp(_udp_ports(held))
 
-    def _bury(self, endpoint: Endpoint) -> None:
+    def _bury(self, endpoint: Endpoint, *, alive: bool = False) -> None:
         """Have an endpoint's interface and addresses taken back, behind."""
         self._pending.pop(endpoint.host_interface, None)
-        self._doomed.append(endpoint)
-        self._reap_wanted.set()
+        self._reaper.bury(endpoint, alive=alive)
 
-    async def _flush(self) -> None:
-        """Wait until everything buried so far is reaped; gives up when it fails again and again."""
-        for _ in range(_FLUSH_ROUNDS):
-            if not self._doomed and not self._reaping:
-                return
-            self._reaped.clear()
-            self._reap_now.set()
-            await self._reaped.wait()
-
-    async def _reap_forever(self) -> None:
-        while True:
-            await self._reap_wanted.wait()
-            try:
-                async with asyncio.timeout(_GATHER_S):
-                    await self._reap_now.wait()
-            except TimeoutError:
-                pass
-            self._reap_wanted.clear()
-            self._reap_now.clear()
-            doomed, self._doomed = self._doomed, []
-            udp, self._doomed_udp = self._doomed_udp, set()
-            self._reaping = True
-            try:
-                await self._reap(doomed, udp)
-            except (CoveError, OSError) as error:
-                log.error("interfaces of stopped containers can't be taken back, trying again: %s", error)
-                self._doomed += doomed
-                self._reap_wanted.set()
-                await asyncio.sleep(_RETRY_S)
-            finally:
-                self._reaping = False
-                self._reaped.set()
-
-    async def _reap(self, doomed: Sequence[Endpoint], udp: set[int]) -> None:
-        reaper = self._workshop.reaper
-        if doomed:
-            await self._in(reaper, self._workshop.reap, [e.host_interface for e in doomed], self._group)
-        if udp:
-            await self._forget_udp(udp)
-        keys = [key for endpoint in doomed for key in _keys(endpoint)]
-        await self._delete_keys(keys)
-        for endpoint in doomed:
-            for text in (endpoint.ipv4, endpoint.ipv6):
-                bridge = self._bridges.get(endpoint.network_id)
-                if text and bridge is not None:
-                    address = ipaddress.ip_address(text)
-                    bridge.pools[address.version].free(address)
-
-    async def _delete_keys(self, keys: Sequence[str]) -> None:
-        for start in range(0, len(keys), _OPERATIONS):
-            await self._store.txn([], [Delete(key) for key in keys[start : start + _OPERATIONS]])
+    def _free(self, endpoint: Endpoint) -> None:
+        bridge = self._bridges.get(endpoint.network_id)
+        if bridge is not None:
+            free_endpoint(endpoint, bridge.pools)
 
     # --- after a restart ------------------------------------------------------------------
 
@@ -697,28 +597,18 @@ class Networks:
                     "container %s is on a network that is gone: %s", container_id[:12], endpoint.network_name
                 )
                 continue
-            for key in _keys(endpoint):
-                self._occupy(endpoint.network_id, key.rsplit("/", 1)[1])
+            for key in address_keys(endpoint):
+                self._occupy(*parse_address_key(key))
                 operations.append(Put(key, container_id.encode()))
             bridge.members[container_id] = endpoint
             attached.endpoints.append(endpoint)
         self._attached[container_id] = attached
         if operations:
             await self._store.txn([], operations)
-        outward = next((e for e in attached.endpoints if e.gateway4 or e.gateway6), None)
-        if outward is None:
+        routed = outward(attached.endpoints)
+        if routed is None:
             return
-        for binding in holds.ports:
-            address = outward.ipv6 if ":" in binding.host_ip else outward.ipv4
-            if not address:
-                continue
-            entry = Published(
-                protocol=binding.protocol,
-                host_ip=binding.host_ip or "0.0.0.0",
-                host_port=binding.host_port,
-                address=address,
-                port=binding.container_port,
-            )
+        for entry in living_ports(routed, holds.ports):
             item, problem = self._ports.adopt(entry)
             if problem:
                 log.warning(
@@ -734,19 +624,16 @@ class Networks:
             for item in await self._store.range("addresses/")
             if item.value.decode(errors="replace") not in self._attached
         ]
-        await self._delete_keys(stale)
+        await self._reaper.delete_keys(stale)
         for key in stale:
-            _, network_id, text = key.split("/", 2)
+            network_id, address = parse_address_key(key)
             bridge = self._bridges.get(network_id)
-            if bridge is not None:
-                address = ipaddress.ip_address(text)
-                if address.version in bridge.pools:
-                    bridge.pools[address.version].free(address)
+            if bridge is not None and address.version in bridge.pools:
+                bridge.pools[address.version].free(address)
 
-    def _occupy(self, network_id: str, text: str) -> None:
+    def _occupy(self, network_id: str, address: Address) -> None:
         """Mark an address that a container has, or had when the daemon ended, as in use."""
         bridge = self._bridges.get(network_id)
-        address = ipaddress.ip_address(text)
         if bridge is None or address.version not in bridge.pools:
             return
         try:
@@ -776,15 +663,6 @@ class Networks:
 
     async def _in(self, executor: ThreadPoolExecutor, work: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(executor, work, *arguments)
-
-
-def _address_pools(network: Network) -> dict[int, AddressPool]:
-    pools = [parse_pool(pool, network=network.name) for pool in network.ipam]
-    return {pool.subnet.version: pool for pool in pools}
-
-
-def _keys(endpoint: Endpoint) -> list[str]:
-    return [f"addresses/{endpoint.network_id}/{a}" for a in (endpoint.ipv4, endpoint.ipv6) if a]
 
 
 def _address(text: str) -> Address | None:

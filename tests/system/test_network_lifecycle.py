@@ -96,7 +96,7 @@ def test_a_stopped_containers_address_is_given_out_again_and_never_a_living_ones
         async with networks(tmp_path, replace(SETTINGS, pool_size=0)) as nets:
             async with container(nets, "one") as one, container(nets, "two") as two:
                 assert [c.endpoints[0].ipv4 for c in (one, two)] == ["10.213.0.2", "10.213.0.3"]
-            await nets._flush()
+            await nets._reaper.flush()
             async with container(nets, "three") as three:
                 assert three.endpoints[0].ipv4 == "10.213.0.2"
 
@@ -119,7 +119,7 @@ def test_the_pool_fills_behind_and_many_starts_at_once_all_get_addresses_of_thei
                     os.close(attachment.namespace)
                     await nets.disconnect(f"c{number}")
                     await nets.disconnect(f"c{number}")
-            await nets._flush()
+            await nets._reaper.flush()
             await nets._pool.wait_full()
             assert set(bridge_ports()) == nets._pool.names()
             assert await nets._store.range("addresses/") == []
@@ -138,7 +138,7 @@ def test_a_cancelled_connect_leaves_nothing(host: None, tmp_path: Path) -> None:
                 if not isinstance(result, BaseException):
                     os.close(result.namespace)
                     await nets.disconnect("one")
-            await nets._flush()
+            await nets._reaper.flush()
             await eventually(lambda: bridge_ports() == [], "an interface was left")
             assert await nets._store.range("addresses/") == []
             assert nets._ports.held() == []
@@ -179,7 +179,7 @@ def test_living_containers_keep_ports_and_addresses_over_a_restart(host: None, t
                         await nets.connect("web", DEFAULT, (), "web")
                     os.close(attachment.namespace)
                     await nets.disconnect("web")
-                    await nets._flush()
+                    await nets._reaper.flush()
                     assert "8080" not in run("nft", "list", "table", "inet", "cvtest")
 
     go(body)
@@ -553,7 +553,7 @@ def test_a_running_container_is_connected_to_a_network_and_disconnected(host: No
             await eventually(
                 lambda: "eth1" not in inside(one.namespace, lambda: run("ip", "link")), "the interface stayed"
             )
-            await nets._flush()
+            await nets._reaper.flush()
             await nets.remove("extra")
 
     go(body)
