@@ -1,7 +1,7 @@
 """Control groups behind one interface: what this host has, and everything done to a living container's.
 
-`Layout` is plain data: the hierarchies found, which limits they can do, and the name of this daemon's
-parent. Planning (plan_cgroups.py, pure) makes the steps by which cove-init makes, limits, joins and removes
+`Layout` (facts.py) is plain data: the hierarchies found, which limits they can do, and the name of this
+daemon's parent. Planning (plan_cgroups.py, pure) makes the steps by which cove-init makes, limits, joins and removes
 a container's cgroup; a `Cgroups` (cgroups_v1.py, cgroups_v2.py) does the rest: the parent, updates, freezing,
 killing, statistics, OOM events, removing what was left.
 
@@ -17,50 +17,12 @@ import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from cove.model.errors import HostError, Invalid, Unavailable
 from cove.runtime import oci
 from cove.runtime.cgroups_stats import Stats
-
-GUARDED = "guarded"  # below the parent, in v1's devices hierarchy: the default device rules, inherited
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hierarchy:
-    """One mounted hierarchy of v1: its directory below the root and its controllers ("name=systemd" too)."""
-
-    directory: str
-    controllers: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """The cgroups of a host. `features` names the limits that it can do (cgroups_limits.FEATURES)."""
-
-    version: Literal[1, 2]
-    root: str = "/sys/fs/cgroup"
-    parent: str = "cove"
-    hierarchies: tuple[Hierarchy, ...] = ()  # v1
-    controllers: frozenset[str] = frozenset()  # of all v1 hierarchies, or v2's root
-    features: frozenset[str] = frozenset()
-    cpus: str = ""  # of the root's cpuset, "0-3"; "" without one
-    mems: str = ""
-    online_cpus: int = 1
-
-    def hierarchy(self, controller: str) -> Hierarchy | None:
-        """The v1 hierarchy that has `controller`."""
-        for hierarchy in self.hierarchies:
-            if controller in hierarchy.controllers:
-                return hierarchy
-        return None
-
-    def directory(self, controller: str, path: str) -> str:
-        """The host directory of the cgroup `path` in v1's hierarchy of `controller`."""
-        hierarchy = self.hierarchy(controller)
-        assert hierarchy is not None, controller
-        return f"{self.root}/{hierarchy.directory}/{path}"
+from cove.runtime.facts import GUARDED, Hierarchy, Layout, check_parent
 
 
 class OomWatch(ABC):
@@ -240,17 +202,6 @@ def _find_hierarchies(root: str) -> tuple[Hierarchy, ...]:
 V1_CONTROLLERS = frozenset(
     "cpu cpuacct cpuset memory devices freezer blkio pids net_cls net_prio perf_event hugetlb misc".split()
 )
-
-
-def check_parent(parent: str) -> str:
-    """A parent's name without the leading slash. Raises Invalid for one that leads elsewhere."""
-    name = parent.strip("/")
-    parts = name.split("/")
-    if not name or any(part in ("", ".", "..") for part in parts) or "\0" in name or len(name) > 1024:
-        raise Invalid(
-            f"cgroup parent {parent!r}: give a path of names without . and .., e.g. /cove or /team/batch"
-        )
-    return name
 
 
 # --- files and processes, shared by both versions ---------------------------------------------------

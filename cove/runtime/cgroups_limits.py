@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from cove.model.container import Resources, ThrottleDevice
 from cove.model.errors import Invalid
 from cove.runtime import oci
-from cove.runtime.cgroups import Layout
+from cove.runtime.facts import Layout
 
 MINIMUM_MEMORY_BYTES = 6 << 20
 

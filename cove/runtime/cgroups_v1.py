@@ -13,10 +13,8 @@ from dataclasses import replace
 from cove.model.errors import HostError, NotFound, Unavailable
 from cove.runtime import oci
 from cove.runtime.cgroups import (
-    GUARDED,
     Cgroups,
     OomWatch,
-    check_parent,
     make_directory,
     read_file,
     signal_all,
@@ -36,6 +34,7 @@ from cove.runtime.cgroups_stats import (
     parse_flat,
     parse_number,
 )
+from cove.runtime.facts import GUARDED, check_parent
 from cove.runtime.plan_cgroups import Write, limit_writes
 
 # feature -> (controller, file of a child cgroup)

@@ -17,7 +17,6 @@ from cove.runtime import oci
 from cove.runtime.cgroups import (
     Cgroups,
     OomWatch,
-    check_parent,
     make_directory,
     read_file,
     signal_all,
@@ -34,6 +33,7 @@ from cove.runtime.cgroups_stats import (
     parse_io_stat,
     parse_number,
 )
+from cove.runtime.facts import check_parent
 from cove.runtime.plan_cgroups import limit_writes
 
 _CONTROLLERS = ("cpu", "cpuset", "io", "memory", "pids")

@@ -1,7 +1,4 @@
-"""Facts of this host that planning depends on, found once at the daemon's start.
-
-`Host` is plain data, so that plans can be made for a host that isn't this one (tests, golden files).
-"""
+"""Looks at this host: the facts that planning goes by (once, at the daemon's start), devices, and mounts."""
 
 from __future__ import annotations
 
@@ -13,53 +10,18 @@ import resource
 import stat
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from cove.model.container import Device, MountPoint
 from cove.model.errors import Invalid
 from cove.runtime import capabilities, oci, users
-from cove.runtime.cgroups import Layout
+from cove.runtime.facts import DEFAULT_SYSCTLS, Layout
+from cove.runtime.facts import MASKED_PATHS as MASKED_PATHS
+from cove.runtime.facts import READONLY_PATHS as READONLY_PATHS
+from cove.runtime.facts import Host as Host
 
 # machine of uname(2) -> the name that Docker (and Go) gives it
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "i686": "386", "armv7l": "arm", "riscv64": "riscv64",
                   "s390x": "s390x", "ppc64le": "ppc64le", "loongarch64": "loong64"}  # fmt: skip
-
-# moby's defaults; the last two families since GHSA-6fw5-f8r9-fgfm and GHSA-jq35-85cj-fj4p
-MASKED_PATHS = (
-    "/proc/acpi",
-    "/proc/asound",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/sys/devices/virtual/powercap",
-    "/sys/firmware",
-)
-READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
-
-# what Docker sets in every network namespace that it makes
-DEFAULT_SYSCTLS = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Host:
-    """What this kernel and this daemon can do."""
-
-    architecture: str
-    kernel: tuple[int, int]
-    capabilities: int  # mask of what this daemon may give
-    cgroups: Layout
-    masked_paths: tuple[str, ...] = MASKED_PATHS  # the default ones on this host
-    sysctls: frozenset[str] = frozenset(DEFAULT_SYSCTLS)  # which default ones exist here
-    filesystems: frozenset[str] = frozenset({"proc", "sysfs", "tmpfs", "devpts", "mqueue", "overlay"})
-    hard_limits: tuple[
-        tuple[int, int], ...
-    ] = ()  # RLIMIT_* -> what can't be exceeded, without CAP_SYS_RESOURCE
-    oom_score_adj: int = 0  # this daemon's own, which its children inherit
 
 
 def find_host(cgroups: Layout) -> Host:

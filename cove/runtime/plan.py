@@ -29,7 +29,7 @@ from typing import Literal
 from cove.model.container import Container
 from cove.model.errors import Invalid, Unavailable
 from cove.runtime import capabilities, oci
-from cove.runtime.host import Host
+from cove.runtime.facts import Host
 from cove.runtime.plan_cgroups import NO_RESOURCES, CgroupPlan, plan_cgroup, plan_join
 from cove.runtime.plan_mounts import MS_PRIVATE, MS_REC, ROOT_PROPAGATION, plan_mount
 from cove.runtime.seccomp_compile import compile_filter, filter_flags

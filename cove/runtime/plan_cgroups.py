@@ -19,9 +19,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from cove.runtime import oci
-from cove.runtime.cgroups import GUARDED, Hierarchy, Layout
 from cove.runtime.cgroups_devices import DEFAULT_RULES, is_unrestricted, v1_lines, v2_program
 from cove.runtime.cgroups_limits import io_weight_of_blkio, weight_of_shares
+from cove.runtime.facts import GUARDED, Hierarchy, Layout
 from cove.runtime.steps import (
     AttachDeviceProgram,
     MakeHostDir,

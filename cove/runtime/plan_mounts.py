@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from cove.model.errors import Invalid, Unavailable
 from cove.runtime import oci
-from cove.runtime.host import Host
+from cove.runtime.facts import Host
 from cove.runtime.plan_cgroups import NO_RESOURCES, joined_directories, visible_names
 from cove.runtime.steps import AttachTree, Bind, MakeSymlink, MountIn, Step
 

@@ -17,10 +17,9 @@ from msgspec.structs import replace
 from cove.model.container import Container, ContainerSpec, MountPoint, Ulimit
 from cove.model.errors import Invalid, Unavailable
 from cove.runtime import capabilities, oci, seccomp
-from cove.runtime.cgroups import check_parent
 from cove.runtime.cgroups_devices import ALLOW_ALL, DEFAULT_RULES, parse_rule
 from cove.runtime.cgroups_limits import plan_resources
-from cove.runtime.host import DEFAULT_SYSCTLS, READONLY_PATHS, Host
+from cove.runtime.facts import DEFAULT_SYSCTLS, READONLY_PATHS, Host, check_parent
 from cove.runtime.plan_cgroups import NO_RESOURCES, device_rules
 from cove.runtime.users import Resolved
 

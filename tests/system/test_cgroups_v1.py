@@ -16,8 +16,9 @@ import pytest
 from cove.model.container import Resources
 from cove.model.errors import CoveError, HostError, Invalid, NotFound
 from cove.runtime import oci
-from cove.runtime.cgroups import GUARDED, Cgroups, OomWatch, detect_cgroups
+from cove.runtime.cgroups import Cgroups, OomWatch, detect_cgroups
 from cove.runtime.cgroups_limits import FEATURES, plan_resources
+from cove.runtime.facts import GUARDED
 from cove.runtime.plan_cgroups import NO_RESOURCES, plan_cgroup
 from cove.runtime.steps import MakeHostDir, RemoveHostDir, WriteHost, WritePid
 from tests.leaks import unique_name

@@ -18,7 +18,8 @@ from cove.model.container import Container, Device, MountPoint, Resources, Ulimi
 from cove.model.errors import CoveError, Invalid
 from cove.runtime import capabilities, launch, users
 from cove.runtime.cgroups import Cgroups, detect_cgroups
-from cove.runtime.host import Host, find_devices, find_host, open_tree
+from cove.runtime.facts import Host
+from cove.runtime.host import find_devices, find_host, open_tree
 from cove.runtime.launch import ExitStatus, StepFailed, Task
 from cove.runtime.plan import Slot, plan_exec, plan_facts, plan_start
 from cove.runtime.spec import Overlay, StartFacts, plan_exec_process, plan_spec

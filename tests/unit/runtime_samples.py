@@ -6,9 +6,8 @@ from typing import Any
 
 from cove.model.container import Container, ContainerSpec
 from cove.runtime import capabilities
-from cove.runtime.cgroups import Hierarchy, Layout
 from cove.runtime.cgroups_limits import FEATURES
-from cove.runtime.host import Host
+from cove.runtime.facts import Hierarchy, Host, Layout
 from cove.runtime.plan import PlanFacts, Slot, plan_facts, plan_start
 from cove.runtime.spec import Overlay, StartFacts, plan_spec
 from cove.runtime.steps import Plan

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cove.model.container import Resources, ThrottleDevice, WeightDevice
 from cove.model.errors import HostError, Invalid, NotFound, Unavailable
 from cove.runtime import oci
-from cove.runtime.cgroups import Layout, check_parent, detect_cgroups
+from cove.runtime.cgroups import detect_cgroups
 from cove.runtime.cgroups_devices import (
     ALLOW_ALL,
     DEFAULT_RULES,
@@ -34,6 +34,7 @@ from cove.runtime.cgroups_limits import (
     weight_of_shares,
 )
 from cove.runtime.cgroups_stats import parse_blkio, parse_flat, parse_io_stat, parse_number, parse_proc_stat
+from cove.runtime.facts import Layout, check_parent
 from cove.runtime.plan_cgroups import NO_RESOURCES, limit_writes, plan_cgroup
 from cove.runtime.steps import AttachDeviceProgram
 from tests.unit.runtime_samples import LAYOUT_V1, LAYOUT_V2

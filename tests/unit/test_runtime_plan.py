@@ -13,7 +13,7 @@ from cove.model.container import MountPoint, Resources, Ulimit
 from cove.model.errors import CoveError, Invalid, Unavailable
 from cove.runtime import capabilities, oci, steps
 from cove.runtime.encode import encode
-from cove.runtime.host import Host
+from cove.runtime.facts import Host
 from cove.runtime.plan import overlay_options, plan_exec, plan_facts, plan_start, sysctl_path
 from cove.runtime.plan_explain import explain
 from cove.runtime.plan_mounts import parse_bind_options, parse_options

@@ -14,7 +14,7 @@ import pytest
 
 from cove.model.container import Device, MountPoint, Resources, ThrottleDevice, Ulimit
 from cove.runtime import oci
-from cove.runtime.host import Host
+from cove.runtime.facts import Host
 from cove.runtime.plan import plan_exec, plan_facts
 from cove.runtime.plan_explain import explain
 from cove.runtime.spec import Directory, plan_exec_process, plan_spec
