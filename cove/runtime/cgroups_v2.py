@@ -12,6 +12,8 @@ import errno
 import os
 from dataclasses import replace
 
+import msgspec.structs
+
 from cove.model.errors import HostError, NotFound, Unavailable
 from cove.runtime import oci
 from cove.runtime.cgroups import (
@@ -101,6 +103,12 @@ class CgroupsV2(Cgroups):
 
     def update(self, path: str, resources: oci.Resources) -> None:
         directory = self._existing(path)
+        memory = resources.memory
+        if memory is not None and memory.swap is not None and memory.limit is None:
+            # swap is given together with memory, and written without: it takes the limit that holds
+            limit = parse_number(read_file(f"{directory}/memory.max")) or -1
+            kept = msgspec.structs.replace(memory, limit=limit)
+            resources = msgspec.structs.replace(resources, memory=kept)
         for write in limit_writes(self.layout, resources):
             write_limit(f"{directory}/{write.file}", write.value, optional=write.optional)
 

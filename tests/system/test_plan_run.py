@@ -762,3 +762,58 @@ def test_exec_runs_inside_with_the_same_restrictions(runtime: Runtime) -> None:
     assert (found["Seccomp"], found["NoNewPrivs"]) == ("2", "1")
     assert found["Uid"].split()[0] == "33"
     assert found["CapBnd"] == hexadecimal(0)
+
+
+def test_exec_has_a_terminal_of_the_containers(runtime: Runtime) -> None:
+    async def body() -> str:
+        box = runtime.box()
+        first, asked = await runtime.start(box, container(args=("sleep", "1000")))
+        try:
+            facts = runtime.start_facts(box, asked)
+            config = plan_spec(asked, facts, runtime.host)
+            process = plan_exec_process(
+                asked, config, args=("sh", "-c", "tty; stty size"), tty=True, rows=11, cols=22, host=runtime.host,
+                identity=users.Resolved(uid=0, gid=0, groups=(0,)),
+            )  # fmt: skip
+            plan, _ = plan_exec(config, process, plan_facts(asked, facts, network_ready=False), runtime.host)
+            pidfd = os.pidfd_open(first.pid)
+            try:
+                task = await launch.launch(
+                    runtime.launcher,
+                    plan,
+                    state_dir=box.path / "exec-tty",
+                    slots=[pidfd],
+                    streams=replace(box.streams(), terminal=True),
+                )
+            finally:
+                os.close(pidfd)
+            assert (await task.wait()).exit_code == 0, box.output()
+        finally:
+            await first.signal(9)
+            await first.wait()
+        await runtime.cgroups.remove(f"{runtime.cgroups.layout.parent}/{asked.id}")
+        return box.output()
+
+    assert run(body()).split() == ["/dev/pts/0", "11", "22"]
+
+
+def test_exec_into_a_container_that_ended_fails(runtime: Runtime) -> None:
+    async def body() -> None:
+        box = runtime.box()
+        first, asked = await runtime.start(box, container(args=("sleep", "1000")))
+        facts = runtime.start_facts(box, asked)
+        config = plan_spec(asked, facts, runtime.host)
+        process = plan_exec_process(asked, config, args=("true",), host=runtime.host)
+        plan, _ = plan_exec(config, process, plan_facts(asked, facts, network_ready=False), runtime.host)
+        pidfd = os.pidfd_open(first.pid)
+        try:
+            await first.signal(9)
+            await first.wait()
+            with pytest.raises(StepFailed):
+                await launch.launch(
+                    runtime.launcher, plan, state_dir=box.path / "late", slots=[pidfd], streams=box.streams()
+                )
+        finally:
+            os.close(pidfd)
+
+    run(body())

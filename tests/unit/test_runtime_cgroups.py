@@ -410,6 +410,14 @@ def test_v2_updates_write_only_what_changes(tree: Path) -> None:
         cgroups.update("cove/x", plan_resources(Resources(cpu_shares=5), {}))
 
 
+def test_v2_swap_alone_goes_by_the_memory_limit_that_holds(tree: Path) -> None:
+    fill(tree / "cove/x", memory_max=f"{64 * MIB}\n")
+    (tree / "cove/x/memory.swap.max").write_text("0000000000")
+    detect_cgroups(str(tree)).update("cove/x", plan_resources(Resources(memory_swap_bytes=96 * MIB), {}))
+    assert (tree / "cove/x/memory.swap.max").read_text().startswith(str(32 * MIB))
+    assert (tree / "cove/x/memory.max").read_text() == f"{64 * MIB}\n"
+
+
 def test_v2_freezing_waits_for_the_event_and_gives_up_in_time(tree: Path) -> None:
     fill(tree / "cove/x", cgroup_freeze="0", cgroup_events="populated 1\nfrozen 1\n")
     cgroups = detect_cgroups(str(tree))
