@@ -18,10 +18,12 @@ Everything here blocks; the daemon calls it in a thread.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import secrets
 import stat
+import sys
 import threading
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -30,6 +32,7 @@ from cove.model.errors import HostError
 
 EMPTY_LAYER = "0"
 _DIRECTORIES = ("blobs/sha256", "layers/0", "frames", "loading", "trash")
+_GET_FLAGS, _SET_FLAGS, _TOP_DIRECTORY = 0x80086601, 0x40086602, 0x20000  # linux/fs.h, ioctl_iflags(2)
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
@@ -45,6 +48,7 @@ class Content:
         for name in _DIRECTORIES:
             (root / name).mkdir(mode=0o755, parents=True, exist_ok=True)
         os.chmod(root, 0o700)
+        _spread(root / "loading")
 
     # --- adding -------------------------------------------------------------------------------
 
@@ -200,6 +204,25 @@ def delete_tree(path: Path) -> None:
             os.rmdir(name, dir_fd=above)
     finally:
         os.close(above)
+
+
+def _spread(path: Path) -> None:
+    """Ask ext4 to put each new directory in here into another block group (chattr +T).
+
+    Without a journal ext4 doesn't reuse an inode for some seconds after its deletion and looks at each of
+    these at every creation in their group (recently_deleted in fs/ext4/ialloc.c): a load after an rmi took
+    ten times as long. A file system that knows no such flag needs none.
+    """
+    fd = os.open(path, _OPEN)
+    try:
+        flags = bytearray(8)
+        fcntl.ioctl(fd, _GET_FLAGS, flags)
+        value = int.from_bytes(flags[:4], sys.byteorder) | _TOP_DIRECTORY
+        fcntl.ioctl(fd, _SET_FLAGS, value.to_bytes(4, sys.byteorder) + bytes(4))
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
 
 
 def _set_opaque(layer: Path, path: str) -> None:
