@@ -66,8 +66,6 @@ class Address:
         scheme, separator, rest = text.partition("://")
         if scheme == "unix" and separator and rest.startswith("/"):
             self.path = rest
-            if len(os.fsencode(rest)) > 107:  # unix(7): sun_path has 108 bytes
-                raise CliError(f"{text}: the path of a unix socket has at most 107 bytes; use a shorter one")
         elif scheme in ("tcp", "http") and separator:
             host, colon, port = rest.rstrip("/").rpartition(":")
             self.host = host.strip("[]") if colon else rest
@@ -339,13 +337,7 @@ class Client:
 def open_socket(address: Address) -> _socket.socket:
     """A connected socket; OSError as connect(2) gives it."""
     if address.path:
-        sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-        try:
-            sock.connect(address.path)
-        except OSError:
-            sock.close()
-            raise
-        return sock
+        return _open_unix(address.path)
     last: OSError | None = None
     try:
         found = _socket.getaddrinfo(address.host, address.port, 0, _socket.SOCK_STREAM)
@@ -361,6 +353,23 @@ def open_socket(address: Address) -> _socket.socket:
             sock.close()
             last = error
     raise last or OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
+
+
+def _open_unix(path: str) -> _socket.socket:
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    directory = -1
+    try:
+        if len(os.fsencode(path)) > 107:  # unix(7): sun_path has 108 bytes; a descriptor shortens it
+            directory = os.open(os.path.dirname(path), os.O_PATH | os.O_CLOEXEC)
+            path = f"/proc/self/fd/{directory}/{os.path.basename(path)}"
+        sock.connect(path)
+    except OSError:
+        sock.close()
+        raise
+    finally:
+        if directory >= 0:
+            os.close(directory)
+    return sock
 
 
 def explain_connect(address: Address, error: OSError) -> str:

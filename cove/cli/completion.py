@@ -17,8 +17,13 @@ if TYPE_CHECKING:
     from cove.cli.options import Options
 
 BASH = """_cove() {
-    local IFS=$'\\n'
-    COMPREPLY=($(cove completion words -- "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null))
+    local -a words
+    IFS=' ' read -ra words <<<"${COMP_LINE:0:COMP_POINT}"
+    [[ ${COMP_LINE:0:COMP_POINT} == *' ' ]] && words+=("")
+    local current=${words[-1]} IFS=$'\\n'
+    COMPREPLY=($(cove completion words -- "${words[@]:1}" 2>/dev/null))
+    # readline breaks words at colons: what is before the last one is there already
+    [[ $COMP_WORDBREAKS == *:* ]] && COMPREPLY=("${COMPREPLY[@]#"${current%"${current##*:}"}"}")
 }
 complete -o default -F _cove cove
 """

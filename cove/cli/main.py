@@ -121,6 +121,17 @@ GROUPS = {
     ),
 }
 
+# What docker has and this release doesn't, and what to do instead.
+NOT_HERE = {
+    "pull": "this release reads no registry; cove load and cove import bring images",
+    "push": "this release writes to no registry; cove save writes an archive",
+    "login": "this release knows no registries",
+    "logout": "this release knows no registries",
+    "search": "this release knows no registries",
+    "build": "this release builds no images; cove import makes one from a file system's archive",
+    "commit": "this release makes no images from containers; cove cp NAME:/. - | cove import - NAME:TAG does it by hand",
+}
+
 HELP = ("help", "-h", "--help")
 
 
@@ -224,6 +235,8 @@ def find_command(words: Sequence[str]) -> tuple[Command | None, list[str]]:
     for name, module, _ in COMMANDS:
         if name == first:
             return load_command(module, name), rest
+    if first in NOT_HERE:
+        raise CliError(f"{first}: {NOT_HERE[first]}")
     raise CliError(_unknown(first, first, [row[0] for row in COMMANDS] + list(GROUPS), ""))
 
 

@@ -127,10 +127,11 @@ def _parse_pipe(text: str) -> tuple[list[str], list[list[Any]]]:
     return names, stages
 
 
-def _parse_stages(words: list[tuple[str, Any]], position: int) -> tuple[list[list[Any]], int]:
+def _parse_stages(words: list[tuple[Any, ...]], position: int) -> tuple[list[list[Any]], int]:
     stages: list[list[Any]] = [[]]
     while position < len(words):
-        kind, value = words[position]
+        word = words[position]
+        kind, value = word[0], word[1]
         position += 1
         if kind == "op" and value == "(":
             inner, position = _parse_stages(words, position)
@@ -142,14 +143,14 @@ def _parse_stages(words: list[tuple[str, Any]], position: int) -> tuple[list[lis
                 operand = ("path", operand, words[position][1])
                 position += 1
             stages[-1].append(operand)
-        elif kind == "op" and value == ")":
+        elif kind == "op" and value == ")" and stages[-1]:
             return stages, position - 1
-        elif kind == "op" and value == "|":
+        elif kind == "op" and value == "|" and stages[-1]:
             stages.append([])
         elif kind == "op":
             raise TemplateError(f"unexpected {value}")
         else:
-            stages[-1].append((kind, value))
+            stages[-1].append(word)
     if not stages[-1]:
         raise TemplateError("an empty {{}}, or nothing after |; e.g. '{{.Names}}'")
     return stages, position

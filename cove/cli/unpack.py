@@ -1,6 +1,6 @@
 """Write a tar stream from a container below a directory of the caller, trusting nothing in it.
 
-A container's files are a stranger's: member names with .. or a leading / are refused, every
+A container's files are a stranger's: member names with .. are refused, every
 directory on the way is opened by descriptor without following links, files are created new (an
 existing one is unlinked first), and setuid bits are dropped unless the owner is kept too. Order
 that must hold: the modes and times of directories come last, when nothing is written into them any more.
@@ -73,13 +73,13 @@ def unpack(chunks: Iterable[bytes], root: str, name: str, *, keep_owner: bool) -
 
 def _place(member: str, name: str) -> list[str]:
     """Where a member goes below the root, as path components."""
-    if member.startswith("/"):
-        raise CliError(f"the archive holds the absolute name {member!r}; nothing more was written", 1)
-    dotted = member == "." or member.startswith("./")
+    # Content alone (SOURCE/., or the container's root) has no first component to replace. A leading
+    # slash means no more than that, as with tar(1).
+    bare = member == "." or member.startswith(("./", "/"))
     parts = [part for part in member.split("/") if part not in ("", ".")]
     if ".." in parts:
         raise CliError(f"the archive holds {member!r}, which leads out of it; nothing more was written", 1)
-    if dotted:  # the content of SOURCE/. has no first component to replace
+    if bare:
         return [*([name] if name else []), *parts]
     return [*([name] if name else []), *parts[1:]]
 

@@ -55,12 +55,18 @@ def test_without_a_daemon_nothing_is_said(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, b"\n", b"")
 
 
-def test_bash_completes_by_the_printed_script(daemon: FakeDaemon, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [("cove stop wo", "worker"), ("cove stop ", "web worker"), ("cove rmi debian:la", "latest")],
+)
+def test_bash_completes_by_the_printed_script(
+    daemon: FakeDaemon, tmp_path: Path, line: str, found: str
+) -> None:
     bash = shutil.which("bash")
     if bash is None:
         pytest.skip("there is no bash")
     (tmp_path / "cove").symlink_to(ROOT / "bin" / "cove")
-    script = SHELLS["bash"] + 'COMP_WORDS=(cove stop wo) COMP_CWORD=2; _cove; echo "${COMPREPLY[@]}"'
+    script = SHELLS["bash"] + f"COMP_LINE='{line}' COMP_POINT={len(line)}; _cove; " + 'echo "${COMPREPLY[@]}"'
     result = subprocess.run(
         [bash, "--norc", "-c", script],
         env={"PATH": f"{tmp_path}:/usr/bin:/bin", "COVE_HOST": daemon.address},
@@ -69,7 +75,7 @@ def test_bash_completes_by_the_printed_script(daemon: FakeDaemon, tmp_path: Path
         timeout=60,
         check=True,
     )
-    assert result.stdout == "worker\n"
+    assert result.stdout == f"{found}\n"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -129,6 +129,11 @@ def test_nearest_finds_slips_of_the_finger(word: str, known: str) -> None:
     assert nearest(word, ["memory", "name", "network"]) == known
 
 
+def test_a_command_that_only_docker_has_says_what_to_do_instead() -> None:
+    with pytest.raises(CliError, match="pull: this release reads no registry; cove load"):
+        main.find_command(["pull", "debian"])
+
+
 def test_help_of_the_process_in_the_container_stays_its_own() -> None:
     command = RUN["run"]
     assert main.wants_help(command, ["--help"])

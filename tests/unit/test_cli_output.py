@@ -43,6 +43,7 @@ VALUE = {
         ('{{join .List ", "}} {{lower "ABC"}}', "a, b abc"),
         ("{{if and .Yes (not .Missing)}}ok{{end}}", "ok"),
         ("{{$x := .Name}}<{{$x}}>", "<web>"),
+        ("{{range $port := .List}}{{$.Name}}{{end}}{{$x := .Ports}}{{len $x}}", "webweb2"),
         ("{{.List}} {{.Yes}} {{.Nothing}} {{.Missing.Deeper}}", "[a b] true <no value> <no value>"),
         ("a {{- .Name -}} b", "awebb"),
         ("{{/* a remark */}}x", "x"),

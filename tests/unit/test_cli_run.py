@@ -463,7 +463,7 @@ def test_the_daemon_is_found_by_flag_then_cove_host_then_docker_host(tmp_path: P
         ("tcp://127.0.0.1:1", "no daemon listens at tcp://127.0.0.1:1: start one"),
         ("ftp://x", "ftp://x: expected unix:///path or tcp://host:port"),
         ("tcp://x:99999", "tcp://x:99999: expected a port from 1 to 65535"),
-        ("unix:///" + "x" * 200, "has at most 107 bytes"),
+        ("unix:///nowhere/" + "x" * 200, "no daemon listens at unix:///nowhere/xxx"),
     ],
 )
 def test_no_daemon_is_one_clear_sentence(host: str, sentence: str) -> None:
@@ -471,6 +471,17 @@ def test_no_daemon_is_one_clear_sentence(host: str, sentence: str) -> None:
     assert result.returncode == 125
     assert sentence in result.stderr.decode()
     assert result.stderr.count(b"\n") == 1
+
+
+def test_a_socket_with_a_long_path_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / ("long" * 30)
+    directory.mkdir()
+    monkeypatch.chdir(directory)
+    daemon = FakeDaemon(Path("d.sock"), {"GET /containers/json": lambda _: (200, [])})
+    try:
+        assert run_cove("ps", "-q", host=f"unix://{directory}/d.sock").returncode == 0
+    finally:
+        daemon.close()
 
 
 def test_an_answer_that_is_not_http_is_one_clear_sentence(tmp_path: Path) -> None:
