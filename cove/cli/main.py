@@ -129,7 +129,7 @@ NOT_HERE = {
     "logout": "this release knows no registries",
     "search": "this release knows no registries",
     "build": "this release builds no images; cove import makes one from a file system's archive",
-    "commit": "this release makes no images from containers; cove cp NAME:/. - | cove import - NAME:TAG does it by hand",
+    "commit": "this release has no commit; use cove cp NAME:/. - | cove import - IMAGE",
 }
 
 HELP = ("help", "-h", "--help")

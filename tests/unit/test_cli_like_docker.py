@@ -75,8 +75,8 @@ def without_defaults(value: Any) -> Any:
             del cleaned["MemorySwappiness"]
         if cleaned.get("RestartPolicy") == {"Name": "no"}:
             del cleaned["RestartPolicy"]
-        if "Binds" in cleaned:
-            cleaned["Binds"] = sorted(cleaned["Binds"] or ())  # docker keeps them in a map
+        for name in {"Binds", "Env"} & set(cleaned):
+            cleaned[name] = sorted(cleaned[name] or ())  # docker keeps them in maps
         empty: tuple[Any, ...] = (None, "", 0, [], {}, False)
         keep = ("MaskedPaths", "ReadonlyPaths", "80/tcp", "StopTimeout", "Init")
         return {
