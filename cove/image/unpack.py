@@ -58,7 +58,7 @@ class Hasher:
     """Digests on a thread of their own."""
 
     def __init__(self) -> None:
-        self._jobs: Queue[tuple[Any, Bytes] | threading.Event] = Queue(_QUEUE)
+        self._jobs: Queue[tuple[Any, Bytes] | threading.Event | None] = Queue(_QUEUE)
         threading.Thread(target=self._run, daemon=True).start()
 
     def update(self, digest: Any, chunk: Bytes) -> None:
@@ -70,9 +70,12 @@ class Hasher:
         self._jobs.put(done)
         done.wait()
 
+    def close(self) -> None:
+        """End the thread."""
+        self._jobs.put(None)
+
     def _run(self) -> None:
-        while True:
-            job = self._jobs.get()
+        while (job := self._jobs.get()) is not None:
             if isinstance(job, threading.Event):
                 job.set()
             else:
@@ -99,13 +102,13 @@ class Unpacker:
     def run(self) -> list[Member]:
         """Unpack everything; CoveError on the first thing that is wrong. Ends with one syncfs(2)."""
         threading.Thread(target=self._read_all, daemon=True).start()
-        while True:
-            item = self._layers.get()
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
-                break
-            self._members.append(self._unpack(item))
+        try:
+            while (item := self._layers.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                self._members.append(self._unpack(item))
+        finally:
+            self._hasher.close()
         sync_filesystem(self._root)
         return self._members
 
