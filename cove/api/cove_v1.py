@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from cove import __version__
 from cove.api.docker import wire
 from cove.api.docker.context import Api
 from cove.api.docker.decode import decode_create
 from cove.api.http import Request, Response, json_response
 from cove.api.router import Route
+from cove.runtime.plan_explain import explain
 from cove.runtime.steps import Plan
 
 
@@ -25,14 +24,9 @@ async def plan(api: Api, request: Request) -> Response:
     return json_response({"steps": steps_json(made), "warnings": decoded.warnings})
 
 
-def steps_json(plan: Plan) -> list[dict[str, Any]]:
-    """Every step with the section it runs in, its kind, and what it does."""
-    sections = (("before", plan.before), ("parent", plan.parent), ("child", plan.child), ("exit", plan.exit))
-    return [
-        {"section": section, "kind": type(step).__name__, "describe": step.describe()}
-        for section, steps in sections
-        for step in steps
-    ]
+def steps_json(plan: Plan) -> list[dict[str, str]]:
+    """Every step with the section it runs in, what it does, and why."""
+    return [{"section": line.section, "describe": line.what, "why": line.why} for line in explain(plan)]
 
 
 ROUTES: tuple[Route[Api], ...] = (

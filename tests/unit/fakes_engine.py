@@ -16,7 +16,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import msgspec
 import uvloop
 
 from cove.api.server import ApiServer
+from cove.engine.health import Health
 from cove.engine.types import (
     AttachOptions,
     ContainerStats,
@@ -39,6 +40,7 @@ from cove.engine.types import (
     WaitResult,
 )
 from cove.events.bus import Bus
+from cove.image.manifests import HistoryLine, history_of
 from cove.image.types import Loaded, PathStat, Removed
 from cove.logs.model import LogLine, LogQuery
 from cove.model.container import (
@@ -89,6 +91,20 @@ class FakeImages:
     def list_images(self) -> list[Image]:
         return list(self.images)
 
+    def image_by_id(self, image_id: str) -> Image:
+        return self.find_image(image_id)
+
+    def history(self, image: Image) -> list[HistoryLine]:
+        return history_of(image, [image.size_bytes])
+
+    def size_on_disk(self) -> int:
+        return sum(image.size_bytes for image in self.images)
+
+    async def prune(self, select: Callable[[Image], bool], in_use: Any) -> tuple[list[Removed], int]:
+        gone = [image for image in self.images if select(image) and not in_use(image.id)]
+        self.images = [image for image in self.images if image not in gone]
+        return [Removed(deleted=image.id) for image in gone], sum(image.size_bytes for image in gone)
+
     async def tag(self, source: str, target: str) -> Image:
         return self.find_image(source)
 
@@ -100,7 +116,7 @@ class FakeImages:
         self.images.remove(image)
         return [Removed(untagged=image.names[0]), Removed(deleted=image.id)]
 
-    async def load(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[Loaded]:
+    async def load(self, chunks: AsyncIterator[bytes]) -> AsyncGenerator[Loaded, None]:
         async for chunk in chunks:
             self.received += chunk
         if self.load_error is not None:
@@ -114,7 +130,12 @@ class FakeImages:
             self.received += chunk
         return IMAGE
 
-    async def save(self, references: Sequence[str]) -> AsyncIterator[bytes]:
+    def save(self, references: Sequence[str]) -> AsyncGenerator[bytes, None]:
+        for reference in references:
+            self.find_image(reference)
+        return self._save(references)
+
+    async def _save(self, references: Sequence[str]) -> AsyncGenerator[bytes, None]:
         yield b"tar:"
         yield ",".join(references).encode()
 
@@ -212,6 +233,7 @@ class FakeEngine:
     views: dict[str, View] = field(default_factory=dict)
     waits: dict[str, asyncio.Future[WaitResult]] = field(default_factory=dict)
     execs: dict[str, ExecView] = field(default_factory=dict)
+    healths: dict[str, Health] = field(default_factory=dict)
     log: list[LogLine] = field(default_factory=list)
     log_error: Exception | None = None
     attach_error: Exception | None = None
@@ -238,6 +260,9 @@ class FakeEngine:
 
     def exec_ids(self, container_id: str) -> Sequence[str]:
         return []
+
+    def health(self, container_id: str) -> Health | None:
+        return self.healths.get(container_id)
 
     async def writable_size(self, reference: str) -> int:
         return 5
@@ -266,6 +291,7 @@ class FakeEngine:
             hostname=spec.hostname or container_id[:12],
             labels=spec.labels,
             exposed_ports=spec.exposed_ports,
+            healthcheck=spec.healthcheck,
             log=LogConfig(driver=spec.log.driver or "local"),
             mounts=tuple(
                 MountPoint(kind="volume", target=m.target, name=m.name)

@@ -14,6 +14,7 @@ import docker.errors
 import pytest
 
 from cove.api.docker import ROUTES
+from cove.engine.health import Health, ProbeResult
 from cove.engine.types import WaitResult
 from cove.logs.model import LogLine, LogUnreadable
 from cove.model import errors
@@ -352,6 +353,31 @@ def test_a_wait_sends_its_header_before_its_result(api: ApiFixture) -> None:
     assert api.ask("POST", "/containers/x/wait").status == 404
 
 
+def test_health_is_shown_where_there_is_a_check(api: ApiFixture) -> None:
+    container_id = api.create("web", Healthcheck={"Test": ["CMD", "true"]})
+    api.ask("POST", "/containers/web/start")
+    result = ProbeResult(started_ns=10**9, ended_ns=2 * 10**9, exit_code=1, output="no")
+    health = Health(status="unhealthy", failing_streak=4)
+    health.results.append(result)
+    api.engine.healths[container_id] = health
+    assert api.ask("GET", "/containers/web/json").json["State"]["Health"] == {
+        "Status": "unhealthy",
+        "FailingStreak": 4,
+        "Log": [
+            {"Start": "1970-01-01T00:00:01Z", "End": "1970-01-01T00:00:02Z", "ExitCode": 1, "Output": "no"}
+        ],
+    }
+    assert api.ask("GET", "/containers/json").json[0]["Status"].endswith("(unhealthy)")
+    assert names(api, {"health": ["unhealthy"]}) == ["web"]
+    assert names(api, {"health": ["none", "healthy"]}) == []
+
+
+def test_unused_images_are_pruned(api: ApiFixture) -> None:
+    assert api.ask("POST", "/images/prune").json == {"ImagesDeleted": None, "SpaceReclaimed": 0}
+    answer = api.ask("POST", "/images/prune?filters=" + quote('{"dangling":["false"]}'))
+    assert answer.json == {"ImagesDeleted": [{"Deleted": IMAGE.id}], "SpaceReclaimed": 1000}
+
+
 def test_updates_change_limits_and_restart_policy(api: ApiFixture) -> None:
     api.create("web")
     body = {"Memory": 10 << 20, "RestartPolicy": {"Name": "always"}}
@@ -655,10 +681,12 @@ def test_disk_use_is_chosen_by_type(api: ApiFixture) -> None:
 def test_a_plan_is_shown_step_by_step(api: ApiFixture) -> None:
     answer = api.ask("POST", "/cove/v1/plan", {"Image": "debian"})
     assert answer.status == 200
-    assert [(s["section"], s["kind"], s["describe"]) for s in answer.json["steps"]] == [
-        ("before", "MakeHostDir", "make directory /x"),
-        ("child", "Hostname", "set the host name to h"),
+    assert [(s["section"], s["describe"]) for s in answer.json["steps"]] == [
+        ("before", "make directory /x"),
+        ("clone", "clone the process"),
+        ("child", "set the host name to h"),
     ]
+    assert all(step["why"] for step in answer.json["steps"])
     assert api.ask("POST", "/cove/v1/plan", {"Image": "x"}).status == 404
     assert api.ask("GET", "/cove/v1/ping").json["name"] == "cove"
 

@@ -10,7 +10,7 @@ import msgspec
 from cove.api.docker import wire
 from cove.api.docker.context import Api
 from cove.api.docker.decode import decode_create
-from cove.api.docker.encode import inspect_json, networks_json, summary_json
+from cove.api.docker.encode import health_word, inspect_json, networks_json, summary_json
 from cove.api.docker.filters import (
     CONTAINER_KEYS,
     container_filter,
@@ -55,7 +55,11 @@ async def list_containers(api: Api, request: Request) -> Response:
         return image.id
 
     accepts = container_filter(
-        filters, find=engine.find, find_image_id=image_id, network_names=names_of_networks
+        filters,
+        find=engine.find,
+        find_image_id=image_id,
+        network_names=names_of_networks,
+        health=lambda view: health_word(api.health(view)),
     )
     names = _ImageNames(api)
     now_ns = time.time_ns()
@@ -68,6 +72,7 @@ async def list_containers(api: Api, request: Request) -> Response:
             summary_json(
                 view,
                 image=names.shown(view),
+                health=api.health(view),
                 now_ns=now_ns,
                 find_network=api.find_network,
                 size=await size_of(api, view) if with_size else None,
@@ -100,7 +105,7 @@ async def size_of(api: Api, view: View) -> tuple[int, int]:
     """Bytes of the writable layer, and of it with all of the image's layers."""
     writable = await api.engine.writable_size(view.container.id)
     try:
-        image = api.engine.images.find_image(view.container.image_id).size_bytes
+        image = api.engine.images.image_by_id(view.container.image_id).size_bytes
     except CoveError:
         image = 0
     return writable, writable + image
@@ -126,6 +131,7 @@ async def inspect(api: Api, request: Request) -> Response:
     found = inspect_json(
         view,
         settings=api.engine.settings,
+        health=api.health(view),
         find_network=api.find_network,
         exec_ids=api.engine.exec_ids(view.container.id),
         size=await size_of(api, view) if request.query.flag("size") else None,

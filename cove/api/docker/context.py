@@ -12,6 +12,8 @@ from cove.model.objects import Event, Network
 
 if TYPE_CHECKING:
     from cove.engine.engine import Engine
+    from cove.engine.health import Health
+    from cove.engine.types import View
 
 NEWEST = 1051
 OLDEST = 1024
@@ -36,6 +38,12 @@ class Api:
             return self.engine.networks.find_network(name)
         except CoveError:
             return None
+
+    def health(self, view: View) -> Health | None:
+        """The health of a container with a check, while it runs."""
+        return (
+            self.engine.health(view.container.id) if view.container.healthcheck and view.state.pid else None
+        )
 
     def publish(self, kind: str, action: str, actor_id: str, attributes: Mapping[str, str]) -> None:
         """Tell the bus of a change to an image, volume or network; the engine tells of containers."""

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from cove.api.docker.text import human_duration, rfc3339
+from cove.engine.health import Health
 from cove.engine.types import Settings, View
 from cove.model.container import (
     Container,
@@ -136,6 +137,7 @@ def inspect_json(
     view: View,
     *,
     settings: Settings,
+    health: Health | None,
     find_network: FindNetwork,
     exec_ids: Sequence[str],
     size: tuple[int, int] | None,
@@ -152,7 +154,7 @@ def inspect_json(
         "Created": rfc3339(container.created_ns),
         "Path": container.args[0] if container.args else "",
         "Args": list(container.args[1:]),
-        "State": state_json(state),
+        "State": state_json(state, health),
         "Image": container.image_id,
         "ResolvConfPath": f"{directory}/resolv.conf",
         "HostnamePath": f"{directory}/hostname",
@@ -185,8 +187,8 @@ def inspect_json(
     return found
 
 
-def state_json(state: State) -> Json:
-    return {
+def state_json(state: State, health: Health | None) -> Json:
+    found: Json = {
         "Status": state.status,
         "Running": state.status in ("running", "paused", "restarting"),
         "Paused": state.status == "paused",
@@ -199,6 +201,26 @@ def state_json(state: State) -> Json:
         "StartedAt": rfc3339(state.started_ns),
         "FinishedAt": rfc3339(state.finished_ns),
     }
+    if health is not None:
+        found["Health"] = {
+            "Status": health.status,
+            "FailingStreak": health.failing_streak,
+            "Log": [
+                {
+                    "Start": rfc3339(result.started_ns),
+                    "End": rfc3339(result.ended_ns),
+                    "ExitCode": result.exit_code,
+                    "Output": result.output,
+                }
+                for result in health.results
+            ],
+        }
+    return found
+
+
+def health_word(health: Health | None) -> str:
+    """A container's health in one word; "none" without a check."""
+    return health.status if health is not None else "none"
 
 
 def config_json(container: Container, echo: Echo) -> Json:
@@ -424,6 +446,7 @@ def summary_json(
     view: View,
     *,
     image: str,
+    health: Health | None,
     now_ns: int,
     find_network: FindNetwork,
     size: tuple[int, int] | None,
@@ -452,7 +475,7 @@ def summary_json(
         "Ports": _port_list(view),
         "Labels": container.labels,
         "State": state.status,
-        "Status": status_text(state, now_ns),
+        "Status": status_text(state, health, now_ns),
         "HostConfig": host,
         "NetworkSettings": {"Networks": networks},
         "Mounts": [mount_json(mount) for mount in container.mounts],
@@ -488,13 +511,15 @@ def _port_list(view: View) -> list[Json]:
     return found
 
 
-def status_text(state: State, now_ns: int) -> str:
-    """As docker ps shows it: `Up 5 minutes (Paused)`, `Exited (0) 2 hours ago`."""
+def status_text(state: State, health: Health | None, now_ns: int) -> str:
+    """As docker ps shows it: `Up 5 minutes (healthy)`, `Exited (0) 2 hours ago`."""
     up = human_duration((now_ns - state.started_ns) / 1e9)
     ago = human_duration((now_ns - state.finished_ns) / 1e9)
     match state.status:
         case "running":
-            return f"Up {up}"
+            if health is None:
+                return f"Up {up}"
+            return f"Up {up} ({'health: starting' if health.status == 'starting' else health.status})"
         case "paused":
             return f"Up {up} (Paused)"
         case "restarting":

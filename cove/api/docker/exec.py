@@ -39,10 +39,10 @@ async def create(api: Api, request: Request) -> Response:
 async def start(api: Api, request: Request) -> Response | None:
     body = await wire.read(request, wire.ExecStartBody)
     view = api.engine.exec_check_start(request.name)
-    tty = view.spec.tty
+    tty = bool(body.tty)  # how the client frames; whether there is a terminal was said at create
     rows = cols = 0
     size = body.console_size
-    if size and tty and request.version >= 1042:
+    if size and view.spec.tty and request.version >= 1042:
         if len(size) != 2 or not all(0 <= n <= 65535 for n in size):
             raise Invalid("ConsoleSize: expected [height, width], each from 0 to 65535")
         rows, cols = size

@@ -108,12 +108,13 @@ def container_filter(
     find: Callable[[str], View],
     find_image_id: Callable[[str], str],
     network_names: Callable[[View], Collection[str]],
+    health: Callable[[View], str],
 ) -> Callable[[View], bool]:
     """The predicate of a container list. Raises `Invalid`, and `NotFound` for before and since."""
     checks: list[Callable[[View], bool]] = []
     for key, values in filters.items():
         if values:
-            checks.append(_container_check(key, values, find, find_image_id, network_names))
+            checks.append(_container_check(key, values, find, find_image_id, network_names, health))
     return lambda view: all(check(view) for check in checks)
 
 
@@ -123,6 +124,7 @@ def _container_check(
     find: Callable[[str], View],
     find_image_id: Callable[[str], str],
     network_names: Callable[[View], Collection[str]],
+    health: Callable[[View], str],
 ) -> Callable[[View], bool]:
     match key:
         case "status":
@@ -130,7 +132,7 @@ def _container_check(
             return lambda view: view.state.status in values
         case "health":
             _check_words(key, values, _HEALTH)
-            return lambda view: "none" in values
+            return lambda view: health(view) in values
         case "is-task":
             _check_words(key, values, ("true", "false"))
             return lambda view: "false" in values

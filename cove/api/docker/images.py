@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cove.api.docker.context import Api
@@ -14,7 +15,7 @@ from cove.api.docker.text import NEVER, parse_rfc3339_seconds, rfc3339
 from cove.api.http import Request, Response, Stream, encode_json, json_response
 from cove.api.router import Route
 from cove.image.references import parse_reference
-from cove.image.types import LayerProgress, LoadEvent, Use
+from cove.image.types import LayerProgress, LoadEvent, Removed, Use
 from cove.model.errors import CoveError, Invalid, NotFound, NotImplementedHere
 from cove.model.objects import Image, ImageConfig
 
@@ -191,25 +192,20 @@ def config_json(config: ImageConfig, version: int) -> Json:
 
 
 async def history(api: Api, request: Request) -> Response:
-    image = api.engine.images.find_image(request.name)
-    entries: list[Json] = [
-        {
-            "Id": "<missing>",
-            "Created": parse_rfc3339_seconds(entry.created),
-            "CreatedBy": entry.created_by,
-            "Tags": None,
-            "Size": 0,
-            "Comment": entry.comment,
-        }
-        for entry in reversed(image.history)
-    ]
-    if not entries:
-        entries = [
-            {"Id": "", "Created": _created(image), "CreatedBy": "", "Tags": None, "Size": 0, "Comment": ""}
+    images = api.engine.images
+    return json_response(
+        [
+            {
+                "Id": line.id,
+                "Created": parse_rfc3339_seconds(line.created),
+                "CreatedBy": line.created_by,
+                "Tags": list(line.names) or None,
+                "Size": line.size_bytes,
+                "Comment": line.comment,
+            }
+            for line in images.history(images.find_image(request.name))
         ]
-    # the room keeps the size of all layers together; it is shown once, where sums come out right
-    entries[0].update(Id=image.id, Tags=list(image.names) or None, Size=image.size_bytes)
-    return json_response(entries)
+    )
 
 
 # --- changing -----------------------------------------------------------------------------
@@ -237,16 +233,21 @@ async def remove(api: Api, request: Request) -> Response:
     removed = await api.engine.images.remove(
         request.name, force=query.flag("force"), prune=not query.flag("noprune"), in_use=uses(api)
     )
-    image_id = next((line.deleted for line in removed if line.deleted), request.name)
-    answer = []
+    return json_response(_removed_json(api, removed))
+
+
+def _removed_json(api: Api, removed: Sequence[Removed]) -> list[Json]:
+    """What went, for the caller and for the bus."""
+    answer: list[Json] = []
+    image_id = next((line.deleted for line in removed if line.deleted), "")
     for line in removed:
         if line.untagged:
             answer.append({"Untagged": line.untagged})
-            api.publish("image", "untag", image_id, {"name": line.untagged})
+            api.publish("image", "untag", image_id or line.untagged, {"name": line.untagged})
         if line.deleted:
             answer.append({"Deleted": line.deleted})
             api.publish("image", "delete", line.deleted, {"name": line.deleted})
-    return json_response(answer)
+    return answer
 
 
 async def prune(api: Api, request: Request) -> Response:
@@ -255,24 +256,16 @@ async def prune(api: Api, request: Request) -> Response:
     dangling_only = boolean(filters, "dangling", True)
     labels = label_filter(filters)
     latest_ns = prune_before(filters, time.time_ns())
-    deleted: list[Json] = []
-    reclaimed = 0
-    used = uses(api)
-    for image in api.engine.images.list_images():
-        if (image.names and dangling_only) or used(image.id) or not labels(image.config.labels):
-            continue
-        if _created(image) * 1_000_000_000 > latest_ns:
-            continue
-        try:
-            for reference in image.names or (image.id,):
-                for line in await api.engine.images.remove(reference, force=False, prune=True, in_use=used):
-                    if line.untagged:
-                        deleted.append({"Untagged": line.untagged})
-                    if line.deleted:
-                        deleted.append({"Deleted": line.deleted})
-                        reclaimed += image.size_bytes if line.deleted == image.id else 0
-        except CoveError:
-            continue  # taken into use, or removed, since
+
+    def selected(image: Image) -> bool:
+        return (
+            not (image.names and dangling_only)
+            and labels(image.config.labels)
+            and _created(image) * 1_000_000_000 <= latest_ns
+        )
+
+    removed, reclaimed = await api.engine.images.prune(selected, uses(api))
+    deleted = _removed_json(api, removed)
     api.publish("image", "prune", "", {"reclaimed": str(reclaimed)})
     return json_response({"ImagesDeleted": deleted or None, "SpaceReclaimed": reclaimed})
 
@@ -317,14 +310,15 @@ async def load(api: Api, request: Request) -> None:
     quiet = request.query.flag("quiet")
     stream: Stream | None = None
     try:
-        async for event in api.engine.images.load(request.body):
-            if stream is None:
-                stream = await request.start_stream("application/json")
-            if not isinstance(event, LayerProgress):
-                api.publish("image", "load", event.image_id, {"name": event.name or event.image_id})
-            line = load_json(event)
-            if line and not (quiet and isinstance(event, LayerProgress)):
-                await stream.write(encode_json(line) + b"\n")
+        async with contextlib.aclosing(api.engine.images.load(request.body)) as events:
+            async for event in events:
+                if isinstance(event, LayerProgress) and quiet:
+                    continue
+                if stream is None:
+                    stream = await request.start_stream("application/json")
+                if not isinstance(event, LayerProgress):
+                    api.publish("image", "load", event.image_id, {"name": event.name or event.image_id})
+                await stream.write(encode_json(load_json(event)) + b"\n")
     except CoveError as error:
         if stream is None:
             raise
@@ -358,12 +352,12 @@ async def save_many(api: Api, request: Request) -> None:
 
 
 async def _save(api: Api, request: Request, names: Sequence[str]) -> None:
-    for name in names:
-        api.engine.images.find_image(name)  # told with a status, before the stream starts
-    chunks: AsyncIterator[bytes] = api.engine.images.save(names)
-    stream = await request.start_stream("application/x-tar")
-    async for chunk in chunks:
-        await stream.write(chunk)
+    async with contextlib.aclosing(api.engine.images.save(names)) as chunks:
+        first = await anext(chunks, b"")  # what fails before it has a status of its own
+        stream = await request.start_stream("application/x-tar")
+        await stream.write(first)
+        async for chunk in chunks:
+            await stream.write(chunk)
 
 
 ROUTES: tuple[Route[Api], ...] = (

@@ -205,7 +205,7 @@ async def disk_usage(api: Api, request: Request) -> Response:
     found: Json = {"LayersSize": 0, "Images": None, "Containers": None, "Volumes": None, "BuildCache": None}
     if "image" in wanted:
         images = api.engine.images.list_images()
-        found["LayersSize"] = sum(image.size_bytes for image in images)
+        found["LayersSize"] = api.engine.images.size_on_disk()
         counts = count_uses(api)
         found["Images"] = [{**image_json(i, request.version, counts), "SharedSize": 0} for i in images]
     if "container" in wanted:
@@ -214,6 +214,7 @@ async def disk_usage(api: Api, request: Request) -> Response:
             summary_json(
                 view,
                 image=view.container.image_name,
+                health=api.health(view),
                 now_ns=now_ns,
                 find_network=api.find_network,
                 size=await size_of(api, view),
