@@ -168,6 +168,11 @@ def start_facts(parts: Parts, container: Container, files: ContainerFiles) -> St
                 raise Conflict(
                     f"cannot join {kind} of a non running container: {target.container.id}: start it first"
                 )
+            if kind == "ipc" and target.container.spec.ipc_mode not in ("shareable", "host"):
+                raise Conflict(
+                    f"cannot join IPC of container {target.container.id}: non-shareable IPC "
+                    "(hint: use IpcMode:shareable for the donor container)"
+                )
             joined[kind] = target.state.pid
             if kind == "ipc":
                 shm = f"/proc/{target.state.pid}/root/dev/shm"
