@@ -13,5 +13,5 @@ check() {
 check $bin/ruff check .
 check $bin/ruff format --check .
 check $bin/mypy --strict
-check $bin/lint-imports
+check $bin/lint-imports --no-logo
 exit $failed

@@ -34,19 +34,20 @@ def run_plan(client: Client, options: Options) -> int:
 
 
 def render_plan(steps: list[dict[str, Any]], dim: Any) -> str:
-    """Numbered steps below the heading of their section; `why` follows where there is one."""
+    """Numbered steps below the heading of their section; a reason follows the last step that it is for.
+
+    A planned container has no id yet: the API's 64 zeros are shown as ID.
+    """
     lines: list[str] = []
-    section = None
     width = len(str(len(steps)))
     for number, step in enumerate(steps, 1):
-        if step.get("section") != section:
-            section = step.get("section")
-            if lines:
-                lines.append("")
-            lines.append(f"{section}:")
-        lines.append(f"  {number:>{width}}  {step['describe']}")
-        if step.get("why"):
-            lines.append(dim(f"  {'':>{width}}    {step['why']}"))
+        following = steps[number] if number < len(steps) else {}
+        if number == 1 or step["section"] != steps[number - 2]["section"]:
+            lines += ["", f"{step['section']}:"] if lines else [f"{step['section']}:"]
+        lines.append(f"  {number:>{width}}  {step['describe'].replace('0' * 64, 'ID')}")
+        why = step.get("why")
+        if why and (following.get("why"), following.get("section")) != (why, step["section"]):
+            lines.append(dim(f"  {'':>{width}}    {why}"))
     return "\n".join(lines) + "\n" if lines else ""
 
 

@@ -378,8 +378,8 @@ def _exec_status(client: Client, made: str) -> int:
     pause_s = 0.001
     while True:
         shown = client.get(f"/exec/{made}/json")
-        if not shown["Running"]:
-            return int(shown["ExitCode"] or 0)
+        if not shown["Running"] and shown["ExitCode"] is not None:
+            return int(shown["ExitCode"])
         time.sleep(pause_s)  # the API has no way to wait for an exec
         pause_s = min(pause_s * 2, 0.1)
 

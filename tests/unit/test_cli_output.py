@@ -194,14 +194,30 @@ def test_an_image_has_a_row_for_each_name() -> None:
 
 def test_a_plan_is_numbered_and_explained() -> None:
     steps = [
-        {"section": "mounts", "kind": "mount", "describe": "mount proc", "why": "ps needs it"},
+        {
+            "section": "mounts",
+            "kind": "mount",
+            "describe": f"mount /run/{'0' * 64}/proc",
+            "why": "ps needs it",
+        },
+        {"section": "mounts", "kind": "mount", "describe": "mount /dev", "why": "programs need it"},
+        {"section": "mounts", "kind": "mount", "describe": "mount /dev/pts", "why": "programs need it"},
         {"section": "mounts", "kind": "mount", "describe": "mount sysfs"},
         {"section": "process", "kind": "exec", "describe": "exec bash", "why": ""},
     ]
-    text = render_plan(steps, str)
-    assert text == (
-        "mounts:\n  1  mount proc\n       ps needs it\n  2  mount sysfs\n\nprocess:\n  3  exec bash\n"
+    assert render_plan(steps, str) == (
+        "mounts:\n"
+        "  1  mount /run/ID/proc\n"
+        "       ps needs it\n"
+        "  2  mount /dev\n"
+        "  3  mount /dev/pts\n"
+        "       programs need it\n"
+        "  4  mount sysfs\n"
+        "\n"
+        "process:\n"
+        "  5  exec bash\n"
     )
+    assert render_plan([], str) == ""
 
 
 def test_statistics_follow_docker_s_arithmetic() -> None:
