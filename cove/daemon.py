@@ -18,6 +18,7 @@ import gc
 import hashlib
 import logging
 import os
+import resource
 import signal
 import socket
 import stat
@@ -324,6 +325,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("cove daemon: it needs root: mounts, namespaces and cgroups; run it with sudo", file=sys.stderr)
         return 1
     os.umask(0o022)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a published port takes a descriptor or two
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         uvloop.run(serve(options))

@@ -30,7 +30,7 @@ from cove.engine.mounts import settle_mounts
 from cove.engine.names import check_name, choose_name, new_id
 from cove.engine.parts import Parts
 from cove.engine.reconcile import reconcile
-from cove.engine.start import plan_only
+from cove.engine.start import plan_only, warm_filters
 from cove.engine.types import (
     AttachOptions,
     ContainerStats,
@@ -92,6 +92,7 @@ class Engine:
             await engine._execs.reconcile()
             for container_id in starts:
                 engine._lifecycle.resume_restart(container_id)
+            engine._background.spawn(asyncio.to_thread(warm_filters, parts.host), "compiling the default filter")
         except BaseException:
             await engine.close()
             raise

@@ -23,6 +23,7 @@ from cove.engine.types import ExecSpec, View
 from cove.model.container import (
     Bind,
     Container,
+    ContainerSpec,
     Endpoint,
     EndpointSpec,
     MountPoint,
@@ -32,12 +33,14 @@ from cove.model.container import (
 )
 from cove.model.errors import Conflict, CoveError, HostError, Invalid
 from cove.runtime import launch as runtime
-from cove.runtime import users
+from cove.runtime import seccomp, users
 from cove.runtime.cgroups_limits import block_devices
+from cove.runtime.facts import Host
 from cove.runtime.host import check_propagation, find_block_numbers, find_devices, open_tree
 from cove.runtime.launch import Attach, StepFailed, StreamSetup, Task, launch
 from cove.runtime.plan import Slot, plan_exec, plan_facts, plan_start
-from cove.runtime.spec import Overlay, StartFacts, plan_exec_process, plan_spec
+from cove.runtime.seccomp_compile import compile_filter
+from cove.runtime.spec import Overlay, StartFacts, container_capabilities, plan_exec_process, plan_spec
 from cove.runtime.steps import Exec, Plan
 
 NOT_FOUND_CODE = 127
@@ -229,6 +232,14 @@ def user_resolver(
         return runtime.Resolved(uid=found.uid, gid=found.gid, groups=found.groups, env=found.environment(env))
 
     return resolve
+
+
+def warm_filters(host: Host) -> None:
+    """Compile the default system call filter, which takes some 30 ms, before the first start wants it."""
+    spec = ContainerSpec(image="")
+    profile = seccomp.select("", container_capabilities(spec, host), host.architecture, host.kernel)
+    if profile is not None:
+        compile_filter(profile)
 
 
 # --- execs --------------------------------------------------------------------------------------
