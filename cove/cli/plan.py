@@ -44,7 +44,9 @@ def render_plan(steps: list[dict[str, Any]], dim: Any) -> str:
         following = steps[number] if number < len(steps) else {}
         if number == 1 or step["section"] != steps[number - 2]["section"]:
             lines += ["", f"{step['section']}:"] if lines else [f"{step['section']}:"]
-        lines.append(f"  {number:>{width}}  {step['describe'].replace('0' * 64, 'ID')}")
+        lines.append(
+            f"  {number:>{width}}  {step['describe'].replace('0' * 64, 'ID').replace('0' * 12, 'ID')}"
+        )
         why = step.get("why")
         if why and (following.get("why"), following.get("section")) != (why, step["section"]):
             lines.append(dim(f"  {'':>{width}}    {why}"))
