@@ -180,6 +180,11 @@ class Extractor:
                     f"{show_name(entry.name)} is a hard link to {show_name(entry.link)}, "
                     "which the archive hasn't brought before"
                 ) from error
+            if error.errno in (errno.EPERM, errno.EXDEV):  # link(2): a directory; another mount
+                raise Invalid(
+                    f"{show_name(entry.name)} can't be a hard link to {show_name(entry.link)}: "
+                    "that is a directory, or on another file system"
+                ) from error
             raise
 
     def _whiteout(self, directory: int, parts: Parts, entry: Entry) -> None:

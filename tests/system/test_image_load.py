@@ -258,6 +258,7 @@ HOSTILE: list[tuple[str, Layer, str]] = [
     ("absolute hard link", [Hardlink("h", "/etc/passwd")], "absolute name"),
     ("hard link through a link", [Symlink("l", "/etc"), Hardlink("h", "l/passwd")], "hasn't brought before"),
     ("hard link to nothing", [Hardlink("h", "nothing")], "hasn't brought before"),
+    ("hard link to a directory", [Dir("d"), Hardlink("h", "d")], "that is a directory"),
     ("hard link to itself", [File("h"), Hardlink("h", "h")], "hard link to itself"),
     ("below a file", [File("f"), File("f/x")], "below something that isn't a directory"),
     ("nameless whiteout", [Entry("d/.wh.")], "whiteout without a name"),
