@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -126,3 +128,64 @@ def test_cove_daemon_becomes_the_daemon(place: Place) -> None:
     assert result.returncode == 0
     assert "--data-root" in result.stdout
     assert "--uninstall" in result.stdout
+
+
+def test_systemd_s_socket_is_taken_over(place: Place) -> None:
+    place.run_dir.mkdir()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    path = place.run_dir / "docker.sock"
+    listener.bind(str(path))
+    listener.listen(8)
+    notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    notify.bind(str(place.base / "notify"))
+    notify.settimeout(BOUND_S)
+
+    def as_systemd_does() -> None:
+        os.dup2(listener.fileno(), 3)
+
+    with open(place.base / "log", "wb") as log:
+        daemon = subprocess.Popen(
+            ["sh", "-c", f"LISTEN_PID=$$ exec {ROOT}/bin/cove daemon"],
+            env={**place.env, "LISTEN_FDS": "1", "NOTIFY_SOCKET": str(place.base / "notify")},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            preexec_fn=as_systemd_does,
+            pass_fds=(3,),
+        )
+    try:
+        listener.close()
+        assert b"READY=1" in notify.recv(4096)
+        inode = path.stat().st_ino
+        result = place.cove("-H", f"unix://{path}", "ps", "-q")
+        assert (result.returncode, result.stderr) == (0, "")
+        assert path.stat().st_ino == inode, "the socket is systemd's: it isn't made anew"
+    finally:
+        notify.close()
+        daemon.terminate()
+        daemon.wait(BOUND_S)
+
+
+def test_units_are_filled_in(tmp_path: Path) -> None:
+    subprocess.run(
+        ["sh", str(ROOT / "scripts" / "install-systemd.sh")],
+        env={"PATH": os.environ["PATH"], "DESTDIR": str(tmp_path)},
+        check=True,
+        timeout=60,
+    )
+    units = tmp_path / "etc" / "systemd" / "system"
+    service = (units / "cove.service").read_text()
+    assert f"ExecStart={ROOT}/bin/cove daemon\n" in service
+    assert "KillMode=process" in service
+    assert "@" not in service
+    assert "ListenStream=/run/cove/docker.sock\n" in (units / "cove.socket").read_text()
+    verify = shutil.which("systemd-analyze")
+    if verify is not None:
+        said = subprocess.run(
+            [verify, "verify", str(units / "cove.service"), str(units / "cove.socket")],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert "cove." not in said.stderr, said.stderr
