@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import select
 import socket
+import termios
 import time
 from collections.abc import Mapping
 from email.utils import formatdate
@@ -40,6 +42,7 @@ MAX_HEAD_BYTES = 64 << 10
 MAX_HEADERS = 128
 HEAD_TIMEOUT_S = 60.0  # from a request's first byte to its head's last
 LINGER_S = 5.0  # how long an answered client may go on sending a body that nobody wants
+TAKEN_TRIES, TAKEN_PAUSE_S = 40, 0.0005  # how long a hijacked client's header is waited for
 HELD_BYTES = 64 << 10  # bytes of following requests; above, the socket isn't read from
 
 
@@ -392,6 +395,7 @@ class Connection(asyncio.Protocol):
             if isinstance(error, OSError):
                 raise ClientGone("the client closed the connection") from None
             raise
+        await _wait_taken(sock)
         return sock, early
 
     def bind_to_client(self) -> None:
@@ -452,6 +456,19 @@ def _wants_close(connection: str) -> bool:
 
 
 _date: tuple[int, str] = (0, "")
+
+
+async def _wait_taken(sock: socket.socket) -> None:
+    """Wait, for some milliseconds at most, until the client has read the header of a hijacked connection.
+
+    Python's http.client buffers whatever it reads along with the header, and the docker SDK then reads the
+    stream from the socket below that buffer: what followed the header too closely would be lost to it.
+    """
+    for _ in range(TAKEN_TRIES):
+        left = fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0\0\0\0")  # SIOCOUTQ of unix(7) and tcp(7)
+        if left == b"\0\0\0\0":
+            return
+        await asyncio.sleep(TAKEN_PAUSE_S)
 
 
 def _now() -> str:
