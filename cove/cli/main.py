@@ -137,12 +137,27 @@ HELP = ("help", "-h", "--help")
 
 def start(arguments: Sequence[str]) -> NoReturn:
     """Run the command line and end the process; nothing of Python's own shutdown is waited for."""
+    _open_standard_streams()
     status = run_main(arguments)
     try:
         sys.stdout.flush()
     except OSError:
         status = status or 141
     os._exit(status)
+
+
+def _open_standard_streams() -> None:
+    """Give closed standard streams to /dev/null: or else a socket would get their number, and our output."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    # Python sets them to None where they are closed.
+    streams = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+    for fd, (name, stream) in enumerate(streams.items(), 1):
+        if stream is None:
+            setattr(sys, name, open(fd, "w", closefd=False))  # noqa: SIM115 - for the process's life
 
 
 def run_main(arguments: Sequence[str]) -> int:

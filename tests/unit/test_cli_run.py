@@ -238,6 +238,22 @@ def test_a_closed_output_ends_run_quietly(make: Make) -> None:
         assert process.stderr.read() == b""
 
 
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_closed_standard_streams_do_no_harm(make: Make, closed: str) -> None:
+    container = make(cat)
+    command = f"exec {sys.executable} -I -S {ROOT}/cove/cli/boot.py run -i debian cat {closed}"
+    result = subprocess.run(
+        ["sh", "-c", command],
+        env={"COVE_HOST": container.daemon.address},
+        input=b"data",
+        capture_output=True,
+        timeout=BOUND_S,
+    )
+    assert (result.returncode, result.stderr) == (0, b"")
+    if "1>&-" not in closed:
+        assert result.stdout == (b"<end>" if "0<&-" in closed else b"data<end>")
+
+
 def test_signals_are_passed_on(make: Make) -> None:
     def until_signalled(request: Request, container: Container) -> int:
         request.sock.sendall(frame(1, b"ready\n"))
