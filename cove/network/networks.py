@@ -338,6 +338,7 @@ class Networks:
         self._forget_member(container_id, endpoint)
         self._withdraw(gone)
         self._bury(endpoint, alive=True)
+        await self._reaper.flush()  # the container may be connected again at once, by the same interface name
 
     async def reconcile(self, alive: Mapping[str, Alive]) -> None:
         """After a restart: publish again what is alive, free everything else. Before the first connect."""

@@ -25,7 +25,9 @@ OPTION_ICC = "com.docker.network.bridge.enable_icc"
 OPTION_MASQUERADE = "com.docker.network.bridge.enable_ip_masquerade"
 OPTION_MTU = "com.docker.network.driver.mtu"
 
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
+_NAME = re.compile(
+    r"[^\s/\x00-\x1f\x7f](?:[^/\x00-\x1f\x7f]{0,253}[^\s/\x00-\x1f\x7f])?"
+)  # what a path segment and a terminal can show
 _LINK_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,14}")
 _TRUE, _FALSE = ("true", "1"), ("false", "0")
 
@@ -53,8 +55,8 @@ def plan_network(
     """
     if not _NAME.fullmatch(name):
         raise Invalid(
-            f"network name {name!r}: expected letters, digits, '_', '.' and '-', starting with a letter or "
-            "digit, e.g. backend"
+            f"network name {name[:40]!r}: expected 1 to 255 printable characters without '/' and with no space "
+            "at either end, e.g. backend"
         )
     if driver in ("host", "null"):
         raise Forbidden(f'only one instance of "{driver}" network is allowed: use the one that exists')

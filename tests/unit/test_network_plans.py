@@ -184,7 +184,7 @@ def test_ipv4_comes_first_whatever_the_order_asked_for() -> None:
 @pytest.mark.parametrize(
     ("error", "changes"),
     [
-        (Invalid, {"name": "a b"}),
+        (Invalid, {"name": "a/b"}),
         (Invalid, {"name": ""}),
         (Conflict, {"name": "bridge"}),
         (NotFound, {"driver": "overlay"}),
