@@ -203,6 +203,11 @@ class Daemon:
         finally:
             connection.close()
 
+    @property
+    def nanny_pid(self) -> int:
+        """The process that all of this daemon's processes descend from."""
+        return self._nanny.pid
+
     def connect(self, timeout_s: float = 120) -> socket.socket:
         """A raw connection, for requests that no library would send."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
