@@ -144,6 +144,7 @@ class Bench:
         against: str = "dockerd",
         targets: tuple[Target, ...] = (),
         more_is_better: bool = False,
+        comparable: bool = True,
         note: str = "",
     ) -> Row:
         """A row of medians: Cove beside `against`."""
@@ -157,6 +158,7 @@ class Bench:
             against=against,
             targets=targets,
             more_is_better=more_is_better,
+            comparable=comparable,
             note=note,
             problem=problem,
         )

@@ -85,6 +85,7 @@ class Row:
     base: float | None = None
     against: str = ""
     more_is_better: bool = False
+    comparable: bool = True  # False: the two sides had different amounts to do, so no ratio is shown
     targets: tuple[Target, ...] = ()
     note: str = ""
     problem: str = ""
@@ -112,7 +113,7 @@ def exit_status(rows: Sequence[Row]) -> int:
 
 def ratio(row: Row) -> str:
     """How the two sides relate, for a person: "2.1 times", "12 times faster", or "" without two values."""
-    if row.cove is None or row.base is None or row.cove <= 0 or row.base <= 0:
+    if row.cove is None or row.base is None or row.cove <= 0 or row.base <= 0 or not row.comparable:
         return ""
     if any(isinstance(target, AtMostTimes) for target in row.targets):
         return f"{significant(row.cove / row.base)} times"

@@ -92,6 +92,11 @@ def test_a_ratio_reads_in_the_direction_of_its_target(shown: Row, text: str) -> 
     assert ratio(shown) == text
 
 
+def test_sides_with_different_amounts_to_do_get_no_ratio() -> None:
+    uneven = Row(what="a", unit="ms", cove=20.0, base=10.0, against="dockerd", comparable=False)
+    assert ratio(uneven) == ""
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0, "0"), (0.0342, "0.0342"), (0.25, "0.250"), (2.514, "2.51"), (31.24, "31.2"), (1043.4, "1043")],
