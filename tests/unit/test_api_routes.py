@@ -635,6 +635,21 @@ def test_a_pull_says_why_it_cannot(api: ApiFixture) -> None:
     )
 
 
+def test_a_pull_of_an_image_that_is_here_says_so(api: ApiFixture) -> None:
+    answer = api.ask("POST", "/images/create?fromImage=debian&tag=latest")
+    assert answer.status == 200
+    assert answer.json["status"].startswith("debian:latest is here already")
+
+
+def test_the_log_driver_is_shown_as_clients_need_it(api: ApiFixture) -> None:
+    def shown(name: str) -> str:
+        return str(api.ask("GET", f"/containers/{name}/json").json["HostConfig"]["LogConfig"]["Type"])
+
+    api.create("none-named")
+    api.create("named", HostConfig={"LogConfig": {"Type": "local"}})
+    assert (shown("none-named"), shown("named")) == ("json-file", "local")
+
+
 def test_an_import_answers_with_the_image(api: ApiFixture) -> None:
     answer = api.ask(
         "POST", "/images/create?fromSrc=-&repo=a&tag=b", b"tar", {"Content-Type": "application/x-tar"}

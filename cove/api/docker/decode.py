@@ -165,8 +165,7 @@ def _check_platform(platform: str) -> None:
 def _refuse_unsupported(host: wire.HostConfig) -> None:
     if host.links:
         raise NotImplementedHere(
-            "HostConfig.Links: Cove has no links; put the containers on a network of their own, "
-            "where names resolve"
+            "HostConfig.Links: Cove has no links; name the other container's address with ExtraHosts (--add-host)"
         )
     if host.storage_opt:
         raise Invalid(
@@ -277,7 +276,7 @@ def decode_endpoint(network: str, config: wire.EndpointConfig, path: str) -> End
     ipam = config.ipam_config or wire.IpamConfig()
     if config.links:
         raise NotImplementedHere(
-            f"{path}.Links: Cove has no links; containers on a network find each other by name"
+            f"{path}.Links: Cove has no links; name the other container's address with ExtraHosts"
         )
     if ipam.link_local_ips:
         raise NotImplementedHere(

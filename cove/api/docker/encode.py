@@ -172,7 +172,6 @@ def inspect_json(
         "GraphDriver": {
             "Data": {
                 "ID": container.id,
-                "MergedDir": f"{directory}/merged",
                 "UpperDir": f"{directory}/upper",
                 "WorkDir": f"{directory}/work",
             },
@@ -268,7 +267,7 @@ def host_config_json(container: Container, echo: Echo) -> Json:
             }
         )
     host.update(resources_json(spec.resources))
-    host["LogConfig"] = {"Type": container.log.driver, "Config": container.log.options}
+    host["LogConfig"] = {"Type": shown_log_driver(container), "Config": container.log.options}
     host["NetworkMode"] = "bridge" if spec.network_mode == "default" else spec.network_mode
     host["RestartPolicy"] = {"Name": spec.restart.name, "MaximumRetryCount": spec.restart.maximum_retries}
     host["AutoRemove"] = spec.auto_remove
@@ -277,6 +276,12 @@ def host_config_json(container: Container, echo: Echo) -> Json:
     host["ShmSize"] = spec.shm_size_bytes or DEFAULT_SHM_BYTES
     host["Runtime"] = host["Runtime"] or "runc"
     return host
+
+
+def shown_log_driver(container: Container) -> str:
+    """The driver as named; json-file where none was, which makes clients read the log (decisions/0005)."""
+    driver = container.log.driver
+    return "json-file" if driver == "local" and not container.spec.log.driver else driver
 
 
 def resources_json(resources: Resources) -> Json:

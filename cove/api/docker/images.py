@@ -274,13 +274,11 @@ async def prune(api: Api, request: Request) -> Response:
 
 
 async def create(api: Api, request: Request) -> Response | None:
-    """Import an archive (`fromSrc=-`). Pulling needs a registry client, which Cove doesn't have yet."""
+    """Import an archive (`fromSrc=-`), or answer a pull."""
     query = request.query
     if name := query.get("fromImage"):
-        raise NotFound(
-            f"No such image: {_pull_name(name, query.get('tag'))}, and this release of Cove can't pull from "
-            "registries: load it with `docker load`, or import a file system with `docker import`"
-        )
+        await _pull(api, request, _pull_name(name, query.get("tag")))
+        return None
     source = query.get("fromSrc")
     if not source:
         raise Invalid("images/create: one of the query parameters fromImage and fromSrc is needed")
@@ -297,6 +295,23 @@ async def create(api: Api, request: Request) -> Response | None:
     stream = await request.start_stream("application/json")
     await stream.write(encode_json({"status": image.id}) + b"\n")
     return None
+
+
+async def _pull(api: Api, request: Request, name: str) -> None:
+    """What a pull comes to without a registry client: an image that is here, or a sentence.
+
+    An image that is here must not fail: clients also pull when a create fails with another 404.
+    """
+    try:
+        image = api.engine.images.find_image(name)
+    except NotFound:
+        raise NotFound(
+            f"No such image: {name}, and this release of Cove can't pull from registries: load it with "
+            "`docker load`, or import a file system with `docker import`"
+        ) from None
+    status = f"{name} is here already ({image.id[7:19]}); this release of Cove can't look for a newer one"
+    stream = await request.start_stream("application/json")
+    await stream.write(encode_json({"status": status}) + b"\n")
 
 
 def _pull_name(name: str, tag: str) -> str:
