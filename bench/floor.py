@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.engines import EngineError
 from bench.peers import find_program
 from bench.room import CGROUPS, hierarchies, remove_cgroups
-from cove.runtime.cgroups import detect_cgroups
+from cove.runtime.cgroups_detect import detect_cgroups
 from cove.runtime.cgroups_devices import DEFAULT_RULES, v1_lines
 from cove.runtime.host import find_host
 from cove.runtime.seccomp import select

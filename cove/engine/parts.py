@@ -31,7 +31,8 @@ from cove.model.objects import Event, VolumeRecord
 from cove.network.model import NetworkSettings
 from cove.network.networks import Networks
 from cove.network.statistics import read_interfaces
-from cove.runtime.cgroups import Cgroups, detect_cgroups
+from cove.runtime.cgroups import Cgroups
+from cove.runtime.cgroups_detect import detect_cgroups
 from cove.runtime.cgroups_limits import block_devices, check_resources, missing_features, plan_resources
 from cove.runtime.cgroups_stats import read_cpu_clock
 from cove.runtime.host import Host, find_block_numbers, find_host
@@ -337,6 +338,12 @@ class Parts:
         """Take back a volume that a failed create had made, unless another container took it up meanwhile."""
         with contextlib.suppress(CoveError):
             await self.volumes.remove(name, force=False, in_use=self.volume_users)
+
+    async def settle_loose(self, container_id: str, names: Sequence[str]) -> None:
+        """Forget the note of a failed create's volumes, unless one of them couldn't be taken back yet."""
+        if not any(self.volumes.find(name) for name in names):
+            with contextlib.suppress(CoveError):
+                await self.registry.forget_loose(container_id)
 
     def missing(self) -> list[str]:
         """What this host can't do, as sentences."""

@@ -17,12 +17,11 @@ import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from cove.model.errors import HostError, Invalid, Unavailable
 from cove.runtime import oci
 from cove.runtime.cgroups_stats import Stats
-from cove.runtime.facts import GUARDED, Hierarchy, Layout, check_parent
+from cove.runtime.facts import GUARDED, Layout
 
 
 class OomWatch(ABC):
@@ -137,71 +136,6 @@ class Cgroups(ABC):
                 raise HostError(f"cgroup {path} is still busy after {timeout_s:g} s (processes: {left})")
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, 0.1)
-
-
-# --- detection --------------------------------------------------------------------------------------
-
-
-def detect_cgroups(root: str = "/sys/fs/cgroup", *, parent: str = "cove") -> Cgroups:
-    """Find out what is mounted at `root` and choose the implementation; changes nothing (`setup` does).
-
-    A v2 tree at `root` itself is a unified host. Otherwise directories with v1 controllers make it v1, also
-    when an empty v2 tree lies beside them (hybrid). Raises Unavailable when there is neither.
-    """
-    from cove.runtime.cgroups_v1 import CgroupsV1
-    from cove.runtime.cgroups_v2 import CgroupsV2
-
-    check_parent(parent)
-    online = len(os.sched_getaffinity(0))
-    if os.path.exists(f"{root}/cgroup.controllers"):
-        controllers = frozenset(read_file(f"{root}/cgroup.controllers").split())
-        layout = Layout(
-            version=2, root=root, parent=parent, controllers=controllers, online_cpus=online,
-            cpus=read_file(f"{root}/cpuset.cpus.effective").strip(),
-            mems=read_file(f"{root}/cpuset.mems.effective").strip(),
-        )  # fmt: skip
-        return CgroupsV2(layout)
-
-    hierarchies = _find_hierarchies(root)
-    known = frozenset(name for hierarchy in hierarchies for name in hierarchy.controllers)
-    if not known:
-        raise Unavailable(
-            f"no control groups are mounted at {root}: mount cgroup2 there, or v1's hierarchies below it"
-        )
-    layout = Layout(
-        version=1, root=root, parent=parent, hierarchies=hierarchies, controllers=known, online_cpus=online
-    )
-    if "cpuset" in known:
-        cpuset = layout.directory("cpuset", "")
-        layout = replace(
-            layout,
-            cpus=read_file(f"{cpuset}cpuset.effective_cpus").strip(),
-            mems=read_file(f"{cpuset}cpuset.effective_mems").strip(),
-        )
-    return CgroupsV1(layout)
-
-
-def _find_hierarchies(root: str) -> tuple[Hierarchy, ...]:
-    """v1 hierarchies are named after their controllers ("cpu,cpuacct"); symlinks to them are no others."""
-    found = []
-    try:
-        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
-    except OSError:
-        return ()
-    for entry in entries:
-        if not entry.is_dir(follow_symlinks=False) or not os.path.exists(f"{entry.path}/cgroup.procs"):
-            continue
-        if os.path.exists(f"{entry.path}/cgroup.controllers"):  # the v2 tree of a hybrid host
-            continue
-        names = tuple(entry.name.split(","))
-        known = tuple(name if name in V1_CONTROLLERS else f"name={name}" for name in names)
-        found.append(Hierarchy(directory=entry.name, controllers=known))
-    return tuple(found)
-
-
-V1_CONTROLLERS = frozenset(
-    "cpu cpuacct cpuset memory devices freezer blkio pids net_cls net_prio perf_event hugetlb misc".split()
-)
 
 
 # --- files and processes, shared by both versions ---------------------------------------------------

@@ -16,7 +16,8 @@ import pytest
 from cove.model.container import Resources
 from cove.model.errors import CoveError, HostError, Invalid, NotFound
 from cove.runtime import oci
-from cove.runtime.cgroups import Cgroups, OomWatch, detect_cgroups
+from cove.runtime.cgroups import Cgroups, OomWatch
+from cove.runtime.cgroups_detect import detect_cgroups
 from cove.runtime.cgroups_limits import FEATURES, plan_resources
 from cove.runtime.facts import GUARDED
 from cove.runtime.plan_cgroups import NO_RESOURCES, plan_cgroup

@@ -14,7 +14,8 @@ import pytest
 
 from cove.model.container import Resources
 from cove.model.errors import HostError, NotFound, Unavailable
-from cove.runtime.cgroups import Cgroups, detect_cgroups
+from cove.runtime.cgroups import Cgroups
+from cove.runtime.cgroups_detect import detect_cgroups
 from cove.runtime.cgroups_limits import plan_resources
 from tests.leaks import unique_name
 from tests.system.native_support import needs_root, run

@@ -17,7 +17,8 @@ import pytest
 from cove.model.container import Container, Device, MountPoint, Resources, Ulimit
 from cove.model.errors import CoveError, Invalid
 from cove.runtime import capabilities, launch, users
-from cove.runtime.cgroups import Cgroups, detect_cgroups
+from cove.runtime.cgroups import Cgroups
+from cove.runtime.cgroups_detect import detect_cgroups
 from cove.runtime.facts import Host
 from cove.runtime.host import find_devices, find_host, open_tree
 from cove.runtime.launch import ExitStatus, StepFailed, Task

@@ -11,7 +11,7 @@ import pytest
 from cove.model.container import Device, MountPoint
 from cove.model.errors import CoveError, Invalid
 from cove.runtime import capabilities
-from cove.runtime.cgroups import detect_cgroups
+from cove.runtime.cgroups_detect import detect_cgroups
 from cove.runtime.host import check_propagation, find_block_numbers, find_devices, find_host, open_tree
 from tests.system.native_support import needs_root
 

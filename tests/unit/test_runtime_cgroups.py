@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cove.model.container import Resources, ThrottleDevice, WeightDevice
 from cove.model.errors import HostError, Invalid, NotFound, Unavailable
 from cove.runtime import oci
-from cove.runtime.cgroups import detect_cgroups
+from cove.runtime.cgroups_detect import detect_cgroups
 from cove.runtime.cgroups_devices import (
     ALLOW_ALL,
     DEFAULT_RULES,
