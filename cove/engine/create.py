@@ -163,6 +163,15 @@ def _planned(mount: Mount, new_volume_name: Callable[[], str]) -> PlannedMount:
     return PlannedMount(mount, False)
 
 
+def anonymous_names(planned: Iterable[PlannedMount | MountPoint]) -> tuple[str, ...]:
+    """The volumes that are to be made for this container alone."""
+    return tuple(
+        item.mount.name
+        for item in planned
+        if isinstance(item, PlannedMount) and item.anonymous and isinstance(item.mount, Volume)
+    )
+
+
 def tmpfs_point(mount: Tmpfs) -> MountPoint:
     """The mount options of a tmpfs as mount(8) writes them."""
     options = list(mount.options)

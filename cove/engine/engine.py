@@ -21,7 +21,7 @@ from cove.engine import host as host_facts
 from cove.engine.archive import Archives
 from cove.engine.attach import make_attach
 from cove.engine.connections import Connections
-from cove.engine.create import plan_container, plan_mounts
+from cove.engine.create import anonymous_names, plan_container, plan_mounts
 from cove.engine.execs import Execs
 from cove.engine.health import Health
 from cove.engine.lifecycle import Lifecycle
@@ -167,6 +167,10 @@ class Engine:
             host_name=host_facts.host_name(),
         )
         self._check_references(spec)
+        loose = anonymous_names(planned)
+        if loose:
+            await self._parts.registry.note_loose(container.id, loose)
+            undo.push_async_callback(self._parts.settle_loose, container.id, loose)
         mounts = await settle_mounts(self._parts, planned, image, undo)
         return msgspec.structs.replace(container, mounts=mounts), warnings
 

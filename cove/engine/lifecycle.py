@@ -21,7 +21,7 @@ from cove.engine.create import merge_resources, parse_signal
 from cove.engine.health import Health, watch_health
 from cove.engine.live import Background, Live, done_wait, wake
 from cove.engine.parts import Parts
-from cove.engine.removal import remove_remains
+from cove.engine.removal import remove_container
 from cove.engine.restart import count_failure, plan_restart
 from cove.engine.start import StartRefused, launch_container
 from cove.engine.types import View, WaitCondition, WaitHandle, WaitResult
@@ -425,9 +425,8 @@ class Lifecycle:
 
     async def _remove_locked(self, view: View, live: Live, *, volumes: bool) -> None:
         container = view.container
-        await self._parts.registry.delete(container.id)
         live.drop_pending()
-        await remove_remains(self._parts, container, volumes=volumes)
+        await remove_container(self._parts, container, volumes=volumes)
         self._lives.pop(container.id, None)
         self._parts.publish(container, "destroy")
         result = WaitResult(view.state.exit_code, view.state.error)

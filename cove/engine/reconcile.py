@@ -15,7 +15,7 @@ import msgspec
 
 from cove.engine.lifecycle import Lifecycle
 from cove.engine.parts import Parts
-from cove.engine.removal import remove_remains, sweep_orphans
+from cove.engine.removal import remove_container, sweep_orphans
 from cove.engine.restart import count_failure, plan_restart, wants_start_after_boot
 from cove.engine.types import View
 from cove.model.container import State
@@ -131,7 +131,6 @@ async def _mark_restarting(parts: Parts, container_id: str, state: State) -> Non
 
 async def _remove(parts: Parts, view: View) -> None:
     try:
-        await parts.registry.delete(view.container.id)
-        await remove_remains(parts, view.container, volumes=True)
+        await remove_container(parts, view.container, volumes=True)
     except CoveError as error:
         log.warning("container %s could not be removed: %s", view.container.short_id, error)

@@ -2,9 +2,14 @@
 
 A write commits to the store first and is then shown, with no await in between, so that a reader
 sees either the old or the new record, never a half. Names are claimed by the same transaction.
+
+Beside the records it keeps which anonymous volumes are loose: made for a container that isn't committed yet, or
+left by one whose record is gone. A crash in between leaves the note, and the next start removes them.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import msgspec
 
@@ -16,10 +21,12 @@ from cove.store.interface import Delete, Op, Put, Store, absent
 _CONTAINERS = "containers/"
 _STATES = "states/"
 _NAMES = "names/"
+_LOOSE = "loose/"
 
 _encode = msgspec.json.Encoder().encode
 _decode_container = msgspec.json.Decoder(Container).decode
 _decode_state = msgspec.json.Decoder(State).decode
+_decode_names = msgspec.json.Decoder(tuple[str, ...]).decode
 
 
 class Registry:
@@ -78,8 +85,20 @@ class Registry:
     def owner_of(self, name: str) -> str | None:
         return self._names.get(name)
 
+    async def note_loose(self, container_id: str, volumes: Sequence[str]) -> None:
+        """Commit that these anonymous volumes are about to be made for a container."""
+        await self._store.txn([], [Put(_LOOSE + container_id, _encode(volumes))])
+
+    async def forget_loose(self, container_id: str) -> None:
+        """Its loose volumes are gone; that there were none is fine."""
+        await self._store.txn([], [Delete(_LOOSE + container_id)])
+
+    async def list_loose(self) -> dict[str, tuple[str, ...]]:
+        """The loose volumes by the id of the container that had them, or was to have them."""
+        return {kv.key[len(_LOOSE) :]: _decode_names(kv.value) for kv in await self._store.range(_LOOSE)}
+
     async def insert(self, container: Container, state: State) -> None:
-        """Commit a new container and claim its name; Conflict when the name is taken."""
+        """Commit a new container, claim its name and its volumes; Conflict when the name is taken."""
         if container.name in self._names:
             raise self.taken(container.name)
         result = await self._store.txn(
@@ -88,6 +107,7 @@ class Registry:
                 Put(_CONTAINERS + container.id, _encode(container)),
                 Put(_STATES + container.id, _encode(state)),
                 Put(_NAMES + container.name, container.id.encode()),
+                Delete(_LOOSE + container.id),
             ],
         )
         if not result.succeeded:
@@ -132,8 +152,8 @@ class Registry:
         self._views[container_id] = View(renamed, self._views[container_id].state)
         return renamed
 
-    async def delete(self, container_id: str) -> None:
-        """Forget a container and its name; forgetting twice is fine."""
+    async def delete(self, container_id: str, *, loose: Sequence[str] = ()) -> None:
+        """Forget a container and its name, and note the volumes that are to go with it; twice is fine."""
         view = self._views.get(container_id)
         if view is None:
             return
@@ -142,6 +162,8 @@ class Registry:
             Delete(_STATES + container_id),
             Delete(_NAMES + view.container.name),
         ]
+        if loose:
+            ops.append(Put(_LOOSE + container_id, _encode(loose)))
         await self._store.txn([], ops)
         self._views.pop(container_id, None)
         self._names.pop(view.container.name, None)

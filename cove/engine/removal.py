@@ -1,7 +1,7 @@
 """What remains of a removed container goes: its directory, its state directory, anonymous volumes, addresses.
 
 Runs after the record is gone from the store, so a crash in the middle leaves only what
-`sweep_orphans` finds at the next start: directories without a record.
+`sweep_orphans` finds at the next start: directories without a record, and volumes noted as loose.
 """
 
 from __future__ import annotations
@@ -10,28 +10,42 @@ import asyncio
 import contextlib
 import os
 import shutil
+from collections.abc import Sequence
 
 from cove.engine.parts import Parts
 from cove.model.container import Container
-from cove.model.errors import CoveError
+from cove.model.errors import Conflict, NotFound
 
 
-async def remove_remains(parts: Parts, container: Container, *, volumes: bool) -> None:
-    """Take down all that a container had; each part is idempotent."""
+def anonymous_volumes(container: Container) -> tuple[str, ...]:
+    """The volumes that were made for this container alone."""
+    return tuple(point.name for point in container.mounts if point.kind == "volume" and point.anonymous)
+
+
+async def remove_container(parts: Parts, container: Container, *, volumes: bool) -> None:
+    """Forget a container and take down all that it had; each part is idempotent."""
+    loose = anonymous_volumes(container) if volumes else ()
+    await parts.registry.delete(container.id, loose=loose)
     await parts.networks.disconnect(container.id)
     parts.trash.discard(parts.settings.container_dir(container.id))
     shutil.rmtree(parts.settings.state_dir(container.id), ignore_errors=True)
     parts.forget_execs(container.id)
     await parts.images.release(parts.image_users)
-    if volumes:
-        for point in container.mounts:
-            if point.kind == "volume" and point.anonymous:
-                with contextlib.suppress(CoveError):  # in use by another (--volumes-from), or gone
-                    await parts.volumes.remove(point.name, force=False, in_use=parts.volume_users)
+    if loose:
+        await _remove_loose(parts, container.id, loose)
+
+
+async def _remove_loose(parts: Parts, container_id: str, volumes: Sequence[str]) -> None:
+    for name in volumes:
+        with contextlib.suppress(Conflict, NotFound):  # in use by another (--volumes-from), or gone
+            await parts.volumes.remove(name, force=False, in_use=parts.volume_users)
+    await parts.registry.forget_loose(container_id)
 
 
 async def sweep_orphans(parts: Parts) -> None:
-    """Directories of containers that no record names: a create or a remove was cut off there."""
+    """Directories and volumes of containers that no record names: a create or a remove was cut off there."""
+    for container_id, volumes in (await parts.registry.list_loose()).items():
+        await _remove_loose(parts, container_id, volumes)
     known = set(parts.registry.ids())
     for root in (parts.settings.containers_dir, parts.settings.run_dir / "containers"):
         try:
