@@ -26,6 +26,10 @@ async def no_swarm_here(api: Api, request: Request) -> Response:
     raise NotImplementedHere("Cove isn't a swarm: it runs containers on this machine only")
 
 
+async def no_swarm_to_leave(api: Api, request: Request) -> Response:
+    raise Unavailable("This node is not part of a swarm")
+
+
 async def no_builder(api: Api, request: Request) -> Response:
     raise NotImplementedHere(_NO_BUILDER)
 
@@ -86,7 +90,7 @@ ROUTES: tuple[Route[Api], ...] = (
     *(("GET", f"/{kind}/{{name}}/logs", no_swarm) for kind in ("services", "tasks")),
     ("POST", "/swarm/init", no_swarm_here),
     ("POST", "/swarm/join", no_swarm_here),
-    ("POST", "/swarm/leave", no_swarm),
+    ("POST", "/swarm/leave", no_swarm_to_leave),
     ("POST", "/swarm/update", no_swarm),
     ("GET", "/swarm/unlockkey", no_swarm),
     ("POST", "/swarm/unlock", no_swarm),
