@@ -153,7 +153,7 @@ class Engine:
         self, spec: ContainerSpec, name: str, undo: AsyncExitStack
     ) -> tuple[Container, Sequence[str]]:
         image = self._parts.images.find_image(spec.image)
-        spec, warnings = self._parts.check(spec)
+        spec, warnings = self._parts.check(self._settle_joined(spec))
         inherited = self._inherited_mounts(spec)
         planned = plan_mounts(spec, image.config, inherited, lambda: secrets.token_hex(32))
         container = plan_container(
@@ -166,7 +166,6 @@ class Engine:
             log=self._parts.log_config(spec.log),
             host_name=host_facts.host_name(),
         )
-        self._check_references(spec)
         loose = anonymous_names(planned)
         if loose:
             await self._parts.registry.note_loose(container.id, loose)
@@ -183,15 +182,17 @@ class Engine:
                 points.append(msgspec.structs.replace(point, readonly=point.readonly or source.readonly))
         return points
 
-    def _check_references(self, spec: ContainerSpec) -> None:
-        """Networks and containers that a spec names must exist."""
-        for mode in (spec.network_mode, spec.pid_mode, spec.ipc_mode):
-            if mode.startswith("container:"):
-                self.find(mode.removeprefix("container:"))
-        named = [spec.network_mode] if not spec.network_mode.startswith("container:") else []
-        for network in [*named, *(endpoint.network for endpoint in spec.endpoints)]:
-            if network and network != "default":
-                self._parts.networks.find_network(network)
+    def _settle_joined(self, spec: ContainerSpec) -> ContainerSpec:
+        """`container:NAME` modes by id, so that a later rename doesn't matter; a missing one fails the start."""
+        changes: dict[str, str] = {}
+        for field in ("network_mode", "pid_mode", "ipc_mode"):
+            kind, colon, reference = getattr(spec, field).partition(":")
+            if kind == "container" and colon:
+                try:
+                    changes[field] = f"container:{self.find(reference).container.id}"
+                except NotFound:
+                    continue
+        return msgspec.structs.replace(spec, **changes) if changes else spec
 
     # --- transitions --------------------------------------------------------------------------
 
