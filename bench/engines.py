@@ -206,8 +206,8 @@ def run_exec(client: Client, raw: Client, container: str, command: Sequence[str]
     name = client.call("POST", f"/containers/{container}/exec", request)["Id"]
     raw.hijack(f"/exec/{name}/start", {"Detach": False, "Tty": False})
     deadline = time.monotonic() + 30
-    while (seen := client.call("GET", f"/exec/{name}/json"))["Running"]:
+    while (seen := client.call("GET", f"/exec/{name}/json"))["Running"] or seen["ExitCode"] is None:
         if time.monotonic() > deadline:
             raise ApiError(f"exec {command}", 0, "it still runs 30 s after its stream ended")
     if seen["ExitCode"] != 0:
-        raise ApiError(f"exec {command}", seen["ExitCode"] or 0, "is its exit code, expected 0")
+        raise ApiError(f"exec {command}", seen["ExitCode"], "is its exit code, expected 0")
