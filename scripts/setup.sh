@@ -114,12 +114,15 @@ case $have in
 "$want") ;;
 "$want_dev") ;; # dev.txt holds all of base.txt
 *)
-	python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-		fail "python3 is $(python3 -V 2>&1); Cove needs Python 3.11 or newer (Debian 12 has it)"
+	# The system's Python first: one below somebody's home couldn't be entered by other users.
+	python=/usr/bin/python3
+	$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || python=python3
+	$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+		fail "python3 is $($python -V 2>&1); Cove needs Python 3.11 or newer (Debian 12 has it)"
 	say "making .venv from $locked"
 	[ -x .venv/bin/python ] && .venv/bin/python -c '' 2>/dev/null || {
 		rm -rf .venv
-		python3 -m venv .venv || fail "python3 -m venv .venv failed; remove .venv and run it again"
+		$python -m venv .venv || fail "python3 -m venv .venv failed; remove .venv and run it again"
 	}
 	rm -f $stamp
 	.venv/bin/python -m pip install -q --disable-pip-version-check --no-input --require-hashes -r $locked </dev/null ||
