@@ -329,7 +329,11 @@ async def launch(
 async def reconnect(state_dir: Path) -> Task | None:
     """The task of a supervisor that outlived the daemon which started it; None when it is gone:
     then `read_exit` tells the end, or None if it was killed. Raises HostError when it doesn't answer."""
-    control = connect_control(state_dir)
+    stuck = HostError(f"the supervisor of {state_dir} doesn't answer: kill it to free the container")
+    try:
+        control = await connect_control(state_dir)
+    except TimeoutError:
+        raise stuck from None
     if control is None:
         return None
     connection = Connection(control)
@@ -345,9 +349,7 @@ async def reconnect(state_dir: Path) -> Task | None:
                     os.close(descriptor)
     except TimeoutError:
         connection.discard()
-        raise HostError(
-            f"the supervisor of {state_dir} doesn't answer: kill it to free the container"
-        ) from None
+        raise stuck from None
     except HostError:
         pass  # it has just ended
     except BaseException:

@@ -117,7 +117,9 @@ class AttachDeviceProgram(Step):
 class SetNs(Step):
     """setns(2) to the namespace (or pidfd) in `slot`; `flags` are the CLONE_NEW* it must be.
 
-    Also allowed in `before`, with CLONE_NEWPID only: a pid namespace is entered by the next clone.
+    With CLONE_NEWPID, `Exec` splits the process off into that pid namespace right before the execve(2), so that
+    whoever lives there never sees it with more than its own rights. In `before` (CLONE_NEWPID only) the child
+    lives there from the clone on: for a plan that mounts a /proc, which shows the mounting process's namespace.
     """
 
     KIND: ClassVar[int] = 16

@@ -103,22 +103,29 @@ def listen_control(state_dir: int) -> socket.socket:
     try:
         os.fchmod(listener.fileno(), 0o600)  # before bind(2) it sets the mode of the file
         listener.bind(f"/proc/self/fd/{state_dir}/control.sock")
-        listener.listen(8)
+        listener.listen(16)
     except BaseException:
         listener.close()
         raise
     return listener
 
 
-def connect_control(state_dir: Path) -> socket.socket | None:
-    """Connect to a running supervisor; None when there is none any more."""
+async def connect_control(state_dir: Path) -> socket.socket | None:
+    """Connect to a running supervisor; None when there is none any more. Raises TimeoutError when the
+    supervisor accepts nobody for ten seconds (it is stopped)."""
     try:
         directory = os.open(state_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     try:
-        control.connect(f"/proc/self/fd/{directory}/control.sock")
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    control.connect(f"/proc/self/fd/{directory}/control.sock")
+                    break
+                except BlockingIOError:  # the queue is full, and a unix socket tells nobody when it isn't
+                    await asyncio.sleep(0.01)
     except (FileNotFoundError, ConnectionRefusedError):
         control.close()
         return None
@@ -179,7 +186,9 @@ class Connection:
         """Handle everything that has arrived."""
         while not self.closed:
             try:
-                data, descriptors, _, _ = socket.recv_fds(self._control, protocol.MAX_MESSAGE, 8)
+                data, descriptors, _, _ = socket.recv_fds(
+                    self._control, protocol.MAX_MESSAGE, 8, socket.MSG_CMSG_CLOEXEC
+                )
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:

@@ -16,6 +16,9 @@ int prepare_exec(struct context *context);
 /* The parent-death signal is lost at changes of identity: ask for it (again). */
 int die_with_parent(void);
 
+/* When a pid namespace is joined: split off the process that lives there; returns in it alone. */
+int split_off(struct context *context);
+
 /* With `init`: split off the process to be executed; returns in it alone. */
 int become_init(struct context *context);
 

@@ -3,12 +3,20 @@
  *
  * Once a system call filter is installed, nothing but execve(2) can be relied upon; prepare_exec does
  * the rest before, called by whichever of Seccomp and Exec comes first.
+ *
+ * A SetNs step of the child joins a pid namespace by a fork at the very end, once namespaces, capabilities
+ * and filter are those of the process: whoever lives there and has CAP_SYS_PTRACE sees every newcomer at once and can trace it,
+ * or look through its /proc/PID/root, whatever its dumpable attribute (CVE-2016-9962 and ptrace(2)). A child
+ * born there would still be in the host's mount namespace, with all capabilities.
  */
 #include "util.h"
 
 #include <limits.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <sys/wait.h>
@@ -55,6 +63,19 @@ static void own_null(struct context *c)
 		dup2(fd, 0);
 }
 
+/* Who is split off shows itself to strangers before its exec: it must hold nothing but its own. */
+static int leave_nothing(struct context *c)
+{
+	unsigned int sync = (unsigned int)c->sync;
+	int r = sync > 3 ? sys_close_range(3, sync - 1, 0) : 0;
+
+	if (r == 0)
+		r = sys_close_range(sync + 1, ~0u, 0);
+	if (r == 0 && madvise(c->born, sizeof(*c->born), MADV_DONTFORK) < 0)
+		r = -errno;
+	return r;
+}
+
 int prepare_exec(struct context *c)
 {
 	struct sync_message message = { .type = SYNC_EXEC };
@@ -68,8 +89,11 @@ int prepare_exec(struct context *c)
 		own_null(c);
 	if (!c->umask_set)
 		umask(022);
-	/* Everything is close-on-exec already; this holds against what we can't know of. */
-	r = sys_close_range(3, ~0u, CLOSE_RANGE_CLOEXEC);
+	if (c->joins_pid)
+		r = leave_nothing(c);
+	else
+		/* Everything is close-on-exec already; this holds against what we can't know of. */
+		r = sys_close_range(3, ~0u, CLOSE_RANGE_CLOEXEC);
 	if (r < 0)
 		return r;
 	r = send_message(c->sync, &message, sizeof(message), NULL, 0);
@@ -121,6 +145,26 @@ static int execute(char *const *args, char *const *env)
 			return result;
 		path += length + 1;
 	}
+}
+
+int split_off(struct context *c)
+{
+	struct sync_message peeked;
+	/* CLONE_PARENT: it is the supervisor that waits for it; CLONE_PARENT_SETTID: and learns its pid */
+	pid_t child = (pid_t)checked(
+		syscall(SYS_clone, CLONE_PARENT | CLONE_PARENT_SETTID | SIGCHLD, 0, c->born, 0, 0));
+
+	if (child < 0)
+		return child;
+	if (child)
+		_exit(0);
+	die_with_parent();
+	/* if the supervisor was killed before that, the signal never comes */
+	if (recv(c->sync, &peeked, sizeof(peeked), MSG_PEEK | MSG_DONTWAIT) == 0)
+		_exit(127);
+	if (c->wants_terminal && (setsid() < 0 || ioctl(0, TIOCSCTTY, 0) < 0))
+		return -errno;
+	return 0;
 }
 
 /* Process 1 of the container: reap what is orphaned, pass signals on, end as the child does. */
@@ -190,6 +234,8 @@ int run_exec(const struct value *v, struct context *c)
 	int r;
 
 	r = prepare_exec(c);
+	if (r == 0 && c->joins_pid)
+		r = split_off(c);
 	if (r == 0 && v[2].number)
 		r = become_init(c);
 	if (r < 0)

@@ -91,11 +91,11 @@ static bool is_torn(const struct log *log)
 		return pread(log->file, &last, 1, (off_t)(log->size - 1)) != 1 || last != '\n';
 	if (log->size < sizeof(record) + sizeof(length) ||
 	    pread(log->file, &length, sizeof(length), (off_t)(log->size - sizeof(length))) != sizeof(length) ||
-	    length > log->size - sizeof(record) - sizeof(length))
+	    !length || length > log->size - sizeof(record) - sizeof(length))
 		return true;
 	return pread(log->file, &record, sizeof(record),
 		     (off_t)(log->size - sizeof(length) - length - sizeof(record))) != sizeof(record) ||
-	       record.length != length;
+	       record.length != length || record.stream < 1 || record.stream > 2;
 }
 
 /* Have a file that may take a record. */

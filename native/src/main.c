@@ -5,11 +5,11 @@
  * Signals stay blocked for good: nothing but SIGKILL ends a supervisor, and the process's end comes
  * by its pidfd.
  */
-#include <fcntl.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 
+#include "kernel.h"
 #include "supervise.h"
 
 int main(void)
@@ -27,6 +27,7 @@ int main(void)
 	umask(0);
 	if (fcntl(CONTROL_FD, F_SETFD, FD_CLOEXEC) < 0)
 		return 2; /* not started by the daemon */
+	sys_close_range(CONTROL_FD + 1, ~0u, 0); /* whatever the daemon itself inherited and knows nothing of */
 	s->context.root = s->context.null = s->context.empty = -1;
 	s->child_pidfd = s->master = -1;
 	controls_init(s);

@@ -41,6 +41,9 @@ int run_set_ns(const struct value *v, struct context *c)
 {
 	int r = sys_setns(c->slots[v[0].number], (int)v[1].number);
 
+	if (r == 0 && c->born && (v[1].number & CLONE_NEWPID))
+		c->joins_pid = true; /* which setns(2) does for children alone */
+
 	/* the root may have been that of the namespace we left */
 	if (r == 0 && (v[1].number & CLONE_NEWNS))
 		close_fd(&c->root);

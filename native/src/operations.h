@@ -66,6 +66,9 @@ struct context {
 	bool oom_killed;  /* exit steps: set by ReadOom */
 	int control;      /* child: the daemon, for ResolveUser */
 	int sync;         /* child: the supervisor */
+	bool joins_pid;   /* child: the process is to be split off into a pid namespace (see split_off) */
+	bool wants_terminal; /* child: who is split off makes 0 its controlling terminal */
+	pid_t *born;      /* memory shared with the supervisor: who was split off; NULL when nobody will be */
 	int root;         /* child: the new root (O_PATH), -1 before it is mounted */
 	int null;         /* child: the root's /dev/null (O_PATH), opened by the first Mask that needs it */
 	int empty;        /* child: the empty directory of Mask, mounted by the first that needs it */

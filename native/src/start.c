@@ -32,6 +32,12 @@ struct ends {
 	int in[2], out[2], err[2], sync[2];
 };
 
+static void reap(idtype_t type, id_t id)
+{
+	while (waitid(type, id, NULL, WEXITED | __WALL) < 0 && errno == EINTR)
+		;
+}
+
 static int fail(struct supervisor *s, enum section section, uint32_t index, int error)
 {
 	struct msg_failed message = {
@@ -43,8 +49,12 @@ static int fail(struct supervisor *s, enum section section, uint32_t index, int 
 
 	if (s->child > 0) {
 		sys_pidfd_send_signal(s->child_pidfd, SIGKILL);
-		while (waitid(P_PIDFD, (id_t)s->child_pidfd, NULL, WEXITED | __WALL) < 0 && errno == EINTR)
-			;
+		reap(P_PIDFD, (id_t)s->child_pidfd);
+		/* and whom it has split off: from now on nobody else can be */
+		if (s->context.born && *s->context.born > 0) {
+			kill(*s->context.born, SIGKILL);
+			reap(P_PID, (id_t)*s->context.born);
+		}
 	}
 	run_exit_steps(s, true);
 	run_exit_steps(s, false);
@@ -113,12 +123,22 @@ static int read_plan(struct supervisor *s, int memory)
 	return 0;
 }
 
-static bool has_terminal_step(const struct plan *plan)
+static bool is_terminal(const struct step *step)
+{
+	return step->operation->kind == TERMINAL;
+}
+
+static bool splits_off(const struct step *step)
+{
+	return step->operation->kind == SET_NS && (step->values[1].number & CLONE_NEWPID);
+}
+
+static bool has_step(const struct plan *plan, bool (*is_it)(const struct step *step))
 {
 	const struct steps *child = &plan->sections[CHILD];
 
 	for (uint32_t i = 0; i < child->count; i++)
-		if (child->steps[i].operation->kind == TERMINAL)
+		if (is_it(&child->steps[i]))
 			return true;
 	return false;
 }
@@ -153,7 +173,7 @@ int receive_start(struct supervisor *s)
 		s->context.slots[i] = fds[fixed + i];
 	if (read_plan(s, memory) < 0)
 		return -1;
-	if (has_terminal_step(&s->plan) != !!s->setup.terminal)
+	if (has_step(&s->plan, is_terminal) != !!s->setup.terminal)
 		return refuse("a terminal is asked for by the plan or by the streams, but not by both");
 	for (uint32_t i = 0; i < s->setup.attaches; i++) {
 		int r = control_receive_attach(s);
@@ -269,6 +289,13 @@ static int clone_child(struct supervisor *s, struct ends *ends)
 		args.flags |= CLONE_INTO_CGROUP;
 		args.cgroup = (uint64_t)cgroup;
 	}
+	if (has_step(&s->plan, splits_off)) {
+		void *p = mmap(NULL, sizeof(pid_t), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+		if (p == MAP_FAILED)
+			return -errno;
+		s->context.born = p;
+	}
 	args.pidfd = (uintptr_t)&pidfd;
 	pid = sys_clone3(&args);
 	if (pid < 0)
@@ -292,10 +319,11 @@ static void let_plan_go(struct supervisor *s)
 /* Listen to the child until the exec. Returns 0, or the child's own failure with its step's index. */
 static int wait_for_exec(struct supervisor *s, int sync, uint32_t *index)
 {
+	uint32_t steps = s->plan.sections[CHILD].count;
 	bool executing = false;
 
 	for (;;) {
-		struct sync_message message;
+		struct sync_message message = { 0 };
 		struct iovec part = { &message, sizeof(message) };
 		int fd = -1;
 		size_t count = 1;
@@ -307,14 +335,37 @@ static int wait_for_exec(struct supervisor *s, int sync, uint32_t *index)
 			/* Closed without a word: killed, by the OOM killer for one. */
 			return executing ? 0 : -ECHILD;
 		if (message.type == SYNC_FAILED) {
-			*index = message.index;
-			return message.error ? -message.error : -EIO;
+			*index = message.index < steps ? message.index : steps - 1;
+			return message.error > 0 ? -message.error : -EIO;
 		}
-		if (message.type == SYNC_TERMINAL && count)
+		/* Behind SYNC_EXEC it may be a stranger who speaks: a container's process that traces the child. */
+		if (message.type == SYNC_TERMINAL && count && s->master < 0 && !executing)
 			s->master = fd;
-		else if (message.type == SYNC_EXEC)
+		else if (count)
+			close(fd);
+		if (message.type == SYNC_EXEC)
 			executing = true;
 	}
+}
+
+/* After the exec: if the child has split a process off, that one is ours from now on. */
+static int take_over(struct supervisor *s)
+{
+	pid_t pid = s->context.born ? *s->context.born : 0;
+	int pidfd;
+
+	if (pid <= 0)
+		return 0;
+	pidfd = sys_pidfd_open(pid);
+	if (pidfd < 0)
+		return pidfd;
+	reap(P_PIDFD, (id_t)s->child_pidfd);
+	close(s->child_pidfd);
+	s->child = pid;
+	s->child_pidfd = pidfd;
+	munmap(s->context.born, sizeof(pid_t));
+	s->context.born = NULL;
+	return 0;
 }
 
 static int open_streams(struct supervisor *s, struct ends *ends)
@@ -379,6 +430,8 @@ int start_process(struct supervisor *s)
 	}
 	let_plan_go(s);
 	r = wait_for_exec(s, ends.sync[0], &index);
+	if (r == 0)
+		r = take_over(s);
 	if (r == 0)
 		r = open_streams(s, &ends);
 	close_ends(&ends);

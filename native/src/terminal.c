@@ -76,7 +76,9 @@ int run_terminal(const struct value *v, struct context *c)
 			 &master, 1);
 	if (r < 0)
 		return r;
-	if (setsid() < 0 || ioctl(slave, TIOCSCTTY, 0) < 0)
+	/* A session's leader takes its terminal along when it ends, as the child does that splits a process off. */
+	c->wants_terminal = c->joins_pid;
+	if (!c->wants_terminal && (setsid() < 0 || ioctl(slave, TIOCSCTTY, 0) < 0))
 		return -errno;
 	for (int fd = 0; fd < 3; fd++)
 		if (dup2(slave, fd) < 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,6 +53,10 @@ def run(body: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(bounded())
 
 
+def bind_host(source: Path, target: str, **more: int) -> Bind:
+    return Bind(source=str(source), target=target, **more)
+
+
 async def until(condition: Callable[[], object]) -> None:
     """Wait for what gives no event of its own; `run` bounds it."""
     while not condition():
@@ -68,7 +73,8 @@ class Box:
         self.upper = path / "upper"
         self.state = path / "state"
         self.log = path / "log"
-        for name in ("lower/bin", "upper", "work", "merged", "log"):
+        self.shared = path / "shared"  # seen by both sides, as an overlay's upper directory isn't
+        for name in ("lower/bin", "upper", "work", "merged", "log", "shared"):
             (path / name).mkdir(parents=True)
         for name in ("proc", "sys", "dev", "tmp", "etc"):
             (self.lower / name).mkdir()
@@ -102,6 +108,7 @@ class Box:
             MakeNode(path="/dev/tty", mode=0o020666, major=5, minor=0),
             MakeSymlink(target="/proc/self/fd", path="/dev/fd"),
             MakeSymlink(target="/proc/self/fd/1", path="/dev/stdout"),
+            bind_host(self.shared, "/shared"),
         )
 
     def plan(
@@ -169,20 +176,19 @@ def make_launcher(name: str, report: Path) -> Launcher:
     return Launcher.open(build(name) / "cove-init", environment)
 
 
-def bind_host(source: Path, target: str, **more: int) -> Bind:
-    return Bind(source=str(source), target=target, **more)
-
-
 @pytest.fixture(params=["native", "native-asan"])
 def launcher(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Launcher]:
     """A launcher of each build. Afterwards no process is left, and no sanitizer has complained."""
     made = make_launcher(request.param, tmp_path / "sanitizer")
     yield made
     made.close()
+    left = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    for pid in map(int, left):  # of a test that failed: its containers go with them
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert left == []
     reports = list(tmp_path.glob("sanitizer*"))
     assert not reports, reports[0].read_text()
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
 
 

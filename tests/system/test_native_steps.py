@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from cove.runtime.launch import HostError, StepFailed, StreamSetup, launch
+from cove.model.errors import HostError
+from cove.runtime.launch import StepFailed, StreamSetup, launch
 from cove.runtime.steps import (
     AttachDeviceProgram,
     Bind,

@@ -126,7 +126,7 @@ def test_every_kind_of_step_arrives_whole(decoder: Decoder, kind: type[Step]) ->
             )
 
 
-texts = st.text(st.characters(blacklist_characters="\0", blacklist_categories=("Cs",)), max_size=40)
+texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
 numbers = st.integers(-(2**63), 2**64 - 1)
 
 
