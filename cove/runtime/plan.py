@@ -169,16 +169,13 @@ def plan_exec(
 ) -> tuple[Plan, tuple[Slot, ...]]:
     """The plan of another process in a running container: slot 0 is a pidfd of its first process.
 
-    It joins the namespaces that the container doesn't share with the host; a pid namespace before the clone,
-    for it is the next child that enters it (setns(2)).
+    It joins the namespaces that the container doesn't share with the host; the pid namespace last of all, by
+    the fork at the exec, for until then the process has rights that the container's processes must not get at.
     """
     kinds = {namespace.type for namespace in config.linux.namespaces}
     flags = 0
     for kind in kinds:
         flags |= _flag(kind)
-    before: tuple[Step, ...] = ()
-    if flags & _NEWPID:
-        before = (SetNs(slot=0, flags=_NEWPID),)
     cgroup = CgroupPlan()
     if config.linux.cgroups_path:
         cgroup = plan_join(
@@ -187,17 +184,17 @@ def plan_exec(
             config.linux.resources or NO_RESOURCES,
             everything=_writable_cgroups(config),
         )
-    child: list[Step] = [SetNs(slot=0, flags=flags & ~_NEWPID)]
+    child: list[Step] = []
     if process.oom_score_adj is not None and process.oom_score_adj != host.oom_score_adj:
+        # by the host's /proc: the container's is a stranger's
         child.append(WriteSelf(name="oom_score_adj", data=str(process.oom_score_adj), optional=1))
+    child.append(SetNs(slot=0, flags=flags))
     child += _plan_terminal(process, console=False)
     child += _plan_user_lookup(process, facts.group_add)
     child.append(Chdir(path=process.cwd))
     child += _plan_identity(process, config.linux.seccomp, facts.id)
     child.append(Exec(args=process.args, env=process.env))
-    plan = Plan(
-        clone_flags=0, cgroup_path=cgroup.clone_into, before=before, parent=cgroup.parent, child=tuple(child)
-    )
+    plan = Plan(clone_flags=0, cgroup_path=cgroup.clone_into, parent=cgroup.parent, child=tuple(child))
     return plan, (Slot(kind="process"),)
 
 
