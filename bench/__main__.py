@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from bench.cases import Case, all_cases
 from bench.context import Bench
 from bench.cove import ROOT
-from bench.machine import describe_machine
+from bench.machine import describe_machine, load_average
 from bench.stats import Row, exit_status
 from bench.table import render_json, render_markdown, render_text
 
@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with Bench(quick=quick) as bench:
         machine = describe_machine(bench.directory)
         rows = [row for case in chosen for row in run_case(bench, case)]
+        machine.append(("load after", load_average()))
     if options.json:
         print(render_json(rows, machine, quick=quick), end="")
     else:

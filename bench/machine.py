@@ -16,7 +16,6 @@ from bench.workdir import MOUNT_POINT
 
 def describe_machine(directory: Path) -> list[tuple[str, str]]:
     """What the figures depend on: (name, value) pairs. `directory` is where the data lies."""
-    load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
     return [
         ("date", time.strftime("%Y-%m-%d")),
         ("CPU", f"{cpu_model()}, {os.cpu_count()} cores"),
@@ -24,7 +23,7 @@ def describe_machine(directory: Path) -> list[tuple[str, str]]:
         ("kernel", platform.release()),
         ("cgroups", cgroup_mode()),
         ("filesystem of the data", filesystem_of(directory)),
-        ("load before (1, 5, 15 minutes)", load),
+        ("load before", load_average()),
         ("Cove", run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"])),
         ("Python", platform.python_version()),
         ("dockerd", version(["dockerd", "--version"])),
@@ -32,6 +31,11 @@ def describe_machine(directory: Path) -> list[tuple[str, str]]:
         ("runc", version(["runc", "--version"])),
         ("docker CLI", version(["docker", "--version"])),
     ]
+
+
+def load_average() -> str:
+    """How busy the machine is: over 1, 5 and 15 minutes (proc(5), loadavg)."""
+    return ", ".join(f"{value:.2f}" for value in os.getloadavg()) + " (1, 5, 15 minutes)"
 
 
 def cpu_model() -> str:
