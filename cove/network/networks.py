@@ -8,7 +8,9 @@ What makes a start quick: its namespace is taken from the pool, and publishing p
 What makes a stop quick: ports go at once; interfaces and addresses are taken back behind (`reaper`),
 and an address isn't given out again before its interface is gone.
 
-Order that must hold in `connect`: addresses, namespace, ports, rules, store; undone in reverse.
+Order that must hold in `connect`: addresses, namespace, ports, rules, store; undone in reverse. A network's bridge
+is noted in the store (`bridges/NAME`) as long as it is on the host without the network's record: while it is being
+made or removed. What a crash leaves so is removed at the next start.
 """
 
 from __future__ import annotations
@@ -71,6 +73,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _CHECK_PERIOD_S = 30.0
+_NOTED = "bridges/"
 
 
 @dataclass(slots=True)
@@ -217,10 +220,12 @@ class Networks:
         bridge = _Bridge(network, address_pools(network))
         self._networks[network.id] = network  # from here on its name and subnets are taken
         try:
+            await self._store.txn([], [Put(_NOTED + network.bridge, b"")])
             bridge.index = await self._in(
                 self._workshop.reaper, self._upkeep.add, network, self._bridge_networks()
             )
-            await self._store.txn([], [Put(f"networks/{network.id}", msgspec.json.encode(network))])
+            record = Put(f"networks/{network.id}", msgspec.json.encode(network))
+            await self._store.txn([], [record, Delete(_NOTED + network.bridge)])
         except BaseException:
             del self._networks[network.id]
             await asyncio.shield(self._take_off(network))
@@ -241,7 +246,11 @@ class Networks:
             )
         del self._networks[network.id]
         del self._bridges[network.id]
-        operations: list[Op] = [Delete(f"networks/{network.id}"), DeletePrefix(f"addresses/{network.id}/")]
+        operations: list[Op] = [
+            Delete(f"networks/{network.id}"),
+            DeletePrefix(f"addresses/{network.id}/"),
+            Put(_NOTED + network.bridge, b""),
+        ]
         await self._store.txn([], operations)
         await self._take_off(network)
         return network
@@ -422,6 +431,8 @@ class Networks:
             return
         for network_id, index in indexes.items():
             self._bridges[network_id].index = index
+        for item in await self._store.range(_NOTED):
+            await self._take_link_off(item.key.removeprefix(_NOTED))
 
     # --- the parts of connect -------------------------------------------------------------
 
@@ -648,7 +659,13 @@ class Networks:
         return [network for network in self.list_networks() if network.driver == "bridge"]
 
     async def _take_off(self, network: Network) -> None:
-        await self._in(self._workshop.reaper, self._upkeep.remove, network, self._bridge_networks())
+        """Remove the bridge of a network that has no record, and its rules."""
+        await self._take_link_off(network.bridge)
+
+    async def _take_link_off(self, bridge: str) -> None:
+        if all(network.bridge != bridge for network in self._bridge_networks()):
+            await self._in(self._workshop.reaper, self._upkeep.remove, bridge, self._bridge_networks())
+        await self._store.txn([], [Delete(_NOTED + bridge)])
 
     def _check_feature(self) -> None:
         if self._missing is not None:

@@ -73,11 +73,11 @@ class Upkeep:
         self._settle(networks)
         return index
 
-    def remove(self, network: Network, networks: Sequence[Network]) -> None:
-        """Take one network off the host; it isn't among `networks` any more."""
+    def remove(self, bridge: str, networks: Sequence[Network]) -> None:
+        """Take one network's bridge off the host; the network isn't among `networks` any more."""
         self._write_table(networks)
-        foreign.take_back(self.firewall, [network.bridge])
-        bridges.remove_bridge(self._workshop.netlink(), network.bridge)
+        foreign.take_back(self.firewall, [bridge])
+        bridges.remove_bridge(self._workshop.netlink(), bridge)
 
     def check(self, networks: Sequence[Network]) -> bool:
         """Repair what others changed; True when the table was made anew, and has no elements."""
