@@ -135,8 +135,6 @@ def _check_records(daemon: Daemon, stored: Stored, states: dict[str, dict[str, A
             yield f"container {container_id} is {shown['State']} by the API, {state} in the store"
         if state == "removing":
             yield f"container {container_id} is being removed still"
-    for key in stored.below("loose/"):
-        yield f"the volumes of {key} are nobody's yet"
 
 
 def _check_processes(
@@ -208,6 +206,8 @@ def _check_volumes(daemon: Daemon, stored: Stored) -> Iterator[str]:
     made = os.listdir(daemon.data_root / "volumes")
     yield from _differ("volume", records, "the store", listed, "the API's list")
     yield from _differ("volume", records, "the store", made, "DATA_ROOT/volumes")
+    for owner in stored.below("loose/"):
+        yield f"the volumes of container {owner} are noted as loose"
     for name in stored.below("volumes-removed/"):
         yield f"the removal of volume {name} isn't finished"
 
@@ -245,8 +245,10 @@ def _check_networks(daemon: Daemon, stored: Stored, alive: dict[str, dict[str, A
     for bridge in bridges - links:
         yield f"bridge {bridge} isn't there"
     for bridge in stored.below("bridges/"):
-        if bridge not in bridges:
-            yield f"bridge {bridge} is to be removed still"
+        yield f"bridge {bridge} is noted as one without a network"
+    for link in links - bridges:
+        if link.startswith(daemon.names.bridge):
+            yield f"bridge {link} belongs to no network"
     endpoints = [(i, e) for i, s in alive.items() for e in s.get("endpoints", ())]
     addresses = {
         f"{e['network_id']}/{e[family]}": i
