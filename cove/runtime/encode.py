@@ -27,14 +27,14 @@ _HEADER = struct.Struct("<IIQQ8I")
 _STEP = struct.Struct("<HHI")
 _U64 = struct.Struct("<Q")
 _ZEROS = tuple(bytes(8 - n % 8) for n in range(8))  # at least the final NUL
-_names: dict[type[Step], tuple[str, ...]] = {}
+_names: dict[int, tuple[str, ...]] = {}  # the fields of a kind
 
 
 def encode(plan: Plan) -> bytes:
     """The plan on the wire. Raises ValueError, naming step and field, for a value that has no encoding
     (a NUL within a string, a number beyond 64 bits), and for a plan over 16 MiB."""
     sections = [_encode_section(steps) for steps in (plan.before, plan.parent, plan.child, plan.exit)]
-    cgroup = _encode_text(plan.cgroup_path.encode(errors="surrogateescape"), "cgroup_path")
+    cgroup = _encode_text(plan.cgroup_path, "cgroup_path")
     total = _HEADER.size + len(cgroup) + sum(map(len, sections))
     if total > MAX_PLAN:
         raise ValueError(
@@ -51,30 +51,33 @@ def _encode_section(steps: tuple[Step, ...]) -> bytes:
 
 
 def _encode_step(step: Step) -> bytes:
-    kind = type(step)
-    names = _names.get(kind)
+    names = _names.get(step.KIND)
     if names is None:
-        names = _names[kind] = tuple(field.name for field in dataclasses.fields(step))
-    parts = []
+        names = _names[step.KIND] = tuple(field.name for field in dataclasses.fields(step))
+    parts: list[bytes] = []
     for name in names:
         value = getattr(step, name)
-        where = f"{kind.__name__}.{name}"
-        if isinstance(value, str):
-            parts.append(_encode_text(value.encode(errors="surrogateescape"), where))
-        elif isinstance(value, int):
+        kind = type(value)
+        if kind is str:
+            data = value.encode(errors="surrogateescape")
+            if b"\0" in data:
+                raise ValueError(f"{type(step).__name__}.{name} has a NUL byte in {value!r}: remove it")
+            parts += (_U64.pack(len(data)), data, _ZEROS[len(data) & 7])
+        elif kind is int or kind is bool:
             if not -(2**63) <= value < 2**64:
-                raise ValueError(f"{where} is {value}: expected a number of 64 bits")
+                raise ValueError(f"{type(step).__name__}.{name} is {value}: expected a number of 64 bits")
             parts.append(_U64.pack(value & 0xFFFFFFFFFFFFFFFF))
-        elif isinstance(value, bytes):
-            parts.append(_U64.pack(len(value)) + value + _ZEROS[len(value) % 8])
+        elif kind is bytes:
+            parts += (_U64.pack(len(value)), value, _ZEROS[len(value) & 7])
         else:
             parts.append(_U64.pack(len(value)))
-            parts += [_encode_text(item.encode(errors="surrogateescape"), where) for item in value]
+            parts += [_encode_text(item, f"{type(step).__name__}.{name}") for item in value]
     body = b"".join(parts)
-    return _STEP.pack(kind.KIND, len(names), len(body)) + body
+    return _STEP.pack(step.KIND, len(names), len(body)) + body
 
 
-def _encode_text(data: bytes, where: str) -> bytes:
+def _encode_text(text: str, where: str) -> bytes:
+    data = text.encode(errors="surrogateescape")
     if b"\0" in data:
-        raise ValueError(f"{where} has a NUL byte in {data!r}: remove it")
-    return _U64.pack(len(data)) + data + _ZEROS[len(data) % 8]
+        raise ValueError(f"{where} has a NUL byte in {text!r}: remove it")
+    return _U64.pack(len(data)) + data + _ZEROS[len(data) & 7]

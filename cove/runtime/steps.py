@@ -3,8 +3,9 @@
 Pure data. A plan is five ordered lists of steps, and each list has one place where it runs:
 
     before   in the supervisor, before the clone: make cgroups, write limits
-    (clone with the plan's flags; the child waits)
-    parent   in the supervisor, with the child held: put the child into cgroups
+    (clone with the plan's flags)
+    parent   in the supervisor: put the child into cgroups. The child's steps run at the same time, but
+             it waits for the end of these before Unshare of a cgroup namespace, Seccomp and Exec
     child    in the child: namespaces, mounts, pivot, identity, seccomp, and `Exec` last
     exit     in the supervisor, once the child is gone: read the OOM counter, remove cgroups
 

@@ -10,6 +10,9 @@ int child_root(struct context *context);
 /* The root's /dev/null (O_PATH), if it is the device: a descriptor or -errno. */
 int open_null(int root);
 
+/* Wait until the parent steps are done; nothing of the container runs before. Once. */
+int wait_for_go(struct context *context);
+
 /* The last preparations for execve(2), before a system call filter can forbid them. Once. */
 int prepare_exec(struct context *context);
 

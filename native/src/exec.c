@@ -76,15 +76,48 @@ static int leave_nothing(struct context *c)
 	return r;
 }
 
+int wait_for_go(struct context *c)
+{
+	struct sync_message go;
+	struct iovec part = { &go, sizeof(go) };
+	size_t none = 0;
+	ssize_t size;
+
+	if (!c->held)
+		return 0;
+	c->held = false;
+	size = receive_message(c->sync, &part, 1, NULL, &none, 0);
+	/* the end of the pair means that the supervisor was killed */
+	return size == sizeof(go) ? 0 : size < 0 ? (int)size : -EPIPE;
+}
+
+/* posix_spawn(3) has reset all signals but those the C library keeps for itself, which it left ignored. */
+static void reset_internal_signals(void)
+{
+	static const struct {
+		void *handler;
+		unsigned long flags;
+		void *restorer;
+		uint64_t mask;
+	} initial;
+
+	for (int signo = 32; signo < 35; signo++)
+		syscall(SYS_rt_sigaction, signo, &initial, NULL, sizeof(initial.mask));
+}
+
 int prepare_exec(struct context *c)
 {
 	struct sync_message message = { .type = SYNC_EXEC };
-	sigset_t none;
+	uint64_t none = 0;
 	int r;
 
 	if (c->exec_ready)
 		return 0;
 	c->exec_ready = true;
+	r = wait_for_go(c);
+	if (r < 0)
+		return r;
+	reset_internal_signals();
 	if (!c->has_stdin)
 		own_null(c);
 	if (!c->umask_set)
@@ -99,8 +132,7 @@ int prepare_exec(struct context *c)
 	r = send_message(c->sync, &message, sizeof(message), NULL, 0);
 	if (r < 0)
 		return r;
-	sigemptyset(&none);
-	return sigprocmask(SIG_SETMASK, &none, NULL) < 0 ? -errno : 0;
+	return (int)checked(syscall(SYS_rt_sigprocmask, SIG_SETMASK, &none, NULL, sizeof(none)));
 }
 
 static const char *find_variable(char *const *env, const char *name)

@@ -143,7 +143,11 @@ int run_attach_tree(const struct value *v, struct context *c)
 
 int run_unshare(const struct value *v, struct context *c)
 {
-	(void)c;
+	/* The root of a cgroup namespace is the cgroup of whoever makes it: parent steps come before. */
+	int r = v[0].number & CLONE_NEWCGROUP ? wait_for_go(c) : 0;
+
+	if (r < 0)
+		return r;
 	return unshare((int)v[0].number) < 0 ? -errno : 0;
 }
 
@@ -291,7 +295,6 @@ int run_pivot_root(const struct value *v, struct context *c)
 		return r;
 	if (chdir("/") < 0)
 		return -errno;
-	c->pivoted = true;
 	return 0;
 }
 

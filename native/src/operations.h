@@ -72,7 +72,7 @@ struct context {
 	int root;         /* child: the new root (O_PATH), -1 before it is mounted */
 	int null;         /* child: the root's /dev/null (O_PATH), opened by the first Mask that needs it */
 	int empty;        /* child: the empty directory of Mask, mounted by the first that needs it */
-	bool pivoted;
+	bool held;        /* child: the parent steps may not be done yet */
 	bool has_stdin;   /* child: 0 is a pipe, or will be the terminal */
 	bool umask_set;
 	bool exec_ready;

@@ -2,7 +2,8 @@
  * From the daemon's first message to the exec.
  *
  *     receive, check ── before ── clone ──┬─ parent ── go ──▶ wait for the exec ── STARTED
- *                                         └─ child: waits for go (if there are parent steps), its steps
+ *                                         └─ child: its steps, at the same time; it waits for go before
+ *                                            a cgroup namespace and before the exec
  *
  * A failure anywhere kills the child, runs the exit steps, and is told by section, index and errno.
  * After the check nothing is allocated. The child tells its failures over a socket pair that the exec
@@ -230,17 +231,6 @@ static int child_streams(const struct ends *ends)
 	return 0;
 }
 
-/* Wait until the parent steps are done; the end of the pair means that the supervisor was killed. */
-static int wait_for_go(int sync)
-{
-	struct sync_message go;
-	struct iovec part = { &go, sizeof(go) };
-	size_t none = 0;
-	ssize_t size = receive_message(sync, &part, 1, NULL, &none, 0);
-
-	return size == sizeof(go) ? 0 : size < 0 ? (int)size : -EPIPE;
-}
-
 static int run_child(struct supervisor *s, const struct ends *ends)
 {
 	struct context *c = &s->context;
@@ -253,11 +243,7 @@ static int run_child(struct supervisor *s, const struct ends *ends)
 	if (recv(ends->sync[1], &peeked, sizeof(peeked), MSG_PEEK | MSG_DONTWAIT) == 0)
 		return -EPIPE;
 	r = child_streams(ends);
-	if (r == 0 && s->plan.sections[PARENT].count)
-		r = wait_for_go(ends->sync[1]);
-	if (r < 0)
-		return r;
-	return run_steps(&s->plan.sections[CHILD], c);
+	return r < 0 ? r : run_steps(&s->plan.sections[CHILD], c);
 }
 
 static _Noreturn void child_main(struct supervisor *s, struct ends *ends)
@@ -268,6 +254,7 @@ static _Noreturn void child_main(struct supervisor *s, struct ends *ends)
 	s->context.sync = ends->sync[1];
 	s->context.control = CONTROL_FD;
 	s->context.has_stdin = ends->in[0] >= 0;
+	s->context.held = s->plan.sections[PARENT].count;
 	message.error = -run_child(s, ends);
 	message.index = s->context.index;
 	send_message(ends->sync[1], &message, sizeof(message), NULL, 0);
@@ -316,8 +303,9 @@ static void let_plan_go(struct supervisor *s)
 		close_fd(&s->context.slots[i]);
 }
 
-/* Listen to the child until the exec. Returns 0, or the child's own failure with its step's index. */
-static int wait_for_exec(struct supervisor *s, int sync, uint32_t *index)
+/* Listen to the child until the exec. Returns 0, or the child's own failure with its step's index.
+ * With MSG_DONTWAIT: -EAGAIN when it hasn't failed yet. */
+static int wait_for_exec(struct supervisor *s, int sync, uint32_t *index, int flags)
 {
 	uint32_t steps = s->plan.sections[CHILD].count;
 	bool executing = false;
@@ -327,7 +315,7 @@ static int wait_for_exec(struct supervisor *s, int sync, uint32_t *index)
 		struct iovec part = { &message, sizeof(message) };
 		int fd = -1;
 		size_t count = 1;
-		ssize_t size = receive_message(sync, &part, 1, &fd, &count, 0);
+		ssize_t size = receive_message(sync, &part, 1, &fd, &count, flags);
 
 		if (size < 0 && size != -ECONNRESET)
 			return (int)size;
@@ -423,13 +411,17 @@ int start_process(struct supervisor *s)
 	if (s->plan.sections[PARENT].count) {
 		r = run_steps(&s->plan.sections[PARENT], &s->context);
 		if (r < 0) {
+			/* A child that failed meanwhile is the cause: it has ended, and can't be put anywhere. */
+			int cause = wait_for_exec(s, ends.sync[0], &index, MSG_DONTWAIT);
+
 			close_ends(&ends);
-			return fail(s, PARENT, s->context.index, r);
+			return cause < 0 && cause != -EAGAIN ? fail(s, CHILD, index, cause) :
+							       fail(s, PARENT, s->context.index, r);
 		}
 		send_message(ends.sync[0], &go, sizeof(go), NULL, 0); /* its failure is the child's end, seen next */
 	}
 	let_plan_go(s);
-	r = wait_for_exec(s, ends.sync[0], &index);
+	r = wait_for_exec(s, ends.sync[0], &index, 0);
 	if (r == 0)
 		r = take_over(s);
 	if (r == 0)
