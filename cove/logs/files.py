@@ -12,6 +12,8 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
+
 from cove.logs.model import STDERR, STDOUT, LogQuery
 from cove.logs.records import MAX_PAYLOAD_BYTES, Format, Record
 from cove.model.errors import HostError
@@ -78,24 +80,36 @@ def is_current(directory: Path, name: str, file: LogFile) -> bool:
         return True
 
 
-async def find_start(files: list[LogFile], form: Format, query: LogQuery) -> tuple[int, int]:
-    """Where to begin reading for a query with `tail` or `since`: (index of the file, offset in it).
+class Start(msgspec.Struct, frozen=True):
+    """Where to begin reading: a file by its index, and an offset in it.
+
+    `stale` streams wrote nothing since the first of the lines that are asked for: what they left unfinished
+    before is no part of the answer.
+    """
+
+    index: int = 0
+    offset: int = 0
+    stale: frozenset[int] = frozenset()
+
+
+async def find_start(files: list[LogFile], form: Format, query: LogQuery) -> Start:
+    """Where to begin reading for a query with `tail` or `since`.
 
     Reads backwards no further than it must. From there on, reading forwards meets all of the last
     `tail` lines (and more), and no line's middle that could be taken for a line of the answer. Damage on
     the way back makes it the very beginning: reading forwards passes over damage by itself.
     """
+    end = Start(len(files) - 1, whole_size(files[-1], form), frozenset((STDOUT, STDERR)))
     if query.tail == 0:
-        end = whole_size(files[-1], form)
-        whole = not end or any(True for _ in form.backwards(_block_before(files[-1], end)))
-        return (len(files) - 1, end) if whole else (0, 0)
+        block = _block_before(files[-1], end.offset)
+        return end if not block or any(True for _ in form.backwards(block)) else Start()
     position = (0, 0)
     count = 0
     seen: set[int] = set()
     missing: set[int] | None = None  # streams whose first line may have begun still earlier
     async for index, record in _backwards(files, form):
         if record is None:
-            return 0, 0
+            return Start()
         if record.stream not in _wanted(query):
             continue
         if missing is None and query.since_ns and record.time_ns < query.since_ns:
@@ -105,15 +119,21 @@ async def find_start(files: list[LogFile], form: Format, query: LogQuery) -> tup
             position = (index, record.offset)
             if not query.until_ns or record.time_ns <= query.until_ns:
                 count += record.newlines
-            if query.tail is not None and count >= query.tail:
+            # With `since`, a newline may end a line that began too early and doesn't count: go back to it.
+            if query.tail is not None and not query.since_ns and count >= query.tail:
                 missing = set(seen)
         elif record.stream in missing:
             position = (index, record.offset)
             if record.newlines:
                 missing.discard(record.stream)
         if missing is not None and not missing:
-            return position if seen else (len(files) - 1, whole_size(files[-1], form))
-    return (0, 0) if missing is None or missing else position
+            break
+    if missing is None:
+        return Start()
+    if not seen:
+        return end
+    stale = frozenset[int]() if query.since_ns else frozenset((STDOUT, STDERR)) - seen
+    return Start(0, 0, stale) if missing else Start(*position, stale)
 
 
 def whole_size(file: LogFile, form: Format) -> int:

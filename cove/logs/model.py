@@ -15,7 +15,9 @@ STDERR = 2
 class LogQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Which lines are wanted. Times are nanoseconds since the epoch, both ends inclusive; 0: no bound.
 
-    `tail` is the number of last lines among those that the other fields select; None means all.
+    `tail` is the number of last lines among those that the other fields select; None means all. A line that
+    hasn't ended comes last; without `since_ns` it counts only when its stream wrote something since the first
+    of the others ended.
     With `follow`, reading goes on until the container has ended or `until_ns` has passed.
     """
 

@@ -77,6 +77,7 @@ class _Reader:
         self._joiner = LineJoiner(query)
         self._files: list[LogFile] = []  # open ones; the first is being read
         self._offset = 0
+        self._stale: frozenset[int] = frozenset()
         self._damaged: list[Path] = []
 
     async def run(self) -> AsyncGenerator[list[LogLine], None]:
@@ -90,9 +91,10 @@ class _Reader:
                 undo.callback(stopper.cancel)
             self._files = open_files(self._directory, self._name)
             if self._files and (self._query.tail is not None or self._query.since_ns):
-                start, offset = await find_start(self._files, self._format, self._query)
-                self._drop(start)
-                self._offset = offset
+                start = await find_start(self._files, self._format, self._query)
+                self._drop(start.index)
+                self._offset = start.offset
+                self._stale = start.stale
             first = self._read_tail if self._query.tail is not None else self._read
             async for lines in first(following=watch is not None):
                 yield lines
@@ -126,6 +128,7 @@ class _Reader:
             last.extend(lines)
         if not following or self._finished():
             rest: list[LogLine] = []
+            self._joiner.forget(self._stale)
             self._joiner.flush(rest)
             last.extend(rest)
         if last:

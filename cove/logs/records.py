@@ -9,7 +9,7 @@ from __future__ import annotations
 import calendar
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import msgspec
@@ -76,6 +76,12 @@ class LineJoiner:
             self._sizes[stream] += len(chunk)
             if self._sizes[stream] >= MAX_LINE_BYTES:
                 self._emit(stream, lines)
+
+    def forget(self, streams: Iterable[int]) -> None:
+        """Drop what these streams left unfinished."""
+        for stream in streams:
+            self._pieces[stream].clear()
+            self._sizes[stream] = 0
 
     def flush(self, lines: list[LogLine]) -> None:
         """Append the lines that haven't ended, in the order in which they started."""

@@ -157,26 +157,34 @@ _QUERIES = st.builds(
 
 def naive(chunks: list[Chunk], query: LogQuery) -> list[LogLine]:
     """Join everything, then choose."""
-    lines: list[LogLine] = []
+    lines: list[tuple[int, LogLine]] = []  # with the number of the chunk that ended it
     pending: dict[int, tuple[int, bytes]] = {}
-    for stream, time_ns, data in chunks:
+    newest: dict[int, int] = {}
+    for number, (stream, time_ns, data) in enumerate(chunks):
+        newest[stream] = number
         if query.until_ns and time_ns > query.until_ns:
-            break
+            continue
         for piece in data.splitlines(keepends=True):
             start, before = pending.pop(stream, (time_ns, b""))
             if piece.endswith(b"\n"):
-                lines.append(LogLine(stream, start, before + piece))
+                lines.append((number, LogLine(stream, start, before + piece)))
             else:
                 pending[stream] = (start, before + piece)
-    lines += [
+    wanted = [(number, line) for number, line in lines if _asked(line, query)]
+    unfinished = [
         LogLine(stream, start, data) for stream, (start, data) in sorted(pending.items(), key=_by_start)
     ]
-    wanted = [
-        line
-        for line in lines
-        if (query.stdout if line.stream == STDOUT else query.stderr) and line.time_ns >= query.since_ns
-    ]
-    return wanted if query.tail is None else wanted[max(0, len(wanted) - query.tail) :]
+    if query.tail is None:
+        return [line for _, line in wanted] + [line for line in unfinished if _asked(line, query)]
+    if not query.tail:
+        return []
+    first = wanted[-query.tail][0] if len(wanted) >= query.tail and not query.since_ns else 0
+    recent = [line for line in unfinished if _asked(line, query) and newest[line.stream] >= first]
+    return ([line for _, line in wanted] + recent)[-query.tail :]
+
+
+def _asked(line: LogLine, query: LogQuery) -> bool:
+    return (query.stdout if line.stream == STDOUT else query.stderr) and line.time_ns >= query.since_ns
 
 
 def _by_start(item: tuple[int, tuple[int, bytes]]) -> tuple[int, int]:
