@@ -48,6 +48,10 @@ def pytest_runtest_makereport(
     if report.failed:
         import sys
 
+        from tests.leaks import FAILED
+
+        item.stash[FAILED] = True
+
         daemons: Any = sys.modules.get("tests.daemon")
         if daemons is not None:
             report.sections.extend(daemons.live_logs())

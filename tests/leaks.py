@@ -16,10 +16,12 @@ gets BOUND_S to vanish.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import os
 import secrets
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -30,6 +32,8 @@ import pytest
 from tests.nanny import descendants
 
 BOUND_S = 60.0
+FAILED_BOUND_S = 3.0
+FAILED = pytest.StashKey[bool]()  # set by tests/conftest.py when a phase of a test has failed
 _CGROUPS = Path("/sys/fs/cgroup")
 _RUN = "t" + secrets.token_hex(3)
 _numbers = itertools.count()
@@ -104,16 +108,29 @@ def wait_gone(before: set[str], bound_s: float = BOUND_S) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def no_leaks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Fails the test that leaves something behind."""
+def no_leaks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fails the test that leaves something behind, and kills the processes among that."""
     if os.geteuid() != 0:
         pytest.skip("drives the real kernel: run it as root")
     own_directory(tmp_path_factory.getbasetemp())
     before = snapshot()
     yield
-    left = wait_gone(before)
+    # A test that failed midway has left what it hadn't come to remove: that isn't worth a long wait.
+    bound_s = FAILED_BOUND_S if request.node.stash.get(FAILED, False) else BOUND_S
+    left = wait_gone(before, bound_s)
     if left:
-        pytest.fail(f"left behind after {BOUND_S:.0f} s:\n  " + "\n  ".join(left), pytrace=False)
+        for line in left:
+            if line.startswith("process "):
+                _kill(line)
+        pytest.fail(f"left behind after {bound_s:.0f} s:\n  " + "\n  ".join(left), pytrace=False)
+
+
+def _kill(line: str) -> None:
+    """End a process by its line in a snapshot, unless the pid has another owner by now."""
+    pid = int(line.split()[1])
+    if line in set(_processes()):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 # --- one kind each ------------------------------------------------------------------------
