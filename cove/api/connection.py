@@ -23,18 +23,15 @@ import select
 import socket
 import termios
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from email.utils import formatdate
-from typing import TYPE_CHECKING, cast
+from typing import Any, Protocol, cast
 
 import httptools
 
 from cove.api.chunked import ChunkedDecoder, MalformedChunk
 from cove.api.http import Body, ClientGone, Handler, Request, Response, Stream, error_response, reason
 from cove.model.errors import Invalid
-
-if TYPE_CHECKING:
-    from cove.api.listener import HttpServer
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +43,22 @@ TAKEN_TRIES, TAKEN_PAUSE_S = 40, 0.0005  # how long a hijacked client's header i
 HELD_BYTES = 64 << 10  # bytes of following requests; above, the socket isn't read from
 
 
-class Connection(asyncio.Protocol):
-    """The protocol of one accepted socket; `HttpServer` knows them all."""
+class Owner(Protocol):
+    """Who knows all connections and owns the tasks of their requests: listener.HttpServer."""
 
-    def __init__(self, server: HttpServer, handler: Handler) -> None:
+    common_headers: str
+
+    def add(self, connection: Connection) -> None: ...
+
+    def discard(self, connection: Connection) -> None: ...
+
+    def run(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]: ...
+
+
+class Connection(asyncio.Protocol):
+    """The protocol of one accepted socket."""
+
+    def __init__(self, server: Owner, handler: Handler) -> None:
         self._server = server
         self._handler = handler
         self._loop = asyncio.get_running_loop()

@@ -12,7 +12,7 @@ import fcntl
 import os
 import time
 
-from cove.cli.client import Address, open_socket
+from cove.cli.address import Address, open_socket
 from cove.cli.fail import CliError
 
 WAIT_S = 30.0
