@@ -17,6 +17,7 @@ from cove.image.worker import copy_up
 from cove.model.container import Bind, MountPoint, Tmpfs, Volume
 from cove.model.errors import Invalid
 from cove.model.objects import Image
+from cove.runtime.users import open_in_root
 
 
 async def settle_mounts(
@@ -81,15 +82,17 @@ async def _volume_point(
             target=mount.target,
             name=record.name,
             options=shown.options,
-            readonly=mount.readonly,
+            readonly=mount.readonly or shown.readonly,
         )
-    source = _subpath(shown.source, record.name, mount.subpath) if mount.subpath else shown.source
-    if mount.copy_up and not mount.subpath and may_have_content(parts, image, mount.target):
-        await _copy_up(parts, image, mount.target, Path(source))
+    if mount.subpath:
+        _check_subpath(shown.source, record.name, mount.subpath)
+    elif mount.copy_up and may_have_content(parts, image, mount.target):
+        await _copy_up(parts, image, mount.target, Path(shown.source))
     return MountPoint(
         kind="volume",
         target=mount.target,
-        source=source,
+        source=shown.source,
+        subpath=mount.subpath,
         name=record.name,
         driver=record.driver,
         readonly=mount.readonly or shown.readonly,
@@ -99,15 +102,20 @@ async def _volume_point(
     )
 
 
-def _subpath(source: str, volume: str, subpath: str) -> str:
-    """A directory within a volume; Invalid when it leads outside or doesn't exist."""
-    root = os.path.realpath(source)
-    path = os.path.realpath(os.path.join(root, subpath.lstrip("/")))
-    if os.path.commonpath([root, path]) != root:
+def _check_subpath(source: str, volume: str, subpath: str) -> None:
+    """Refuse a subpath that leads out of the volume or doesn't exist. It is looked up again at each start, for
+    containers that write to the volume may put a symlink in its place (CVE-2023-2878)."""
+    if ".." in subpath.split("/"):
         raise Invalid(f"volume subpath '{subpath}' leads out of the volume {volume}")
-    if not os.path.exists(path):
-        raise Invalid(f"volume subpath '{subpath}' does not exist in the volume {volume}: make it first")
-    return path
+    root = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.close(open_in_root(root, subpath, os.O_PATH))
+    except OSError:
+        raise Invalid(
+            f"volume subpath '{subpath}' does not exist in the volume {volume}: make it first"
+        ) from None
+    finally:
+        os.close(root)
 
 
 def may_have_content(parts: Parts, image: Image, target: str) -> bool:

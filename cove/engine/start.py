@@ -217,7 +217,7 @@ def open_slots(
                 handed.append(os.open(slot.path, os.O_RDONLY | os.O_CLOEXEC))
                 undo.callback(os.close, handed[-1])
             case "tree":
-                handed.append(open_tree(slot.path, recursive=slot.recursive))
+                handed.append(open_tree(slot.path, recursive=slot.recursive, subpath=slot.subpath))
                 undo.callback(os.close, handed[-1])
     return handed
 
@@ -362,10 +362,17 @@ def plan_only(parts: Parts, container: Container, mounts: Sequence[PlannedMount 
                 )
             case Tmpfs():
                 points.append(tmpfs_point(item.mount))
-            case Volume(name=name, target=target, readonly=readonly):
+            case Volume(name=name, target=target, readonly=readonly, subpath=subpath):
                 source = str(parts.settings.data_root / "volumes" / name / "_data")
                 points.append(
-                    MountPoint(kind="volume", target=target, source=source, name=name, readonly=readonly)
+                    MountPoint(
+                        kind="volume",
+                        target=target,
+                        source=source,
+                        subpath=subpath,
+                        name=name,
+                        readonly=readonly,
+                    )
                 )
     dry = msgspec.structs.replace(container, mounts=tuple(points))
     files = existing_files(parts.settings.container_dir(container.id))

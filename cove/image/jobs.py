@@ -52,6 +52,7 @@ class Save(Message, tag="save", frozen=True, kw_only=True):
 
 class BindMount(Message, frozen=True, kw_only=True):
     source: str
+    subpath: str = ""  # below the source, which is the root for it
     target: str
     readonly: bool = False
 

@@ -14,9 +14,20 @@ import stat
 
 from cove.image import sandbox
 from cove.image.jobs import BindMount, OverlayPlace
-from cove.image.sandbox import MS_BIND, MS_RDONLY, MS_REC, MS_REMOUNT, O_PATH, RESOLVE_IN_ROOT, openat2
+from cove.image.sandbox import (
+    MS_BIND,
+    MS_RDONLY,
+    MS_REC,
+    MS_REMOUNT,
+    O_PATH,
+    RESOLVE_IN_ROOT,
+    RESOLVE_NO_MAGICLINKS,
+    openat2,
+)
 from cove.image.tarformat import show_name
 from cove.model.errors import HostError, Invalid
+
+_WITHIN = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
 
 
 def enter_running(pidfd: int) -> None:
@@ -54,9 +65,14 @@ def _escape(path: str) -> str:
 
 def _bind(tree: int, mount: BindMount) -> None:
     try:
-        is_directory = stat.S_ISDIR(os.stat(mount.source).st_mode)
+        source = os.open(mount.source, O_PATH)
+        if mount.subpath:
+            root, source = source, openat2(source, os.fsencode(mount.subpath), O_PATH, _WITHIN)
+            os.close(root)
     except OSError as error:
-        raise HostError(f"the mount source {mount.source} can't be read: {error.strerror}") from error
+        where = f"{mount.source}/{mount.subpath}" if mount.subpath else mount.source
+        raise HostError(f"the mount source {where} can't be read: {error.strerror}") from error
+    is_directory = stat.S_ISDIR(os.fstat(source).st_mode)
     target = os.fsencode(mount.target)
     try:
         fd = openat2(tree, target, O_PATH, RESOLVE_IN_ROOT)
@@ -64,9 +80,10 @@ def _bind(tree: int, mount: BindMount) -> None:
         _make_target(tree, target, is_directory)
         fd = openat2(tree, target, O_PATH, RESOLVE_IN_ROOT)
     try:
-        sandbox.mount(mount.source, f"/proc/self/fd/{fd}", "", MS_BIND | MS_REC)
+        sandbox.mount(f"/proc/self/fd/{source}", f"/proc/self/fd/{fd}", "", MS_BIND | MS_REC)
     finally:
         os.close(fd)
+        os.close(source)
     if mount.readonly:
         fd = openat2(tree, target, O_PATH, RESOLVE_IN_ROOT)
         try:

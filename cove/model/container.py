@@ -235,6 +235,7 @@ class MountPoint(Model, frozen=True, kw_only=True):
     kind: Literal["bind", "volume", "tmpfs"]
     target: str
     source: str = ""  # host path; "" for tmpfs
+    subpath: str = ""  # below `source`, whose content is a stranger's: resolved at each use, within `source`
     name: str = ""  # the volume's
     driver: str = ""
     readonly: bool = False

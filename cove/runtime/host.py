@@ -197,12 +197,22 @@ _AT_FDCWD = -100
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def open_tree(path: str, *, recursive: bool) -> int:
+def open_tree(path: str, *, recursive: bool, subpath: str = "") -> int:
     """A detached clone of the mounts at `path` (open_tree(2)), a peer of theirs; the caller closes it.
+
+    `subpath` is looked up with the directory `path` as the root, so that no symlink there leads outside, at this
+    moment: whoever writes to the directory may change it at any time.
 
     A path below /proc/PID/root is looked up in that process's mount namespace, which open_tree(2) demands, by a
     thread that enters it; symlinks there are refused. Raises OSError.
     """
+    if subpath:
+        root = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            place = users.open_in_root(root, subpath, os.O_PATH)
+        finally:
+            os.close(root)
+        return _clone_place(place, recursive, subpath)
     match = re.fullmatch(r"/proc/([0-9]+)/root(/.*)", path)
     if match is None:
         return _clone_tree(path, recursive, symlinks=True)
@@ -231,6 +241,11 @@ def _clone_in(namespace: int, path: str, recursive: bool, answer: list[int | OSE
 
 def _clone_tree(path: str, recursive: bool, *, symlinks: bool) -> int:
     place = users.open_in_root(_AT_FDCWD, path, os.O_PATH, symlinks=symlinks, in_root=False)
+    return _clone_place(place, recursive, path)
+
+
+def _clone_place(place: int, recursive: bool, path: str) -> int:
+    """Takes the descriptor `place` over."""
     try:
         bits = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
         call = (ctypes.c_long(_SYS_OPEN_TREE), ctypes.c_int(place), ctypes.c_char_p(b""), ctypes.c_uint(bits))

@@ -27,11 +27,15 @@ class Root(_Oci, frozen=True, kw_only=True):
 
 
 class Mount(_Oci, frozen=True, kw_only=True):
-    """One mount, in the order in which it is made. `options` are mount(8)'s, as in the specification."""
+    """One mount, in the order in which it is made. `options` are mount(8)'s, as in the specification.
+
+    `subpath` is Cove's: a path below a bind's source, at which the source is taken for the root.
+    """
 
     destination: str
     type: str = ""
     source: str = ""
+    subpath: str = ""
     options: tuple[str, ...] = ()
 
 

@@ -96,6 +96,7 @@ class Slot:
     kind: Literal["network", "namespace", "process", "tree"]
     path: str = ""
     recursive: bool = False
+    subpath: str = ""  # of a tree: below `path`, looked up as if that were the root
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -344,8 +345,8 @@ _TYPE_BITS = {"c": 0o020000, "u": 0o020000, "b": 0o060000, "p": 0o010000}
 def _plan_filesystem(config: oci.Config, slots: _Slots, host: Host) -> Iterator[Step]:
     """Mounts, devices (none when the caller brings a /dev of its own), masks, terminal."""
 
-    def add_tree(path: str, recursive: bool) -> int:
-        return slots.add(Slot(kind="tree", path=path, recursive=recursive))
+    def add_tree(path: str, recursive: bool, subpath: str) -> int:
+        return slots.add(Slot(kind="tree", path=path, recursive=recursive, subpath=subpath))
 
     own_dev = False
     for mount in config.mounts:

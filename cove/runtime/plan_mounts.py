@@ -2,7 +2,8 @@
 
 Binds are made from detached clones (open_tree(2)), so that attributes are set before anybody sees the
 mount. A bind that is to stay a peer (shared) or a follower (slave) of its source, or is from another mount
-namespace, is cloned by the daemon and handed over: the child's own tree is private, nobody's peer.
+namespace, is cloned by the daemon and handed over: the child's own tree is private, nobody's peer. So is one
+of a volume's subpath, which is looked up within the volume.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_NOEXEC = 0x1, 0x2, 0x4, 0x8
 ATTR_NOATIME, ATTR_STRICTATIME, ATTR_NODIRATIME, ATTR_ATIME_MASK = 0x10, 0x20, 0x80, 0x70
 ATTR_NOSYMFOLLOW = 0x200000
 
-Trees = Callable[[str, bool], int]  # (path, recursive) -> the slot of a detached clone
+Trees = Callable[[str, bool, str], int]  # (path, recursive, subpath) -> the slot of a detached clone
 
 _SET = {  # option -> (MS_* to set, MS_* to clear)
     "defaults": (0, 0),
@@ -179,9 +180,9 @@ def _plan_filesystem(mount: oci.Mount, filesystems: frozenset[str]) -> Step:
 def _plan_bind(mount: oci.Mount, trees: Trees) -> Step:
     options = parse_bind_options(mount.options)
     propagation = options.propagation & ~MS_REC
-    if propagation in (MS_SHARED, MS_SLAVE) or _FOREIGN.match(mount.source):
+    if propagation in (MS_SHARED, MS_SLAVE) or mount.subpath or _FOREIGN.match(mount.source):
         return AttachTree(
-            slot=trees(mount.source, options.recursive),
+            slot=trees(mount.source, options.recursive, mount.subpath),
             target=mount.destination,
             recursive=int(options.recursive),
             attr_set=options.attr_set,

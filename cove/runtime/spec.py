@@ -466,7 +466,9 @@ def _plan_mount(target: str, mount: MountPoint) -> oci.Mount:
     if mount.readonly:
         bind.append("rro" if mount.recursive else "ro")
     bind.append(mount.propagation or "rprivate")
-    return oci.Mount(destination=target, type="bind", source=mount.source, options=tuple(bind))
+    return oci.Mount(
+        destination=target, type="bind", source=mount.source, subpath=mount.subpath, options=tuple(bind)
+    )
 
 
 def _root_propagation(mounts: Sequence[MountPoint]) -> str:

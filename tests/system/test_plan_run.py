@@ -109,7 +109,7 @@ class Runtime:
         fd = (
             os.open(slot.path, os.O_RDONLY | os.O_CLOEXEC)
             if slot.kind == "namespace"
-            else open_tree(slot.path, recursive=slot.recursive)
+            else open_tree(slot.path, recursive=slot.recursive, subpath=slot.subpath)
         )
         stack.callback(os.close, fd)
         return fd
