@@ -68,6 +68,8 @@ def merge_args(spec: ContainerSpec, config: ImageConfig) -> tuple[tuple[str, ...
     for arg in (*entrypoint, *command):
         if "\0" in arg:
             raise Invalid("invalid command: a NUL byte is not allowed in an argument")
+    if not (*entrypoint, *command)[0]:
+        raise Invalid("invalid command: the program's name is empty, e.g. use /bin/sh")
     return entrypoint, command
 
 

@@ -18,6 +18,7 @@ import msgspec
 
 from cove.image.jobs import Member
 from cove.image.references import Reference, parse_reference
+from cove.image.settings import check_settings
 from cove.image.types import Limits
 from cove.model.container import HealthCheck, Model
 from cove.model.errors import Invalid
@@ -307,6 +308,30 @@ def parse_config(data: bytes, digest: str, limits: Limits) -> Image:
     if raw.os not in ("", "linux"):
         raise Invalid(f"cannot load {raw.os} image on linux")
     health = process.health
+    config = ImageConfig(
+        entrypoint=tuple(process.entrypoint or ()),
+        command=tuple(process.command or ()),
+        env=tuple(process.env or ()),
+        working_dir=process.working_dir or "",
+        user=process.user or "",
+        labels=process.labels or {},
+        exposed_ports=tuple(sorted(process.ports or ())),
+        volumes=tuple(sorted(process.volumes or ())),
+        stop_signal=process.stop_signal or "",
+        healthcheck=HealthCheck(
+            test=tuple(health.test or ()),
+            interval_ns=health.interval,
+            timeout_ns=health.timeout,
+            start_period_ns=health.start_period,
+            start_interval_ns=health.start_interval,
+            retries=health.retries,
+        )
+        if health
+        else None,
+        shell=tuple(process.shell or ()),
+        on_build=tuple(process.on_build or ()),
+    )
+    check_settings(config, digest)
     return Image(
         id=digest,
         created=raw.created or "",
@@ -315,29 +340,7 @@ def parse_config(data: bytes, digest: str, limits: Limits) -> Image:
         author=raw.author or "",
         comment=raw.comment or "",
         diff_ids=diff_ids,
-        config=ImageConfig(
-            entrypoint=tuple(process.entrypoint or ()),
-            command=tuple(process.command or ()),
-            env=tuple(process.env or ()),
-            working_dir=process.working_dir or "",
-            user=process.user or "",
-            labels=process.labels or {},
-            exposed_ports=tuple(sorted(process.ports or ())),
-            volumes=tuple(sorted(process.volumes or ())),
-            stop_signal=process.stop_signal or "",
-            healthcheck=HealthCheck(
-                test=tuple(health.test or ()),
-                interval_ns=health.interval,
-                timeout_ns=health.timeout,
-                start_period_ns=health.start_period,
-                start_interval_ns=health.start_interval,
-                retries=health.retries,
-            )
-            if health
-            else None,
-            shell=tuple(process.shell or ()),
-            on_build=tuple(process.on_build or ()),
-        ),
+        config=config,
         history=tuple(
             HistoryEntry(
                 created=entry.created or "",

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from cove.model.container import Endpoint
 from cove.model.errors import Invalid
+from cove.model.lines import is_word, parse_address
 
 FALLBACK_NAMESERVERS = ("8.8.8.8", "8.8.4.4")
 FALLBACK_NAMESERVERS_6 = ("2001:4860:4860::8888", "2001:4860:4860::8844")
@@ -50,7 +51,7 @@ def parse_extra_host(value: str, gateways: Sequence[str]) -> tuple[str, tuple[st
     """One --add-host: its name, and its address (host-gateway may stand for two). Raises Invalid."""
     at = min((i for i in (value.find(":"), value.find("=")) if i >= 0), default=-1)
     name, address = value[:at], value[at + 1 :].strip("[]")
-    if at <= 0 or not address or any(c.isspace() for c in name):
+    if at <= 0 or not address or not is_word(name):
         raise Invalid(f"bad format for add-host: {value!r}: expected name:address, e.g. db:10.1.0.5")
     if address == HOST_GATEWAY:
         if not gateways:
@@ -60,7 +61,7 @@ def parse_extra_host(value: str, gateways: Sequence[str]) -> tuple[str, tuple[st
             )
         return name, tuple(gateways)
     try:
-        return name, (str(ipaddress.ip_address(address)),)
+        return name, (str(parse_address(address)),)
     except ValueError:
         raise Invalid(
             f"invalid IP address in add-host: {address!r}: expected one such as 10.1.0.5, or host-gateway"
@@ -94,6 +95,10 @@ def resolv_file(
     """
     for server in dns:
         _check_nameserver(server)
+    for field, words in (("dns-search", search), ("dns-option", options)):
+        for word in words:
+            if not is_word(word):
+                raise Invalid(f"--{field} {word!r}: expected one word of printable characters")
     servers = list(dns) or [s for s in _nameservers(host_text) if host_network or _reachable(s, ipv6)]
     if not servers and not host_network:
         servers = [*FALLBACK_NAMESERVERS, *(FALLBACK_NAMESERVERS_6 if ipv6 else ())]
@@ -128,7 +133,7 @@ def _lines(text: str) -> list[list[str]]:
 
 def _reachable(server: str, ipv6: bool) -> bool:
     try:
-        address = ipaddress.ip_address(server)
+        address = parse_address(server)
     except ValueError:
         return False
     if address.is_loopback or address.is_unspecified:
@@ -140,6 +145,6 @@ def _reachable(server: str, ipv6: bool) -> bool:
 
 def _check_nameserver(server: str) -> None:
     try:
-        ipaddress.ip_address(server)
+        parse_address(server)
     except ValueError:
         raise Invalid(f"{server} is not an ip address: --dns expects one such as 10.1.0.5") from None

@@ -7,7 +7,6 @@ api/docs/CHANGELOG.md). Mounts and limits have modules of their own.
 
 from __future__ import annotations
 
-import ipaddress
 import posixpath
 import re
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from cove.api.docker.limits import (
 from cove.api.docker.mounts import decode_mounts, decode_volumes_from, string_map
 from cove.model.container import ContainerSpec, EndpointSpec, HealthCheck, LogConfig, PortBinding
 from cove.model.errors import Invalid, NotImplementedHere
+from cove.model.lines import is_word, parse_address
 
 _HOSTNAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,62}[a-zA-Z0-9])?")
 _MAC = re.compile(r"[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}")
@@ -89,7 +89,7 @@ def decode_create(body: wire.CreateBody, *, name: str, platform: str, version: i
         image=body.image,
         name=name.removeprefix("/"),
         hostname=_hostname(body.hostname),
-        domainname=body.domainname or "",
+        domainname=_domainname(body.domainname),
         entrypoint=words(body.entrypoint, "Entrypoint"),
         command=words(body.cmd, "Cmd"),
         env=decode_env(body.env),
@@ -115,8 +115,8 @@ def decode_create(body: wire.CreateBody, *, name: str, platform: str, version: i
         endpoints=endpoints,
         extra_hosts=_extra_hosts(host.extra_hosts),
         dns=tuple(_address(a, f"HostConfig.Dns[{i}]") for i, a in enumerate(host.dns or ())),
-        dns_search=tuple(host.dns_search or ()),
-        dns_options=tuple(host.dns_options or ()),
+        dns_search=_resolver_words(host.dns_search, "HostConfig.DnsSearch", "example.org"),
+        dns_options=_resolver_words(host.dns_options, "HostConfig.DnsOptions", "ndots:2"),
         restart=decode_restart(host.restart_policy, "HostConfig."),
         auto_remove=bool(host.auto_remove) and version >= 1025,
         log=_log(host.log_config),
@@ -212,6 +212,23 @@ def _hostname(name: str | None) -> str:
     return name or ""
 
 
+def _domainname(name: str | None) -> str:
+    if name and not (is_word(name) and len(name) <= 64):
+        raise Invalid(
+            f"Domainname: invalid domain name {name[:80]!r}; up to 64 printable characters, no spaces"
+        )
+    return name or ""
+
+
+def _resolver_words(words: Strings, field: str, example: str) -> tuple[str, ...]:
+    for index, word in enumerate(words or ()):
+        if not is_word(word):
+            raise Invalid(
+                f"{field}[{index}]: {word[:80]!r} is not one word of printable characters, e.g. {example}"
+            )
+    return tuple(words or ())
+
+
 def _mode(value: str | None, field: str, allowed: Sequence[str], *, container: bool = False) -> str:
     mode = value or ""
     if not mode or mode in allowed:
@@ -304,7 +321,7 @@ def _address(text: str | None, path: str, version: int = 0) -> str:
     if not text:
         return ""
     try:
-        address = ipaddress.ip_address(text)
+        address = parse_address(text)
     except ValueError:
         raise Invalid(
             f"{path}: invalid IP address: {text}, e.g. {'fd00::2' if version == 6 else '192.0.2.2'}"
@@ -317,7 +334,7 @@ def _address(text: str | None, path: str, version: int = 0) -> str:
 def _extra_hosts(entries: Strings) -> tuple[str, ...]:
     for index, entry in enumerate(entries or ()):
         name, colon, address = entry.partition(":")
-        if not name or not colon or not address:
+        if not is_word(name) or not colon or not address:
             raise Invalid(
                 f'HostConfig.ExtraHosts[{index}]: bad format for add-host: "{entry}", e.g. db:192.0.2.2'
             )
