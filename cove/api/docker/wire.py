@@ -1,13 +1,14 @@
 """The JSON that clients of the Docker Engine API send: shapes only (moby, api/docs/v1.51.yaml).
 
 Every field may be null or missing, which mean the same, as they do to the reference daemon;
-unknown fields are passed over. Meaning and limits are decode.py's.
+unknown fields are passed over. A field's name may be written in any case (docker-py sends
+`detachKeys`), as Go's encoding/json has it. Meaning and limits are decode.py's.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -347,7 +348,61 @@ W = TypeVar("W")
 
 _TYPE_NAMES = {"int": "integer", "str": "string", "bool": "boolean", "float": "number"}
 _MISMATCH = re.compile(r"Expected (.+?), got (.+)")
+_KEY = re.compile(rb'"([A-Za-z0-9]+)"\s*:')
 _decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
+_fields_of: dict[Any, dict[str, tuple[str, Any]]] = {}
+
+
+def _fields(shape: Any) -> dict[str, tuple[str, Any]]:
+    """The fields of a shape by their names in lower case: (name, type)."""
+    found = _fields_of.get(shape)
+    if found is None:
+        found = _fields_of[shape] = {
+            field.encode_name.lower(): (field.encode_name, field.type)
+            for field in msgspec.structs.fields(shape)
+        }
+    return found
+
+
+def _shapes() -> list[type[Wire]]:
+    found: list[type[Wire]] = []
+    unseen: list[type[Wire]] = [Wire]
+    while unseen:
+        shape = unseen.pop()
+        found.append(shape)
+        unseen += shape.__subclasses__()
+    return found
+
+
+_names = frozenset(name for shape in _shapes() for name, _ in _fields(shape).values())
+_names_lower = frozenset(name.lower() for name in _names)
+
+
+def _misspelt(data: bytes) -> bool:
+    """Whether a key of `data` may be a field's name in another case; nearly no body has one."""
+    keys = {key.decode("ascii") for key in _KEY.findall(data)} - _names
+    return any(key.lower() in _names_lower for key in keys)
+
+
+def _respell(value: Any, shape: Any) -> Any:
+    """`value` with the names of `shape`'s fields as they are written here; the last one of a name wins."""
+    if isinstance(shape, type) and issubclass(shape, Wire):
+        if not isinstance(value, dict):
+            return value
+        fields = _fields(shape)
+        found = {}
+        for key, item in value.items():
+            name, kind = fields.get(key.lower(), (key, None))
+            found[name] = _respell(item, kind)
+        return found
+    for kind in get_args(shape):  # a union, list[X] or dict[str, X]
+        if isinstance(value, list) and get_origin(shape) is list:
+            return [_respell(item, kind) for item in value]
+        if isinstance(value, dict) and get_origin(shape) is dict:
+            return {key: _respell(item, get_args(shape)[1]) for key, item in value.items()}
+        if isinstance(value, dict | list):
+            value = _respell(value, kind)
+    return value
 
 
 def decode(data: bytes, shape: type[W]) -> W:
@@ -356,6 +411,8 @@ def decode(data: bytes, shape: type[W]) -> W:
     if decoder is None:
         decoder = _decoders[shape] = msgspec.json.Decoder(shape)
     try:
+        if _misspelt(data):
+            data = msgspec.json.encode(_respell(msgspec.json.decode(data), shape))
         value: W = decoder.decode(data)
     except msgspec.ValidationError as error:
         raise Invalid(_explain(str(error))) from None
