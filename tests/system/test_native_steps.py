@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import socket
@@ -18,6 +19,7 @@ from cove.model.errors import HostError
 from cove.runtime.launch import StepFailed, StreamSetup, launch
 from cove.runtime.steps import (
     AttachDeviceProgram,
+    AttachTree,
     Bind,
     Capabilities,
     Chdir,
@@ -188,6 +190,40 @@ def test_a_missing_bind_source_is_named(box: Box, tmp_path: Path) -> None:
     assert f"bind {missing} -> /data recursive: No such file or directory" in str(error)
 
 
+def test_a_tree_cloned_on_the_host_is_attached_and_stays_a_peer(box: Box, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(source)], check=True)
+    subprocess.run(["mount", "--make-shared", str(source)], check=True)
+    try:
+        (source / "sub").mkdir()
+        tree = open_tree(source)
+
+        async def body() -> str:
+            step = AttachTree(slot=0, target="/made/here", propagation=1 << 19)
+            script = "while ! test -e /made/here/sub/file; do sleep 0.05; done; cat /made/here/sub/file"
+            task = await box.start(box.sh(script, inside=(step,)), slots=[tree])
+            subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(source / "sub")], check=True)
+            (source / "sub/file").write_text("propagated")
+            assert (await task.wait()).exit_code == 0
+            return box.output()
+
+        try:
+            assert run(body()) == "propagated"
+        finally:
+            os.close(tree)
+    finally:
+        subprocess.run(["umount", "-R", str(source)], check=True)
+
+
+def open_tree(path: Path) -> int:
+    """open_tree(2) with OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE; number 428 everywhere."""
+    call = ctypes.CDLL(None, use_errno=True).syscall
+    tree = int(call(428, -100, os.fsencode(path), 1 | os.O_CLOEXEC | 0x8000))
+    assert tree >= 0, os.strerror(ctypes.get_errno())
+    return tree
+
+
 def test_propagation_of_a_bind_and_of_the_root_is_set(box: Box, tmp_path: Path) -> None:
     (tmp_path / "dir").mkdir()
     printed = output(
@@ -323,6 +359,11 @@ def test_oom_score_umask_limits_and_keyring_are_set(box: Box) -> None:
         ),
     )
     assert printed.split() == ["123", "0077", "100", "200"]
+
+
+def test_signals_are_as_a_process_expects_them(box: Box) -> None:
+    status = status_of(run(box.finish(box.plan("cat", "/proc/self/status")))[1])
+    assert {int(status[key], 16) for key in ("SigBlk", "SigIgn", "SigPnd")} == {0}
 
 
 def test_the_umask_is_the_usual_one_unless_the_plan_says_otherwise(box: Box) -> None:
@@ -572,6 +613,21 @@ def test_a_failure_in_any_section_is_told_and_undone(box: Box, group: str, secti
     expected = {"before": 1, "parent": 1, "clone": 0, "child": 12}[section]
     assert (error.index, error.errno) == (expected, errno.ENODEV if section == "child" else errno.ENOENT)
     assert not os.path.exists(path)
+
+
+@needs_v1
+def test_a_child_that_fails_beside_the_parent_steps_is_the_cause(box: Box, group: str) -> None:
+    path = f"/sys/fs/cgroup/pids/{group}"
+    plan = Plan(
+        clone_flags=0,
+        before=(MakeHostDir(path=path),),
+        parent=(*(WritePid(path=f"{path}/cgroup.procs"),) * 40, WriteHost(path=f"{path}/no.such", data="x")),
+        child=(Chdir(path="/nonexistent"), Exec(args=("/bin/true",), env=())),
+        exit=(RemoveHostDir(path=path),),
+    )
+    error = failure(box, plan)
+    assert (error.section, error.index) in (("child", 0), ("parent", 40))  # whichever was first
+    assert error.errno == errno.ENOENT
 
 
 @pytest.mark.skipif(not (V1 / "memory/memory.oom_control").exists(), reason="no cgroup v1 memory controller")
