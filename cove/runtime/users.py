@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cove.model.errors import Invalid
@@ -20,6 +20,7 @@ from cove.model.errors import Invalid
 MAX_ID = 2**31 - 1
 MAX_FILE_BYTES = 4 << 20
 MAX_LINE_BYTES = 1 << 20
+MAX_ENTRIES = 65536  # of one file: four million short lines would hold the daemon up, and fill its memory
 MAX_GROUPS = 65536  # NGROUPS_MAX, limits.h
 
 _RANGE = f"uids and gids must be in range 0-{MAX_ID}"
@@ -60,7 +61,7 @@ def resolve(files: UserFiles, user: str, group_add: Sequence[str] = ()) -> Resol
     wanted_uid = 0 if not name else uid_given
 
     uid, gid, home, matched = wanted_uid, 0, "/", ""
-    for fields in _lines(files.passwd):
+    for fields in _lines(files.passwd, "passwd"):
         entry_uid = parse_entry_id(fields, 2)
         if entry_uid is None:
             continue
@@ -72,18 +73,20 @@ def resolve(files: UserFiles, user: str, group_add: Sequence[str] = ()) -> Resol
     if uid is None:
         raise Invalid(f"unable to find user {name}: no matching entries in passwd file")
 
+    added = [(item, parse_id(item)) for item in group_add]
+    by_name = (bool(group) and gid_given is None) or any(given is None for _, given in added)
+    entries = list(_lines(files.group, "group")) if by_name or (matched and not group) else []
     supplementary: list[int] = []
     if group:
-        gid = _find_group(files.group, group) if gid_given is None else gid_given
+        gid = _find_group(entries, group) if gid_given is None else gid_given
     elif matched:
-        for fields in _lines(files.group):
+        for fields in entries:
             entry_gid = parse_entry_id(fields, 2)
             if entry_gid is not None and len(fields) > 3 and matched in fields[3].split(","):
                 supplementary.append(entry_gid)
 
-    for item in group_add:
-        given = parse_id(item)
-        supplementary.append(_find_group(files.group, item) if given is None else given)
+    for item, given in added:
+        supplementary.append(_find_group(entries, item) if given is None else given)
     groups = tuple(dict.fromkeys([gid, *supplementary]))
     if len(groups) > MAX_GROUPS:
         raise Invalid(f"user {user!r} is in {len(groups)} groups: the kernel allows {MAX_GROUPS}")
@@ -113,8 +116,8 @@ def parse_entry_id(fields: Sequence[str], index: int) -> int | None:
     return int(text)
 
 
-def _find_group(group_file: bytes, name: str) -> int:
-    for fields in _lines(group_file):
+def _find_group(entries: Sequence[Sequence[str]], name: str) -> int:
+    for fields in entries:
         if fields[0] == name:
             gid = parse_entry_id(fields, 2)
             if gid is not None:
@@ -122,14 +125,19 @@ def _find_group(group_file: bytes, name: str) -> int:
     raise Invalid(f"unable to find group {name}: no matching entries in group file")
 
 
-def _lines(content: bytes) -> list[list[str]]:
-    """The fields of each entry; comments, blank and overlong lines are passed over."""
-    result = []
-    for line in content.split(b"\n"):
-        line = line.strip()
+def _lines(content: bytes, file: str) -> Iterator[list[str]]:
+    """The fields of each entry, as long as they are wanted; comments, blank and overlong lines are passed over."""
+    start = count = 0
+    while start < len(content):
+        end = content.find(b"\n", start)
+        end = len(content) if end < 0 else end
+        line = content[start:end].strip()
+        start = end + 1
+        count += 1
+        if count > MAX_ENTRIES:
+            raise Invalid(f"/etc/{file} of the container has more than {MAX_ENTRIES} lines: make it shorter")
         if line and not line.startswith(b"#") and len(line) <= MAX_LINE_BYTES:
-            result.append(line.decode("utf-8", "surrogateescape").split(":"))
-    return result
+            yield line.decode("utf-8", "surrogateescape").split(":")
 
 
 # --- reading, by descriptor -----------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from cove.image.types import Limits
 from cove.model.errors import Invalid
 from cove.model.lines import is_word, parse_address
 from cove.network.files import hosts_file, resolv_file
+from cove.runtime.users import UserFiles, resolve
 
 _LINE = "6.6.6.6 evil"
 
@@ -103,3 +105,17 @@ def test_usual_settings_of_an_image_are_kept() -> None:
     )  # fmt: skip
     assert image.config.volumes == ("/data",)
     assert image.config.exposed_ports == ("53/udp", "80/tcp", "8000-8010")
+
+
+@pytest.mark.parametrize("user", ["nobody", "root:wheel", "4242"])
+def test_a_passwd_file_of_a_million_lines_is_refused_before_it_is_all_taken_apart(user: str) -> None:
+    """CVE-2026-47262: memory and time that a file of an image takes are bounded."""
+    bomb = b"root:x:0:0::/:/bin/sh\n" + b"a:\n" * 1_000_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(Invalid, match="has more than 65536 lines"):
+            resolve(UserFiles(bomb, bomb), user, ["wheel"])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 64 << 20
