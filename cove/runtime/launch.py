@@ -52,6 +52,9 @@ __all__ = [
 ]
 
 
+_TOO_MANY = "the daemon has too many open files: raise its limit, e.g. LimitNOFILE=1048576"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogSetup:
     """Where output is kept. `max_files` counts the one being written; 0 bytes: never rotated."""
@@ -155,6 +158,8 @@ class Task:
         self._idents = itertools.count(1 << 16)
         self._answers: dict[int, asyncio.Future[int]] = {}
         self._on_detach: dict[int, Callable[[], None]] = {}
+        self._orphaned = False
+        self._on_orphaned: Callable[[], object] | None = None
         connection.take_over(self._on_message)
         self._loop.add_reader(supervisor, self._on_supervisor_gone)
 
@@ -211,6 +216,13 @@ class Task:
         ident = next(self._idents)
         await self._request(ident, protocol.encode_simple(protocol.CLOSE_STDIN, ident))
 
+    def when_orphaned(self, callback: Callable[[], object]) -> None:
+        """Have `callback` called once the supervisor was killed: the first process gets a SIGKILL of its own,
+        but a frozen one dies only when somebody thaws it."""
+        self._on_orphaned = callback
+        if self._orphaned:
+            callback()
+
     def forget(self) -> None:
         """Stop watching (the daemon ends); the supervisor and the container run on."""
         if not self._status.done():
@@ -262,6 +274,9 @@ class Task:
             # and wait for it, so that nobody meets a half-dead container.
             kill(self._pidfd)
             self._loop.add_reader(self._pidfd, self._on_orphan_gone)
+            self._orphaned = True
+            if self._on_orphaned is not None:
+                self._on_orphaned()
 
     def _on_orphan_gone(self) -> None:
         self._loop.remove_reader(self._pidfd)
@@ -324,6 +339,28 @@ async def launch(
         if client.on_detach is not None:
             task._on_detach[ident] = client.on_detach
     return task
+
+
+def end_unanswering(title: str) -> int:
+    """Kill the supervisor with this title (the name of its state directory), which doesn't answer; its pid, 0
+    when there is none. Its process dies with it."""
+    for entry in os.listdir("/proc"):
+        if not entry.isdecimal():
+            continue
+        try:
+            pidfd = os.pidfd_open(int(entry))
+        except OSError:
+            continue
+        try:
+            # read after the pidfd was opened: it is this process that gets the signal
+            if Path("/proc", entry, "cmdline").read_bytes() == b"cove-init\0" + os.fsencode(title) + b"\0":
+                kill(pidfd)
+                return int(entry)
+        except OSError:
+            continue
+        finally:
+            os.close(pidfd)
+    return 0
 
 
 async def reconnect(state_dir: Path) -> Task | None:
@@ -389,12 +426,17 @@ class _Starting:
         while (arrived := await self._connection.next()) is not None:
             message, descriptors = arrived
             if isinstance(message, protocol.Started):
+                if not descriptors:  # the kernel drops what doesn't fit under RLIMIT_NOFILE
+                    kill(self._supervisor)
+                    raise HostError(_TOO_MANY)
                 return message.pid, descriptors[0]
             with contextlib.ExitStack() as given:
                 for descriptor in descriptors:
                     given.callback(os.close, descriptor)
                 if isinstance(message, protocol.Resolve):
                     self._asked = True
+                    if not descriptors:
+                        raise HostError(_TOO_MANY)
                     if resolve_user is None:
                         raise HostError("the plan asks to look a user up, but nothing was given to do that")
                     found = await resolve_user(descriptors[0])
@@ -422,7 +464,7 @@ class _Starting:
         while not self._ended and (arrived := await self._connection.next()) is not None:
             message, descriptors = arrived
             if isinstance(message, protocol.Started):
-                kill(descriptors[0])
+                kill(descriptors[0] if descriptors else self._supervisor)
             elif isinstance(message, protocol.Resolve):
                 self._connection.send(protocol.encode_simple(protocol.UNRESOLVED, 0))
             for descriptor in descriptors:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import resource
 import select
 import signal
 import socket
@@ -519,5 +520,23 @@ def test_starting_many_at_once_works(box: Box) -> None:
             return (await task.wait()).exit_code
 
         assert await asyncio.gather(*map(one, range(40))) == list(range(40))
+
+    run(body())
+
+
+def test_a_daemon_without_free_descriptors_is_told_so_and_nothing_runs(box: Box) -> None:
+    async def body() -> None:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+        async def exhaust(_root: int) -> Resolved:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+            return Resolved(uid=0, gid=0)
+
+        try:
+            with pytest.raises(HostError, match="too many open files: raise its limit"):
+                await box.start(box.sh("sleep 1000", inside=(ResolveUser(user=""),)), resolve_user=exhaust)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert not box.state.exists()
 
     run(body())
