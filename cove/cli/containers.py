@@ -7,6 +7,7 @@ from cove.cli.client import query, quote
 from cove.cli.fail import ApiError, CliError
 from cove.cli.options import Command
 from cove.cli.run import complain, each
+from cove.cli.shown import for_terminal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def run_top(client: Client, options: Options) -> int:
 def run_diff(client: Client, options: Options) -> int:
     """cove diff"""
     for change in client.get(f"/containers/{quote(options.args[0])}/changes") or ():
-        print("CAD"[change["Kind"]], change["Path"])
+        print(for_terminal(f"{'CAD'[change['Kind']]} {change['Path']}"))
     return 0
 
 

@@ -10,6 +10,7 @@ from cove.cli.client import filters, query, quote
 from cove.cli.fail import CliError
 from cove.cli.options import Command
 from cove.cli.run import complain
+from cove.cli.shown import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def run_load(client: Client, options: Options) -> int:
     stream = read_archive(options.text("input"), "load")
     path = "/images/load" + query({"quiet": options.on("quiet"), "platform": options.text("platform")})
     for message in follow_stream(client.request("POST", path, stream=stream, headers=TAR)):
-        print(message)
+        print(printable(message))
     return 0
 
 
@@ -115,7 +116,7 @@ def run_import(client: Client, options: Options) -> int:
     stream = read_archive(source, "import")
     answer = client.request("POST", "/images/create" + query(parameters), stream=stream, headers=TAR)
     for message in follow_stream(answer):
-        print(message)
+        print(printable(message))
     return 0
 
 
@@ -148,7 +149,7 @@ def run_rmi(client: Client, options: Options) -> int:
         for item in removed or ():
             for what in ("Untagged", "Deleted"):
                 if item.get(what):
-                    print(f"{what}: {item[what]}")
+                    print(printable(f"{what}: {item[what]}"))
     return status
 
 

@@ -7,6 +7,7 @@ from cove.cli.client import query, quote
 from cove.cli.fail import ApiError, CliError
 from cove.cli.options import Command
 from cove.cli.run import complain
+from cove.cli.shown import for_terminal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def inspector(*kinds: str) -> Callable[[Client, Options], int]:
 
             nodes = parse_template(format)
             for value in found:
-                print(apply_template(nodes, value, strict=True))
+                print(for_terminal(apply_template(nodes, value, strict=True)))
         else:
             print(wirejson.pretty(found))
         return status

@@ -12,6 +12,7 @@ import sys
 
 from cove.cli.fail import CliError, Exit
 from cove.cli.options import Command, nearest, parse_arguments, render_help
+from cove.cli.shown import KEPT, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def run_main(arguments: Sequence[str]) -> int:
         return end.status
     except CliError as error:
         sys.stdout.flush()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error), KEPT)}", file=sys.stderr)
         return error.status
     except KeyboardInterrupt:
         return 130

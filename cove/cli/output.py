@@ -6,6 +6,7 @@ import os
 import sys
 
 from cove.cli import wirejson
+from cove.cli.shown import for_terminal, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def render_value(text: str, value: Any) -> str:
 
 def render_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Columns three spaces apart, as docker prints them."""
-    table = [list(headings), *([str(cell) for cell in row] for row in rows)]
+    table = [list(headings), *([printable(str(cell)) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
     return "\n".join(line.rstrip() for line in lines) + "\n"
@@ -57,7 +58,7 @@ def print_rows(
         out = "".join(wirejson.dumps(row) + "\n" for row in rows)
     else:
         out = _by_template(rows, headings, format)
-    sys.stdout.write(out)
+    sys.stdout.write(for_terminal(out))
 
 
 def _by_template(rows: Sequence[dict[str, Any]], headings: dict[str, str], format: str) -> str:

@@ -15,6 +15,7 @@ from cove.cli.fail import REFUSED, ApiError, CliError
 from cove.cli.options import Command
 from cove.cli.runflags import CREATE_FLAGS, RUN_FLAGS
 from cove.cli.session import Session
+from cove.cli.shown import KEPT, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -249,7 +250,7 @@ def require_terminal() -> None:
 
 def complain(message: str) -> None:
     """A line on standard error."""
-    os.write(2, (message + "\n").encode("utf-8", "surrogateescape"))
+    os.write(2, (printable(message, KEPT) + "\n").encode())
 
 
 # --- start and attach ---------------------------------------------------------------------

@@ -9,6 +9,7 @@ from cove.cli import output, wirejson
 from cove.cli.client import filters, query
 from cove.cli.fail import CliError
 from cove.cli.options import Command
+from cove.cli.shown import for_terminal, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def run_events(client: Client, options: Options) -> int:
     }
     format = options.text("format")
     for event in client.request("GET", "/events" + query(parameters)).lines():
-        print(output.render_value(format, event) if format else show_event(event), flush=True)
+        shown = output.render_value(format, event) if format else show_event(event)
+        print(for_terminal(shown), flush=True)
     return 0
 
 
@@ -94,7 +96,7 @@ def run_info(client: Client, options: Options) -> int:
         if value not in (None, ""):
             print(f"{name}: {value}")
     for warning in info.get("Warnings") or ():
-        print(f"warning: {warning}", file=sys.stderr)
+        print(f"warning: {printable(warning)}", file=sys.stderr)
     return 0
 
 
@@ -229,7 +231,7 @@ def prune(client: Client, kind: str, asked: list[str]) -> int:
         if isinstance(item, dict):
             for word in ("Untagged", "Deleted"):
                 if item.get(word):
-                    print(f"{word.lower()}: {item[word]}")
+                    print(printable(f"{word.lower()}: {item[word]}"))
         else:
             print(item)
     if removed:
