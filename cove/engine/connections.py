@@ -10,8 +10,8 @@ import os
 
 import msgspec
 
-from cove.engine.files import write_files
 from cove.engine.lifecycle import Lifecycle
+from cove.engine.links import has_links, without_link
 from cove.engine.parts import Parts
 from cove.engine.start import network_requests
 from cove.engine.types import View
@@ -65,6 +65,13 @@ class Connections:
             ]
             await self._commit(view, plan_disconnected(view.container.spec, requests), left)
 
+    async def unlink(self, container_id: str, alias: str) -> None:
+        """Take a legacy link away. Raises NotFound."""
+        async with self._lifecycle.live(container_id).lock:
+            view = self._parts.registry.find(container_id)
+            changed = without_link(view.container, alias)
+            await self._commit(view, changed.spec, list(view.state.endpoints))
+
     def _network_ids(self, container: Container) -> set[str]:
         found = set()
         for request in network_requests(container):
@@ -77,11 +84,13 @@ class Connections:
     async def _commit(self, view: View, spec: ContainerSpec, endpoints: list[Endpoint]) -> None:
         container = msgspec.structs.replace(view.container, spec=spec)
         await self._parts.registry.set_container(container)
+        if has_links(container):
+            self._parts.linking.add(container.id)
         if view.state.pid:
             state = msgspec.structs.replace(view.state, endpoints=tuple(endpoints))
             await self._parts.registry.set_state(container.id, state)
-            directory = self._parts.settings.container_dir(container.id)
-            write_files(directory, container, endpoints, self._parts.gateways())
+            self._parts.write_files(container, endpoints)
+            self._parts.refresh_hosts(container)
 
 
 def _check_own_namespace(container: Container) -> None:

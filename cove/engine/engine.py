@@ -25,6 +25,7 @@ from cove.engine.create import anonymous_names, plan_container, plan_mounts
 from cove.engine.execs import Execs
 from cove.engine.health import Health
 from cove.engine.lifecycle import Lifecycle
+from cove.engine.links import has_links, link_names, settle_links, shown_links
 from cove.engine.live import Background
 from cove.engine.mounts import settle_mounts
 from cove.engine.names import check_name, choose_name, new_id
@@ -92,7 +93,9 @@ class Engine:
             await engine._execs.reconcile()
             for container_id in starts:
                 engine._lifecycle.resume_restart(container_id)
-            engine._background.spawn(asyncio.to_thread(warm_filters, parts.host), "compiling the default filter")
+            engine._background.spawn(
+                asyncio.to_thread(warm_filters, parts.host), "compiling the default filter"
+            )
         except BaseException:
             await engine.close()
             raise
@@ -127,6 +130,14 @@ class Engine:
         """A running container's health; None without a check."""
         return self._lifecycle.live(container_id).health
 
+    def link_names(self) -> dict[str, Sequence[str]]:
+        """The names that legacy links give to containers, by container id: "/parent/alias"."""
+        return link_names(self._parts.registry.views()) if self._parts.linking else {}
+
+    def shown_links(self, view: View) -> Sequence[str]:
+        """A container's legacy links as inspect shows them: "/child:/parent/alias"."""
+        return shown_links(view.container, self.find) if view.container.spec.links else ()
+
     def exec_ids(self, container_id: str) -> Sequence[str]:
         """Execs of a container that haven't ended."""
         return self._execs.ids_of(container_id)
@@ -145,6 +156,8 @@ class Engine:
             self._parts.make_container_dir(container)
             self._parts.images.image_by_id(container.image_id)  # still there: copying up takes its time
             await self._parts.registry.insert(container, State())
+            if has_links(container):
+                self._parts.linking.add(container.id)
             undo.pop_all()
         self._parts.publish(container, "create")
         return container, warnings
@@ -153,7 +166,7 @@ class Engine:
         self, spec: ContainerSpec, name: str, undo: AsyncExitStack
     ) -> tuple[Container, Sequence[str]]:
         image = self._parts.images.find_image(spec.image)
-        spec, warnings = self._parts.check(self._settle_joined(spec))
+        spec, warnings = self._parts.check(settle_links(self._settle_joined(spec), self.find))
         inherited = self._inherited_mounts(spec)
         planned = plan_mounts(spec, image.config, inherited, lambda: secrets.token_hex(32))
         container = plan_container(
@@ -218,7 +231,11 @@ class Engine:
         self, reference: str, *, force: bool = False, volumes: bool = False, link: bool = False
     ) -> None:
         if link:
-            raise Invalid("legacy links are not supported: leave link out")
+            parent, _, alias = reference.removeprefix("/").rpartition("/")
+            if not parent:
+                raise Invalid(f"{reference}: a link has the name of its container too, e.g. web/db")
+            await self._connections.unlink(self._id_of(parent), alias)
+            return
         await self._lifecycle.remove(self._id_of(reference), force=force, volumes=volumes)
 
     async def rename(self, reference: str, new_name: str) -> None:

@@ -33,15 +33,20 @@ def existing_files(directory: Path) -> ContainerFiles:
 
 
 def write_files(
-    directory: Path, container: Container, endpoints: Sequence[Endpoint], gateways: Sequence[str]
+    directory: Path,
+    container: Container,
+    endpoints: Sequence[Endpoint],
+    gateways: Sequence[str],
+    linked: Sequence[tuple[str, str]] = (),
 ) -> ContainerFiles:
-    """Write the three. `gateways` are the default bridge's own addresses. Raises HostError, Invalid."""
+    """Write the three. `gateways` are the default bridge's own addresses, `linked` the linked containers'
+    addresses and names. Raises HostError, Invalid."""
     spec = container.spec
     on_host = spec.network_mode == "host"
     hosts = (
         _read("/etc/hosts") + _added_hosts(container, gateways)
         if on_host
-        else hosts_file(container.hostname, spec.domainname, endpoints, spec.extra_hosts, gateways)
+        else hosts_file(container.hostname, spec.domainname, endpoints, spec.extra_hosts, gateways, linked)
     )
     resolv = resolv_file(
         host_resolv(),

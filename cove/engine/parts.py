@@ -17,6 +17,8 @@ from pathlib import Path
 
 import msgspec
 
+from cove.engine.files import ContainerFiles, write_files
+from cove.engine.links import has_links, linked_hosts
 from cove.engine.registry import Registry
 from cove.engine.types import ContainerStats, Settings
 from cove.events.bus import Bus
@@ -25,7 +27,7 @@ from cove.image.types import Use
 from cove.logs.drivers import log_setup
 from cove.logs.model import LogLine, LogQuery
 from cove.logs.reader import read_logs
-from cove.model.container import Container, ContainerSpec, LogConfig, Resources
+from cove.model.container import Container, ContainerSpec, Endpoint, LogConfig, Resources
 from cove.model.errors import CoveError, HostError
 from cove.model.objects import Event, VolumeRecord
 from cove.network.model import NetworkSettings
@@ -78,6 +80,7 @@ class Parts:
         self.host = host
         self.launcher = launcher
         self.events = Bus()
+        self.linking = {view.container.id for view in registry.views() if has_links(view.container)}
         self._users: dict[str, UserFiles | None] = {}
         self.forget_execs: Callable[[str], None] = lambda container_id: None
 
@@ -280,6 +283,21 @@ class Parts:
         except OSError as error:
             raise HostError(f"container directory {directory}: {error.strerror}") from error
         prepare_writable(directory, root_mode=self._root_mode(container.image_id))
+
+    def write_files(self, container: Container, endpoints: Sequence[Endpoint]) -> ContainerFiles:
+        """The files that a container with these endpoints sees. Raises HostError, Invalid."""
+        linked = linked_hosts(container, endpoints, self.registry.find)
+        directory = self.settings.container_dir(container.id)
+        return write_files(directory, container, endpoints, self.gateways(), linked)
+
+    def refresh_hosts(self, started: Container) -> None:
+        """Tell the running containers that have links of one that has just started."""
+        for container_id in list(self.linking):
+            view = self.registry.get(container_id)
+            if view is None:
+                self.linking.discard(container_id)
+            elif view.state.pid and container_id != started.id:
+                self.write_files(view.container, view.state.endpoints)
 
     async def writable_size(self, container: Container) -> int:
         """Bytes in the writable layer."""

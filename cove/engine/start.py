@@ -17,7 +17,8 @@ from pathlib import Path
 import msgspec
 
 from cove.engine.create import PlannedMount, tmpfs_point
-from cove.engine.files import ContainerFiles, existing_files, write_files
+from cove.engine.files import ContainerFiles, existing_files
+from cove.engine.links import check_linked, with_link_variables
 from cove.engine.parts import Parts
 from cove.engine.types import ExecSpec, View
 from cove.model.container import (
@@ -80,6 +81,8 @@ async def launch_container(parts: Parts, container: Container, attaches: Sequenc
 async def _launch(
     parts: Parts, container: Container, attaches: Sequence[Attach], undo: AsyncExitStack
 ) -> Running:
+    check_linked(container, parts.registry.find)
+    container = with_link_variables(container, parts.registry.find)
     spec = container.spec
     namespace = -1
     endpoints: tuple[Endpoint, ...] = ()
@@ -154,8 +157,7 @@ def _files(parts: Parts, container: Container, endpoints: Sequence[Endpoint]) ->
     if mode.startswith("container:"):
         target = parts.registry.find(mode.removeprefix("container:")).container
         return existing_files(parts.settings.container_dir(target.id))
-    directory = parts.settings.container_dir(container.id)
-    return write_files(directory, container, endpoints, parts.gateways())
+    return parts.write_files(container, endpoints)
 
 
 def start_facts(parts: Parts, container: Container, files: ContainerFiles) -> StartFacts:
@@ -292,7 +294,8 @@ async def _launch_exec(
     rows: int,
     cols: int,
 ) -> Task:
-    container, state = view
+    state = view.state
+    container = with_link_variables(view.container, parts.registry.find)
     pid = state.pid
     root_fd = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     undo.callback(os.close, root_fd)

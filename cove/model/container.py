@@ -99,6 +99,8 @@ class EndpointSpec(Model, frozen=True, kw_only=True):
     ipv4: str = ""
     ipv6: str = ""
     mac: str = ""
+    link_local: tuple[str, ...] = ()  # further addresses, of 169.254.0.0/16 or fe80::/64
+    links: tuple[str, ...] = ()  # "CONTAINER:ALIAS": another container's names on this network, in /etc/hosts
     driver_options: dict[str, str] = {}
 
 
@@ -192,6 +194,7 @@ class ContainerSpec(Model, frozen=True, kw_only=True):
     network_mode: str = "default"  # default, bridge, none, host, container:ID, or a network's name
     network_disabled: bool = False
     endpoints: tuple[EndpointSpec, ...] = ()
+    links: tuple[str, ...] = ()  # "CONTAINER:ALIAS" on the default bridge; the engine puts ids in
     extra_hosts: tuple[str, ...] = ()  # "name:address"
     dns: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
@@ -261,6 +264,7 @@ class Endpoint(Model, frozen=True, kw_only=True):
     interface: str = "eth0"  # its name in the container
     host_interface: str = ""
     aliases: tuple[str, ...] = ()
+    link_local: tuple[str, ...] = ()
 
 
 class Container(Model, frozen=True, kw_only=True):

@@ -64,6 +64,7 @@ class IpamPool(Model, frozen=True, kw_only=True):
     subnet: str
     gateway: str = ""
     ip_range: str = ""
+    auxiliary: dict[str, str] = {}  # name → address that is never given out
 
 
 class Network(Model, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from cove.model.errors import Conflict, Invalid, Unavailable
 from cove.model.objects import IpamPool
@@ -26,12 +26,18 @@ _SMALLEST_PREFIX = {4: 30, 6: 126}
 class AddressPool:
     """The addresses of one subnet of one network, in memory.
 
-    The network's own, the broadcast and the gateway's address are never given out. A pool holds only what
-    is in use: a /64 costs no more than its containers.
+    The network's own, the broadcast, the gateway's and the auxiliary addresses are never given out. A pool
+    holds only what is in use: a /64 costs no more than its containers.
     """
 
     def __init__(
-        self, subnet: Subnet, gateway: Address, *, ip_range: Subnet | None = None, network: str = ""
+        self,
+        subnet: Subnet,
+        gateway: Address,
+        *,
+        ip_range: Subnet | None = None,
+        auxiliary: Collection[Address] = (),
+        network: str = "",
     ) -> None:
         self.subnet = subnet
         self.gateway = gateway
@@ -40,7 +46,7 @@ class AddressPool:
         self._version = type(gateway)
         self._first = int(span.network_address)
         self._last = int(span.broadcast_address)
-        reserved = {int(subnet.network_address), int(gateway)}
+        reserved = {int(subnet.network_address), int(gateway), *map(int, auxiliary)}
         if subnet.version == 4:
             reserved.add(int(subnet.broadcast_address))
         self._reserved = frozenset(reserved)
@@ -112,7 +118,12 @@ def parse_pool(pool: IpamPool, *, network: str) -> AddressPool:
             raise Invalid(
                 f"ip-range {ip_range} isn't part of subnet {subnet}: choose a smaller one within it"
             )
-    return AddressPool(subnet, gateway, ip_range=ip_range, network=network)
+    auxiliary = {
+        name: _parse_within(value, subnet, f"aux-address {name}") for name, value in pool.auxiliary.items()
+    }
+    if gateway in auxiliary.values():
+        raise Invalid(f"aux-address {gateway} of network {network} is the gateway's: name another one")
+    return AddressPool(subnet, gateway, ip_range=ip_range, auxiliary=auxiliary.values(), network=network)
 
 
 def parse_subnet(value: str, *, field: str = "subnet") -> Subnet:
@@ -141,6 +152,17 @@ def parse_address(value: str, *, field: str, version: int) -> Address:
         example = "10.1.0.5" if version == 4 else "fd00:1::5"
         raise Invalid(f"{field} {value!r} isn't an IPv{version} address: expected one such as {example}")
     return address
+
+
+def parse_link_local(value: str) -> ipaddress.IPv4Interface | ipaddress.IPv6Interface:
+    """A link-local address with its network (RFC 3927, RFC 4291). Raises Invalid."""
+    try:
+        address = ipaddress.ip_address(value)
+    except ValueError:
+        address = None
+    if address is None or not address.is_link_local:
+        raise Invalid(f"link-local-ip {value!r}: expected an address such as 169.254.8.8 or fe80::8")
+    return ipaddress.ip_interface(f"{address}/{16 if address.version == 4 else 64}")
 
 
 def _parse_within(value: str, subnet: Subnet, field: str) -> Address:

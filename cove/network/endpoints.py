@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from cove.model.container import Endpoint, EndpointSpec, PortBinding
 from cove.model.errors import CoveError, Invalid
 from cove.model.objects import Network
-from cove.network.addresses import AddressPool, mac_of, parse_address, parse_mac, parse_pool
+from cove.network.addresses import AddressPool, mac_of, parse_address, parse_link_local, parse_mac, parse_pool
 from cove.network.links import Address
 from cove.network.model import BRIDGE, Published
 from cove.network.namespaces import InterfacePlan
@@ -36,6 +36,8 @@ def take_endpoint(
     left).
     """
     mac = parse_mac(spec.mac) if spec.mac else ""
+    for text in spec.link_local:
+        parse_link_local(text)
     asked = _asked(network, pools, spec)
     taken: dict[int, Address] = {}
     try:
@@ -61,6 +63,7 @@ def take_endpoint(
         interface=interface,
         host_interface=host_interface,
         aliases=spec.aliases,
+        link_local=spec.link_local,
     )
 
 
@@ -80,6 +83,7 @@ def plan_interface(
     addresses = [ipaddress.ip_interface(f"{endpoint.ipv4}/{endpoint.ipv4_prefix}")]
     if endpoint.ipv6:
         addresses.append(ipaddress.ip_interface(f"{endpoint.ipv6}/{endpoint.ipv6_prefix}"))
+    addresses += [parse_link_local(text) for text in endpoint.link_local]
     return InterfacePlan(
         name=endpoint.interface,
         host_name=endpoint.host_interface,

@@ -34,9 +34,11 @@ def hosts_file(
     endpoints: Sequence[Endpoint],
     extra_hosts: Sequence[str],
     gateways: Sequence[str] = (),
+    linked: Sequence[tuple[str, str]] = (),
 ) -> str:
     """/etc/hosts. `extra_hosts` are "name:address" (or "name=address"); the address "host-gateway" stands
-    for `gateways`, the default bridge's own addresses. Raises Invalid."""
+    for `gateways`, the default bridge's own addresses. `linked` are addresses and names of linked
+    containers. Raises Invalid."""
     lines = list(_HOSTS)
     for extra in extra_hosts:
         name, addresses = parse_extra_host(extra, gateways)
@@ -44,6 +46,7 @@ def hosts_file(
     names = hostname if not domainname else f"{hostname}.{domainname} {hostname}"
     for endpoint in endpoints:
         lines += [(address, names) for address in (endpoint.ipv4, endpoint.ipv6) if address and hostname]
+    lines += linked
     return "".join(f"{address}\t{name}\n" for address, name in lines)
 
 

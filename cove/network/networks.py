@@ -463,7 +463,7 @@ class Networks:
         if len(wanted) != 1:
             return None
         bridge, spec = wanted[0]
-        if bridge.network.name != BRIDGE or spec.ipv4 or spec.ipv6 or spec.mac:
+        if bridge.network.name != BRIDGE or spec.ipv4 or spec.ipv6 or spec.mac or spec.link_local:
             return None
         ready = self._pool.take()
         if ready is None or not spec.aliases:

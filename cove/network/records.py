@@ -6,6 +6,8 @@ import ipaddress
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+import msgspec
+
 from cove.model.errors import Conflict, Forbidden, Invalid, NotFound
 from cove.model.objects import IpamPool, Network
 from cove.network.addresses import (
@@ -176,9 +178,9 @@ def _complete(
     pools: dict[int, IpamPool] = {}
     for pool in asked:
         if not pool.subnet:
-            if pool.gateway or pool.ip_range:
+            if pool.gateway or pool.ip_range or pool.auxiliary:
                 raise Invalid(
-                    f"network {name}: gateway and ip-range need a subnet, e.g. --subnet 10.1.0.0/24"
+                    f"network {name}: gateway, ip-range and aux-address need a subnet, e.g. --subnet 10.1.0.0/24"
                 )
             continue
         subnet = parse_subnet(pool.subnet)
@@ -194,7 +196,7 @@ def _complete(
                 f"{subnet} and {other}"
             )
         gateway = parse_pool(pool, network=name).gateway
-        pools[subnet.version] = IpamPool(subnet=str(subnet), gateway=str(gateway), ip_range=pool.ip_range)
+        pools[subnet.version] = msgspec.structs.replace(pool, subnet=str(subnet), gateway=str(gateway))
     if 4 not in pools:
         chosen = choose_subnet_4(taken)
         pools[4] = IpamPool(subnet=str(chosen), gateway=str(chosen[1]))

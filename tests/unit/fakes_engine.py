@@ -258,6 +258,12 @@ class FakeEngine:
     def list(self) -> list[View]:
         return sorted(self.views.values(), key=lambda v: v.container.created_ns, reverse=True)
 
+    def link_names(self) -> dict[str, Sequence[str]]:
+        return {}
+
+    def shown_links(self, view: View) -> Sequence[str]:
+        return ()
+
     def exec_ids(self, container_id: str) -> Sequence[str]:
         return []
 

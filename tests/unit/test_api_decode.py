@@ -365,7 +365,7 @@ REFUSED_HOST: list[tuple[dict[str, Any], str]] = [
     ({"IpcMode": "x"}, "HostConfig.IpcMode: invalid mode 'x'"),
     ({"PidMode": "private"}, "HostConfig.PidMode: invalid mode"),
     ({"UsernsMode": "auto"}, "HostConfig.UsernsMode"),
-    ({"Links": ["db"]}, "HostConfig.Links"),
+    ({"Links": ["db", "db:"]}, "HostConfig.Links[1]: bad format for links: db:"),
     ({"StorageOpt": {"size": "1g"}}, "HostConfig.StorageOpt"),
     ({"Runtime": "kata"}, "unknown or invalid runtime name: kata"),
     ({"Isolation": "hyperv"}, "invalid isolation 'hyperv'"),
@@ -416,8 +416,8 @@ def test_endpoints_keep_what_was_asked_of_them() -> None:
     [
         ({"IPAMConfig": {"IPv4Address": "fd00::1"}}, "IPAMConfig.IPv4Address: invalid IPv4 address: fd00::1"),
         ({"IPAMConfig": {"IPv6Address": "x"}}, "IPAMConfig.IPv6Address: invalid IP address: x"),
-        ({"IPAMConfig": {"LinkLocalIPs": ["169.254.0.1"]}}, "IPAMConfig.LinkLocalIPs"),
-        ({"Links": ["db"]}, "Links"),
+        ({"IPAMConfig": {"LinkLocalIPs": ["192.0.2.1"]}}, "IPAMConfig.LinkLocalIPs"),
+        ({"Links": ["db:a b"]}, "Links[0]: bad format for links"),
         ({"MacAddress": "02:42"}, "MacAddress: invalid MAC address"),
     ],
 )

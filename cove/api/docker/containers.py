@@ -62,6 +62,7 @@ async def list_containers(api: Api, request: Request) -> Response:
         health=lambda view: health_word(api.health(view)),
     )
     names = _ImageNames(api)
+    link_names = engine.link_names()
     now_ns = time.time_ns()
     found = []
     for view in engine.list():
@@ -77,6 +78,7 @@ async def list_containers(api: Api, request: Request) -> Response:
                 find_network=api.find_network,
                 size=await size_of(api, view) if with_size else None,
                 version=request.version,
+                link_names=link_names.get(view.container.id, ()),
             )
         )
         if len(found) == limit:
@@ -135,6 +137,7 @@ async def inspect(api: Api, request: Request) -> Response:
         find_network=api.find_network,
         exec_ids=api.engine.exec_ids(view.container.id),
         size=await size_of(api, view) if request.query.flag("size") else None,
+        links=api.engine.shown_links(view),
     )
     if request.version < 1044:
         for network in found["NetworkSettings"]["Networks"].values():

@@ -23,8 +23,9 @@ from cove.api.docker.limits import (
     decode_ulimits,
 )
 from cove.api.docker.mounts import decode_mounts, decode_volumes_from, string_map
+from cove.engine.links import parse_link
 from cove.model.container import ContainerSpec, EndpointSpec, HealthCheck, LogConfig, PortBinding
-from cove.model.errors import Invalid, NotImplementedHere
+from cove.model.errors import Invalid
 from cove.model.lines import is_word, parse_address
 
 _HOSTNAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,62}[a-zA-Z0-9])?")
@@ -113,6 +114,7 @@ def decode_create(body: wire.CreateBody, *, name: str, platform: str, version: i
         network_mode=network_mode,
         network_disabled=bool(body.network_disabled),
         endpoints=endpoints,
+        links=_links(host.links, "HostConfig.Links"),
         extra_hosts=_extra_hosts(host.extra_hosts),
         dns=tuple(_address(a, f"HostConfig.Dns[{i}]") for i, a in enumerate(host.dns or ())),
         dns_search=_resolver_words(host.dns_search, "HostConfig.DnsSearch", "example.org"),
@@ -163,10 +165,6 @@ def _check_platform(platform: str) -> None:
 
 
 def _refuse_unsupported(host: wire.HostConfig) -> None:
-    if host.links:
-        raise NotImplementedHere(
-            "HostConfig.Links: Cove has no links; name the other container's address with ExtraHosts (--add-host)"
-        )
     if host.storage_opt:
         raise Invalid(
             "HostConfig.StorageOpt: --storage-opt is supported only for overlay over xfs "
@@ -291,14 +289,6 @@ def _endpoints(body: wire.CreateBody, mode: str, version: int) -> tuple[tuple[En
 def decode_endpoint(network: str, config: wire.EndpointConfig, path: str) -> EndpointSpec:
     """One network attachment as asked for. Raises `Invalid`."""
     ipam = config.ipam_config or wire.IpamConfig()
-    if config.links:
-        raise NotImplementedHere(
-            f"{path}.Links: Cove has no links; name the other container's address with ExtraHosts"
-        )
-    if ipam.link_local_ips:
-        raise NotImplementedHere(
-            f"{path}.IPAMConfig.LinkLocalIPs: Cove can't add link-local addresses; leave it out"
-        )
     if not network:
         raise Invalid(f"{path}: a network's name is needed, e.g. bridge")
     return EndpointSpec(
@@ -307,6 +297,11 @@ def decode_endpoint(network: str, config: wire.EndpointConfig, path: str) -> End
         ipv4=_address(ipam.ipv4_address, f"{path}.IPAMConfig.IPv4Address", 4),
         ipv6=_address(ipam.ipv6_address, f"{path}.IPAMConfig.IPv6Address", 6),
         mac=_check_mac(config.mac_address or "", f"{path}.MacAddress"),
+        link_local=tuple(
+            _link_local(text, f"{path}.IPAMConfig.LinkLocalIPs[{i}]")
+            for i, text in enumerate(ipam.link_local_ips or ())
+        ),
+        links=_links(config.links, f"{path}.Links"),
         driver_options=string_map(config.driver_opts),
     )
 
@@ -329,6 +324,22 @@ def _address(text: str | None, path: str, version: int = 0) -> str:
     if version and address.version != version:
         raise Invalid(f"{path}: invalid IPv{version} address: {text}")
     return str(address)
+
+
+def _links(entries: Strings, path: str) -> tuple[str, ...]:
+    for index, entry in enumerate(entries or ()):
+        try:
+            parse_link(entry)
+        except Invalid as error:
+            raise Invalid(f"{path}[{index}]: {error}") from None
+    return tuple(entries or ())
+
+
+def _link_local(text: str, path: str) -> str:
+    address = _address(text, path)
+    if not address or "%" in address or not parse_address(address).is_link_local:
+        raise Invalid(f"{path}: invalid link-local address: {text}, e.g. 169.254.8.8 or fe80::8")
+    return address
 
 
 def _extra_hosts(entries: Strings) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from cove.engine.types import Settings, View
 from cove.model.container import (
     Container,
     Endpoint,
+    EndpointSpec,
     MountPoint,
     PortBinding,
     Resources,
@@ -141,8 +142,10 @@ def inspect_json(
     find_network: FindNetwork,
     exec_ids: Sequence[str],
     size: tuple[int, int] | None,
+    links: Sequence[str] = (),
 ) -> Json:
-    """What `GET /containers/X/json` answers; `size` is (writable layer, all layers) in bytes."""
+    """What `GET /containers/X/json` answers; `size` is (writable layer, all layers) in bytes, `links` are
+    the legacy ones as `/child:/parent/alias`."""
     container, state = view
     echo = read_echo(container)
     directory = settings.container_dir(container.id)
@@ -181,6 +184,7 @@ def inspect_json(
         "Config": config_json(container, echo),
         "NetworkSettings": network_settings_json(view, find_network),
     }
+    found["HostConfig"]["Links"] = list(links) or None
     if size is not None:
         found["SizeRw"], found["SizeRootFs"] = size
     return found
@@ -377,7 +381,8 @@ def networks_json(view: View, find_network: FindNetwork) -> dict[str, Json]:
         found[live.network_name] = _endpoint_json(
             live,
             aliases=live.aliases or (spec_of.aliases if spec_of else ()),
-            ipam=_ipam(spec_of.ipv4, spec_of.ipv6) if spec_of else None,
+            ipam=_ipam(spec_of),
+            links=spec_of.links if spec_of else (),
             driver_options=spec_of.driver_options if spec_of else {},
             names=(view.container.name, *live.aliases, view.container.short_id),
         )
@@ -387,23 +392,31 @@ def networks_json(view: View, find_network: FindNetwork) -> dict[str, Json]:
         mode = network.name if network else mode
         for name in [mode, *(n for n in asked if n != mode)]:
             network, spec_of = find_network(name), asked.get(name)
-            live = Endpoint(network_id=network.id if network else "", network_name=name)
+            live = Endpoint(
+                network_id=network.id if network else "",
+                network_name=name,
+                mac=spec_of.mac if spec_of else "",
+            )
             found[name] = _endpoint_json(
                 live,
                 aliases=spec_of.aliases if spec_of else (),
-                ipam=_ipam(spec_of.ipv4, spec_of.ipv6) if spec_of else None,
+                ipam=_ipam(spec_of),
+                links=spec_of.links if spec_of else (),
                 driver_options=spec_of.driver_options if spec_of else {},
                 names=(),
             )
     return found
 
 
-def _ipam(ipv4: str, ipv6: str) -> Json | None:
-    found = {}
-    if ipv4:
-        found["IPv4Address"] = ipv4
-    if ipv6:
-        found["IPv6Address"] = ipv6
+def _ipam(asked: EndpointSpec | None) -> Json | None:
+    found: Json = {}
+    if asked is not None:
+        if asked.ipv4:
+            found["IPv4Address"] = asked.ipv4
+        if asked.ipv6:
+            found["IPv6Address"] = asked.ipv6
+        if asked.link_local:
+            found["LinkLocalIPs"] = list(asked.link_local)
     return found or None
 
 
@@ -412,12 +425,13 @@ def _endpoint_json(
     *,
     aliases: Sequence[str],
     ipam: Json | None,
+    links: Sequence[str],
     driver_options: Mapping[str, str],
     names: Sequence[str],
 ) -> Json:
     return {
         "IPAMConfig": ipam,
-        "Links": None,
+        "Links": list(links) or None,
         "Aliases": list(aliases) or None,
         "MacAddress": endpoint.mac,
         "DriverOpts": dict(driver_options) or None,
@@ -456,6 +470,7 @@ def summary_json(
     find_network: FindNetwork,
     size: tuple[int, int] | None,
     version: int,
+    link_names: Sequence[str] = (),
 ) -> Json:
     """One entry of `GET /containers/json`."""
     container, state = view
@@ -472,7 +487,7 @@ def summary_json(
             del network["DNSNames"]
     found: Json = {
         "Id": container.id,
-        "Names": [f"/{container.name}"],
+        "Names": [f"/{container.name}", *link_names],
         "Image": image,
         "ImageID": container.image_id,
         "Command": _command(container.args),

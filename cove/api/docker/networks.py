@@ -35,11 +35,13 @@ def network_json(api: Api, network: Network, version: int, *, members: bool) -> 
     """A network; `members`: with the containers that are connected now."""
     config = []
     for pool in network.ipam:
-        entry = {"Subnet": pool.subnet}
+        entry: Json = {"Subnet": pool.subnet}
         if pool.gateway:
             entry["Gateway"] = pool.gateway
         if pool.ip_range:
             entry["IPRange"] = pool.ip_range
+        if pool.auxiliary:
+            entry["AuxiliaryAddresses"] = pool.auxiliary
         config.append(entry)
     found: Json = {
         "Name": network.name,
@@ -159,15 +161,18 @@ async def create(api: Api, request: Request) -> Response:
         raise Invalid(f"IPAM.Driver: ipam driver {ipam.driver!r} not found; leave it out, or use default")
     pools = []
     for index, pool in enumerate(ipam.config or ()):
-        if pool.auxiliary_addresses:
-            raise NotImplementedHere(
-                f"IPAM.Config[{index}].AuxiliaryAddresses: Cove can't reserve addresses yet"
-            )
         if not pool.subnet:
             raise Invalid(
                 f"IPAM.Config[{index}].Subnet: invalid subnet: a subnet is needed, e.g. 172.30.0.0/16"
             )
-        pools.append(IpamPool(subnet=pool.subnet, gateway=pool.gateway or "", ip_range=pool.ip_range or ""))
+        pools.append(
+            IpamPool(
+                subnet=pool.subnet,
+                gateway=pool.gateway or "",
+                ip_range=pool.ip_range or "",
+                auxiliary=string_map(pool.auxiliary_addresses),
+            )
+        )
     network = await api.engine.networks.create(
         body.name,
         driver=body.driver or "bridge",
