@@ -126,6 +126,7 @@ class Lifecycle:
             await self._parts.networks.disconnect(container.id)
             raise
         self.adopt(container, live, running.task)
+        self._parts.refresh_hosts(container)
         self._parts.publish(container, "start")
 
     def adopt(self, container: Container, live: Live, task: Task) -> None:
