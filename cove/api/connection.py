@@ -39,7 +39,7 @@ MAX_HEAD_BYTES = 64 << 10
 MAX_HEADERS = 128
 HEAD_TIMEOUT_S = 60.0  # from a request's first byte to its head's last
 LINGER_S = 5.0  # how long an answered client may go on sending a body that nobody wants
-TAKEN_TRIES, TAKEN_PAUSE_S = 40, 0.0005  # how long a hijacked client's header is waited for
+TAKEN_WITHIN_S, TAKEN_PAUSE_S = 0.5, 0.0005  # how long a hijacked client's header is waited for, and how often
 HELD_BYTES = 64 << 10  # bytes of following requests; above, the socket isn't read from
 
 
@@ -468,16 +468,20 @@ _date: tuple[int, str] = (0, "")
 
 
 async def _wait_taken(sock: socket.socket) -> None:
-    """Wait, for some milliseconds at most, until the client has read the header of a hijacked connection.
+    """Wait, for half a second at most, until the client has read the header of a hijacked connection.
 
     Python's http.client buffers whatever it reads along with the header, and the docker SDK then reads the
     stream from the socket below that buffer: what followed the header too closely would be lost to it.
     """
-    for _ in range(TAKEN_TRIES):
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    pause_s = TAKEN_PAUSE_S
+    while loop.time() - start < TAKEN_WITHIN_S:
         left = fcntl.ioctl(sock, termios.TIOCOUTQ, b"\0\0\0\0")  # SIOCOUTQ of unix(7) and tcp(7)
         if left == b"\0\0\0\0":
             return
-        await asyncio.sleep(TAKEN_PAUSE_S)
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, 0.01)  # a client that is busy elsewhere: look more rarely
 
 
 def _now() -> str:
