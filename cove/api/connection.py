@@ -39,7 +39,8 @@ MAX_HEAD_BYTES = 64 << 10
 MAX_HEADERS = 128
 HEAD_TIMEOUT_S = 60.0  # from a request's first byte to its head's last
 LINGER_S = 5.0  # how long an answered client may go on sending a body that nobody wants
-TAKEN_WITHIN_S, TAKEN_PAUSE_S = 0.5, 0.0005  # how long a hijacked client's header is waited for, and how often
+TAKEN_WITHIN_S = 0.5  # how long a hijacked client is waited for to take the header
+TAKEN_PAUSE_S = 0.0005  # the first pause of that wait
 HELD_BYTES = 64 << 10  # bytes of following requests; above, the socket isn't read from
 
 
