@@ -376,8 +376,9 @@ def covers_users(target: str) -> bool:
 def make_directories(settings: Settings) -> None:
     """DATA_ROOT and RUN_DIR with what belongs below. Raises HostError."""
     try:
-        settings.data_root.mkdir(parents=True, exist_ok=True, mode=0o711)
-        os.chmod(settings.data_root, 0o711)  # noqa: S103
+        # nobody else may pass: a container's setuid program would be one of the host's (CVE-2021-41091)
+        settings.data_root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.chmod(settings.data_root, 0o700)
         for name in ("images", "containers", "volumes", "trash"):
             (settings.data_root / name).mkdir(exist_ok=True, mode=0o711)
         settings.run_dir.mkdir(parents=True, exist_ok=True, mode=0o711)

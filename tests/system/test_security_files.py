@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import stat
+import subprocess
 from typing import Any
 
 from tests.daemon import Daemon
@@ -56,3 +58,22 @@ def test_a_subpath_that_became_a_symlink_leads_nowhere_outside_its_volume(daemon
     finally:
         daemon.http("DELETE", f"/containers/{victim}?force=1")
         assert daemon.http("DELETE", "/volumes/shared").status == 204
+
+
+def test_no_other_user_of_the_host_reaches_what_containers_write(daemon: Daemon, image: str) -> None:
+    """CVE-2021-41091: a setuid program that root made in a container is one of the host's root."""
+    assert daemon.http("POST", "/volumes/create", {"Name": "with-setuid"}).status == 201
+    make = "busybox cp /bin/busybox /v/run && busybox chmod 4755 /v/run"
+    run(daemon, image, "sh", "-c", make, Binds=["with-setuid:/v"])
+    path = daemon.data_root / "volumes/with-setuid/_data/run"
+    try:
+        assert path.stat().st_mode & stat.S_ISUID
+        daemon.base.chmod(0o711)  # as /var/lib: only the data root itself is in the way
+        stranger = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", '"$0" true')
+        refused = subprocess.run([*stranger, str(path)], capture_output=True, text=True, timeout=60)
+        assert refused.returncode != 0 and "ermission denied" in refused.stderr
+        control = [*(daemon.run_dir / "containers").iterdir(), daemon.run_dir / "containers"]
+        assert all(stat.S_IMODE(each.stat().st_mode) == 0o700 for each in control)
+        assert stat.S_IMODE(daemon.socket_path.stat().st_mode) == 0o660
+    finally:
+        assert daemon.http("DELETE", "/volumes/with-setuid").status == 204
