@@ -7,6 +7,7 @@ import socket
 from cove.engine.types import AttachOptions
 from cove.model.errors import Invalid
 from cove.runtime.launch import Attach
+from cove.runtime.protocol import MAX_INITIAL
 
 DEFAULT_DETACH_KEYS = b"\x10\x11"  # ctrl-p ctrl-q
 
@@ -16,7 +17,13 @@ def make_attach(options: AttachOptions, sock: socket.socket, initial: bytes, *, 
 
     Only a client that sends input to a terminal can detach by keys. Whether output is framed is the
     caller's to say: a terminal's output may be, as stream 1 (Docker frames it by the exec start's Tty).
+    Raises Invalid for more early input than fits a message.
     """
+    if options.stdin and len(initial) > MAX_INITIAL:
+        raise Invalid(
+            f"attach: {len(initial)} bytes of input came before the answer, at most {MAX_INITIAL} are taken: "
+            "send input once the answer is there"
+        )
     keys = DEFAULT_DETACH_KEYS if options.detach_keys is None else options.detach_keys
     return Attach(
         sock=sock,

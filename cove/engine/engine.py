@@ -245,7 +245,9 @@ class Engine:
         name = check_name(new_name)
         if name == view.container.name:
             raise Invalid("Renaming a container with the same name as its current name")
-        renamed = await self._parts.registry.rename(view.container.id, name)
+        async with self._lifecycle.live(view.container.id).lock:  # who changes the record has read it before
+            view = self.find(view.container.id)
+            renamed = await self._parts.registry.rename(view.container.id, name)
         self._parts.publish(renamed, "rename", oldName="/" + view.container.name)
 
     async def wait(self, reference: str, condition: WaitCondition = "not-running") -> WaitHandle:
@@ -283,10 +285,12 @@ class Engine:
     # --- streams ------------------------------------------------------------------------------
 
     async def resize(self, reference: str, rows: int, cols: int) -> None:
-        live = self._lifecycle.live(self._id_of(reference))
+        container_id = self._id_of(reference)
+        live = self._lifecycle.live(container_id)
         if live.task is None:
-            raise Conflict(f"container {self._id_of(reference)} is not running")
+            raise Conflict(f"container {container_id} is not running")
         await live.task.resize(rows, cols)
+        self._tell(container_id, "resize", height=str(rows), width=str(cols))
 
     def check_attach(self, reference: str) -> View:
         """Whether a client may attach now."""
@@ -307,6 +311,9 @@ class Engine:
         live = self._lifecycle.live(view.container.id)
         if options.logs:
             await self._replay(view, options, sock)
+        container_id = view.container.id
+        view = self.find(container_id)  # it may be gone by now
+        self._parts.publish(view.container, "attach")
         if not options.stream:
             sock.close()
             return
@@ -314,10 +321,17 @@ class Engine:
         if tty:
             options = replace(options, multiplex=False)
         attach = make_attach(options, sock, initial, tty=tty)
+        attach.on_detach = lambda: self._tell(container_id, "detach")
         if live.task is None:
-            live.pending.append(attach)
+            live.add_pending(attach)
         else:
             await live.task.attach(attach)
+
+    def _tell(self, reference: str, action: str, **attributes: str) -> None:
+        """Publish an event of a container, if it's still there."""
+        view = self._parts.registry.get(reference)
+        if view is not None:
+            self._parts.publish(view.container, action, **attributes)
 
     async def _replay(self, view: View, options: AttachOptions, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -368,7 +382,10 @@ class Engine:
         return await self._archives.stat(self.find(reference), path)
 
     async def archive_get(self, reference: str, path: str) -> tuple[PathStat, AsyncIterator[bytes]]:
-        return await self._archives.get(self.find(reference), path)
+        view = self.find(reference)
+        found = await self._archives.get(view, path)
+        self._tell(view.container.id, "archive-path")
+        return found
 
     async def archive_put(
         self,
@@ -379,13 +396,15 @@ class Engine:
         no_overwrite_dir_non_dir: bool,
         copy_uid_gid: bool,
     ) -> None:
+        view = self.find(reference)
         await self._archives.put(
-            self.find(reference),
+            view,
             path,
             chunks,
             no_overwrite_dir_non_dir=no_overwrite_dir_non_dir,
             copy_uid_gid=copy_uid_gid,
         )
+        self._tell(view.container.id, "extract-to-dir")
 
     # --- plans, statistics, the host ----------------------------------------------------------
 
@@ -412,7 +431,9 @@ class Engine:
         if view.state.status not in ("running", "paused"):
             raise Conflict(f"container {view.container.id} is not running")
         pids = self._parts.pids(view.container)
-        return await host_facts.list_processes(pids, ps_args)
+        found = await host_facts.list_processes(pids, ps_args)
+        self._tell(view.container.id, "top")
+        return found
 
     async def stats(self, reference: str) -> ContainerStats:
         """One reading of the counters; all zero when the container doesn't run."""

@@ -1,8 +1,8 @@
 """Execs: further processes in a running container, each with a supervisor of its own.
 
 An exec's record lives in memory and, once it was started, in its state directory, where the next
-daemon finds it. Ended ones are kept for inspection, the newest `MAX_ENDED` of them, until their
-container goes.
+daemon finds it. Ended ones are kept for inspection until their container goes, or until there are more than
+`MAX_KEPT` execs: then the oldest that don't run are forgotten.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from cove.engine.parts import Parts
 from cove.engine.start import StartRefused, launch_exec
 from cove.engine.types import AttachOptions, ExecSpec, ExecView
 from cove.model.container import Model
-from cove.model.errors import Conflict, Invalid, NotFound
+from cove.model.errors import Conflict, HostError, Invalid, NotFound
 from cove.runtime.launch import Task, read_exit, reconnect
 
-MAX_ENDED = 2000
+MAX_KEPT = 2000
+_LEFT = 1800  # after forgetting: so that it isn't done again at every create
 _RECORD = "exec.json"
 
 
@@ -92,10 +93,10 @@ class Execs:
         if not spec.args:
             raise Invalid("No exec command specified")
         self._check_container(container_id)
+        self._forget_oldest()
         exec_id = secrets.token_hex(32)
         self._execs[exec_id] = _Exec(exec_id, container_id, spec)
         self._publish(self._execs[exec_id], "exec_create")
-        self._forget_oldest()
         return exec_id
 
     def check_start(self, exec_id: str) -> ExecView:
@@ -148,6 +149,7 @@ class Execs:
                 detach_keys=parse_keys(spec.detach_keys),
             )
             attaches.append(make_attach(options, sock, initial, tty=found.spec.tty))
+            attaches[0].on_detach = lambda: self._publish(found, "exec_detach")
         directory = self._parts.settings.exec_dir(found.id)
         try:
             task = await launch_exec(
@@ -173,9 +175,14 @@ class Execs:
                 attach.sock.close()
             shutil.rmtree(directory, ignore_errors=True)
             raise
-        record = _Record(id=found.id, container_id=found.container_id, spec=found.spec)
-        (directory / _RECORD).write_bytes(msgspec.json.encode(record))
         self._adopt(found, task)
+        record = _Record(id=found.id, container_id=found.container_id, spec=found.spec)
+        try:
+            (directory / _RECORD).write_bytes(msgspec.json.encode(record))
+        except OSError as error:
+            with contextlib.suppress(Conflict):
+                await task.signal(9)
+            raise HostError(f"{directory / _RECORD}: {error.strerror}: the exec was ended") from error
         self._publish(found, "exec_start")
 
     def _adopt(self, found: _Exec, task: Task) -> None:
@@ -204,8 +211,10 @@ class Execs:
             del self._execs[exec_id]
 
     def _forget_oldest(self) -> None:
-        ended = [e.id for e in self._execs.values() if e.exit_code is not None]
-        for exec_id in ended[: max(0, len(ended) - MAX_ENDED)]:
+        if len(self._execs) <= MAX_KEPT:
+            return
+        idle = [e.id for e in self._execs.values() if e.exit_code is not None or not e.started]
+        for exec_id in idle[: len(self._execs) - _LEFT]:
             del self._execs[exec_id]
 
     async def reconcile(self) -> None:
@@ -240,6 +249,6 @@ class Execs:
     def _publish(self, found: _Exec, action: str, **attributes: str) -> None:
         view = self._parts.registry.get(found.container_id)
         if view is not None:
-            if action != "exec_die":
+            if action in ("exec_create", "exec_start"):
                 action = f"{action}: {' '.join(found.spec.args)}"
             self._parts.publish(view.container, action, execID=found.id, **attributes)

@@ -107,7 +107,7 @@ async def watch_health(
         result = await run_probe(parts, container.id, task, args, check)
         after_probe(health, result, check, result.ended_ns - started_ns)
         if health.status != before:
-            parts.publish(container, f"health_status: {health.status}")
+            parts.publish(view.container, f"health_status: {health.status}")
 
 
 async def run_probe(

@@ -11,6 +11,7 @@ then is the container removed or started again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ import msgspec
 from cove.engine.create import merge_resources, parse_signal
 from cove.engine.health import Health, watch_health
 from cove.engine.live import Background, Live, done_wait, wake
+from cove.engine.notices import publish_run
 from cove.engine.parts import Parts
 from cove.engine.removal import remove_container
 from cove.engine.restart import count_failure, plan_restart
@@ -28,7 +30,7 @@ from cove.engine.types import View, WaitCondition, WaitHandle, WaitResult
 from cove.model.container import Container, Resources, RestartPolicy, State
 from cove.model.errors import Conflict, CoveError, HostError, Invalid, NotFound, NotModified
 from cove.runtime.cgroups_limits import check_resources
-from cove.runtime.launch import ExitStatus, Task
+from cove.runtime.launch import Attach, ExitStatus, Task
 
 log = logging.getLogger("cove.engine")
 
@@ -75,7 +77,7 @@ class Lifecycle:
                 await self._launch(view, live, restart_count=0, failures=0)
             except CoveError:
                 if view.container.spec.auto_remove:
-                    await self._remove_locked(view, live, volumes=True)
+                    await self._remove_locked(self._view(container_id), live, volumes=True)
                 raise
 
     async def _launch(self, view: View, live: Live, *, restart_count: int, failures: int) -> None:
@@ -85,8 +87,8 @@ class Lifecycle:
         try:
             running = await launch_container(self._parts, container, pending)
         except StartRefused as refused:
-            for attach in pending:
-                attach.sock.close()
+            live.pending += pending
+            live.drop_pending()
             await self._parts.registry.set_state(
                 container.id,
                 msgspec.structs.replace(
@@ -102,8 +104,8 @@ class Lifecycle:
             wake(live.next_exit, WaitResult(refused.exit_code, str(refused.cause)))
             raise refused.cause from None
         except BaseException:
-            for attach in pending:
-                attach.sock.close()
+            live.pending += pending
+            live.drop_pending()
             raise
         state = State(
             status="running",
@@ -127,11 +129,17 @@ class Lifecycle:
             raise
         self.adopt(container, live, running.task)
         self._parts.refresh_hosts(container)
+        publish_run(self._parts, container, running.endpoints, begun=True)
         self._parts.publish(container, "start")
+        late, live.pending = live.pending, []
+        if late:
+            about = f"attaching clients to {container.short_id}"
+            self._background.spawn(_hand_over(running.task, late), about)
 
     def adopt(self, container: Container, live: Live, task: Task) -> None:
         """Watch a running task: a fresh one, or one that an earlier daemon left."""
         live.task = task
+        live.saw_oom = False
         live.ended.clear()
         live.settled.clear()
         self._background.spawn(
@@ -139,7 +147,7 @@ class Lifecycle:
         )
         if container.spec.resources.memory_bytes > 0:
             about = f"OOM events of {container.short_id}"
-            live.watchers.append(self._background.spawn(self._watch_oom(container), about))
+            live.watchers.append(self._background.spawn(self._watch_oom(container, live), about))
         if container.healthcheck is not None:
 
             def show(health: Health) -> None:
@@ -148,9 +156,10 @@ class Lifecycle:
             work = watch_health(self._parts, container, task, show)
             live.watchers.append(self._background.spawn(work, f"health of {container.short_id}"))
 
-    async def _watch_oom(self, container: Container) -> None:
+    async def _watch_oom(self, container: Container, live: Live) -> None:
         async for _ in self._parts.oom_events(container):
-            self._parts.publish(container, "oom")
+            live.saw_oom = True
+            self._parts.publish(self._view(container.id).container, "oom")
 
     # --- exit ---------------------------------------------------------------------------------
 
@@ -168,7 +177,11 @@ class Lifecycle:
         live.task = None
         view = self._view(container_id)
         container = view.container
-        await self._parts.clean_after_exit(container, killed=bool(status.error))
+        try:
+            await self._parts.clean_after_exit(container, killed=bool(status.error))
+        except (CoveError, OSError) as error:  # it has ended all the same, and who waits for that must know
+            log.error("container %s has ended, but holds on: %s", container.short_id, error)
+        endpoints = view.state.endpoints
         state = msgspec.structs.replace(
             view.state,
             status="exited",
@@ -186,16 +199,19 @@ class Lifecycle:
         if pause is not None:
             state = msgspec.structs.replace(state, status="restarting")
         await self._parts.registry.set_state(container_id, state)
+        if status.oom_killed and not live.saw_oom:  # the exit was seen before the kernel's event
+            self._parts.publish(container, "oom")
         self._parts.publish(
             container,
             "die",
             exitCode=str(status.exit_code),
             execDuration=str(max(0, status.finished_ns - state.started_ns) // 10**9),
         )
+        publish_run(self._parts, container, endpoints, begun=False)
         wake(live.next_exit, WaitResult(status.exit_code, status.error))
         if pause is not None:
             self._schedule_restart(container_id, live, pause)
-        elif container.spec.auto_remove:
+        elif container.spec.auto_remove and not live.restarting:
             await self._remove_locked(View(container, state), live, volumes=True)
 
     def _schedule_restart(self, container_id: str, live: Live, pause: float) -> None:
@@ -217,8 +233,11 @@ class Lifecycle:
                 await self._launch(
                     view, live, restart_count=state.restart_count + 1, failures=state.failures_in_row
                 )
-            except CoveError as error:
-                log.warning("container %s could not be started again: %s", container_id[:12], error)
+            except Exception as error:
+                told = None if isinstance(error, CoveError) else error
+                log.warning(
+                    "container %s could not be started again: %s", container_id[:12], error, exc_info=told
+                )
                 await self._retry_later(container_id, live, state)
 
     async def _retry_later(self, container_id: str, live: Live, before: State) -> None:
@@ -256,7 +275,7 @@ class Lifecycle:
                 )
             if number in (9, parse_signal(view.container.stop_signal)):
                 await self._unwant(view)
-            await live.task.signal(number)
+            await _send(live.task, number)
             if view.state.status == "paused" and number == 9:
                 await self._thaw(view.container, live)
         self._parts.publish(view.container, "kill", signal=str(number))
@@ -276,7 +295,7 @@ class Lifecycle:
                     return
                 raise NotModified(f"container {container.name} is not running")
             await self._unwant(view)
-            await live.task.signal(number)
+            await _send(live.task, number)
             if view.state.status == "paused":
                 await self._thaw(container, live)
         self._parts.publish(container, "kill", signal=str(number))
@@ -288,16 +307,18 @@ class Lifecycle:
         self._parts.publish(container, "stop")
 
     async def restart(self, container_id: str, *, timeout_s: float | None, signal_name: str) -> None:
-        """Stop when it runs, then start."""
+        """Stop when it runs, then start; a container with --rm isn't removed in between."""
+        live = self.live(container_id)
+        container = self._view(container_id).container
+        live.restarting += 1
         try:
-            await self.stop(container_id, timeout_s=timeout_s, signal_name=signal_name)
-        except NotModified:
-            pass
-        try:
+            with contextlib.suppress(NotModified):
+                await self.stop(container_id, timeout_s=timeout_s, signal_name=signal_name)
+        finally:
+            live.restarting -= 1
+        with contextlib.suppress(NotModified):
             await self.start(container_id)
-        except NotModified:
-            pass
-        self._parts.publish(self._view(container_id).container, "restart")
+        self._parts.publish(container, "restart")
 
     async def _unwant(self, view: View) -> None:
         """Commit that this end is asked for: no restart policy acts on it, even after a crash."""
@@ -311,11 +332,12 @@ class Lifecycle:
             view.container.id, msgspec.structs.replace(view.state, status="exited", wanted=False)
         )
         self._parts.publish(view.container, "stop")
+        wake(live.next_exit, WaitResult(view.state.exit_code, view.state.error))
 
     async def _kill_and_settle(self, container: Container, live: Live) -> None:
         task = live.task
         if task is not None:
-            await task.signal(9)
+            await _send(task, 9)
             self._parts.publish(container, "kill", signal="9")
         if not await _settled_within(live, KILL_BOUND_S):
             await self._parts.kill_all(container)
@@ -418,7 +440,7 @@ class Lifecycle:
                     raise Conflict(_still_runs(view))
                 await self._unwant(view)
                 if view.state.status == "paused":
-                    await live.task.signal(9)
+                    await _send(live.task, 9)
                     await self._thaw(view.container, live)
             await self._kill_and_settle(view.container, live)
             if self._parts.registry.get(container_id) is None:
@@ -427,12 +449,15 @@ class Lifecycle:
     async def _remove_locked(self, view: View, live: Live, *, volumes: bool) -> None:
         container = view.container
         live.drop_pending()
-        await remove_container(self._parts, container, volumes=volumes)
-        self._lives.pop(container.id, None)
-        self._parts.publish(container, "destroy")
-        result = WaitResult(view.state.exit_code, view.state.error)
-        wake(live.next_exit, result)
-        wake(live.removed, result)
+        try:
+            await remove_container(self._parts, container, volumes=volumes)
+        finally:
+            if self._parts.registry.get(container.id) is None:  # what failed after that is swept later
+                self._lives.pop(container.id, None)
+                self._parts.publish(container, "destroy")
+                result = WaitResult(view.state.exit_code, view.state.error)
+                wake(live.next_exit, result)
+                wake(live.removed, result)
 
     # --- the daemon's own start and end -------------------------------------------------------
 
@@ -451,7 +476,7 @@ class Lifecycle:
                 return
             await self._unwant(view)
             if view.state.status == "paused":
-                await live.task.signal(9)
+                await _send(live.task, 9)
                 await self._thaw(view.container, live)
         await self._kill_and_settle(view.container, live)
 
@@ -474,6 +499,21 @@ def _still_runs(view: View) -> str:
         f'cannot remove container "{name}": container is {what}: '
         "stop the container before removing or force remove"
     )
+
+
+async def _send(task: Task, number: int) -> None:
+    """Signal a process that may have ended already: then its exit is about to be committed, as was wanted."""
+    with contextlib.suppress(Conflict):
+        await task.signal(number)
+
+
+async def _hand_over(task: Task, late: Sequence[Attach]) -> None:
+    """Serve the clients that attached while the start was under way."""
+    for attach in late:
+        try:
+            await task.attach(attach)
+        except CoveError:
+            attach.sock.close()
 
 
 async def _settled_within(live: Live, seconds: float) -> bool:

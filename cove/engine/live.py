@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import select
+import socket
 from collections.abc import Coroutine
 from typing import Any
 
 from cove.engine.health import Health
 from cove.engine.types import WaitHandle, WaitResult
+from cove.model.errors import Conflict
 from cove.runtime.launch import Attach, Task
 
 log = logging.getLogger("cove.engine")
+
+MAX_PENDING = 64  # as many clients as a supervisor serves (native/src/streams.h)
 
 
 class Background:
@@ -57,6 +62,8 @@ class Live:
         "pending",
         "removed",
         "restart_timer",
+        "restarting",
+        "saw_oom",
         "settled",
         "task",
         "watchers",
@@ -73,6 +80,8 @@ class Live:
         self.next_exit: list[asyncio.Future[WaitResult]] = []
         self.removed: list[asyncio.Future[WaitResult]] = []
         self.restart_timer: asyncio.TimerHandle | None = None
+        self.restarting = 0  # restarts by hand under way: they will start it again, so --rm spares it
+        self.saw_oom = False  # the event was published for this run
         self.watchers: list[asyncio.Task[None]] = []  # OOM events, health: they end with the run
         self.health: Health | None = None
 
@@ -93,11 +102,30 @@ class Live:
         self.watchers.clear()
         self.health = None
 
+    def add_pending(self, attach: Attach) -> None:
+        """Keep a client until the start; those that hung up meanwhile go. Raises Conflict when too many wait."""
+        for gone in [waiting for waiting in self.pending if _hung_up(waiting.sock)]:
+            gone.sock.close()
+            self.pending.remove(gone)
+        if len(self.pending) >= MAX_PENDING:
+            raise Conflict(
+                f"{MAX_PENDING} clients are attached to the container already, the most there can be: "
+                "start it, or end one of them"
+            )
+        self.pending.append(attach)
+
     def drop_pending(self) -> None:
         """Hang up on clients that attached to a container which won't start."""
         for attach in self.pending:
             attach.sock.close()
         self.pending.clear()
+
+
+def _hung_up(sock: socket.socket) -> bool:
+    """Whether the peer closed both directions; who closed only its own may still want the output."""
+    poller = select.poll()
+    poller.register(sock.fileno(), 0)
+    return any(event & (select.POLLHUP | select.POLLERR) for _, event in poller.poll(0))
 
 
 def wake(waiters: list[asyncio.Future[WaitResult]], result: WaitResult) -> None:

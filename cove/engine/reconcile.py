@@ -14,6 +14,7 @@ import time
 import msgspec
 
 from cove.engine.lifecycle import Lifecycle
+from cove.engine.notices import publish_run
 from cove.engine.parts import Parts
 from cove.engine.removal import remove_container, sweep_orphans
 from cove.engine.restart import count_failure, plan_restart, wants_start_after_boot
@@ -74,13 +75,23 @@ async def _settle(parts: Parts, view: View) -> bool:
     ran = state.status in _RUNS
     if ran:
         status = read_exit(parts.settings.state_dir(container.id)) or _killed()
-        await parts.clean_after_exit(container)
+        try:
+            await parts.clean_after_exit(container, killed=bool(status.error))
+        except (CoveError, OSError) as error:  # the other containers must not suffer from it
+            log.error("container %s has ended, but holds on: %s", container.short_id, error)
+        endpoints = state.endpoints
         state = _ended(state, status)
         if container.spec.auto_remove:
             await _remove(parts, View(container, state))
             return False
         await parts.registry.set_state(container.id, state)
-        parts.publish(container, "die", exitCode=str(status.exit_code))
+        parts.publish(
+            container,
+            "die",
+            exitCode=str(status.exit_code),
+            execDuration=str(max(0, status.finished_ns - state.started_ns) // 10**9),
+        )
+        publish_run(parts, container, endpoints, begun=False)
         if plan_restart(container.spec.restart, state) is not None:
             await _mark_restarting(parts, container.id, state)
             return True

@@ -37,8 +37,12 @@ async def remove_container(parts: Parts, container: Container, *, volumes: bool)
 
 async def _remove_loose(parts: Parts, container_id: str, volumes: Sequence[str]) -> None:
     for name in volumes:
+        record = parts.volumes.find(name)
+        if record is None:
+            continue
         with contextlib.suppress(Conflict, NotFound):  # in use by another (--volumes-from), or gone
             await parts.volumes.remove(name, force=False, in_use=parts.volume_users)
+            parts.publish_volume(record, "destroy")
     await parts.registry.forget_loose(container_id)
 
 

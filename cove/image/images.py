@@ -479,7 +479,12 @@ class Images:
         return lines, max(0, before - self.size_on_disk())
 
     async def release(self, in_use: Uses) -> None:
-        """Let go of hidden images whose last container is gone. Call it when a container was removed."""
+        """Let go of hidden images whose last container is gone. Call it when a container was removed.
+
+        Without hidden images it waits for nobody: a load may hold the lock for as long as the disk takes.
+        """
+        if not any(record.hidden for record in self._records.values()):
+            return
         async with self._lock:
             gone = [i for i, record in self._records.items() if record.hidden and not in_use(i)]
             if not gone:

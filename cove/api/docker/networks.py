@@ -200,12 +200,13 @@ async def connect(api: Api, request: Request) -> Response:
     endpoint = decode_endpoint(network.id, body.endpoint_config or wire.EndpointConfig(), "EndpointConfig")
     view = api.engine.find(container)
     await api.engine.connect_network(view.container.id, endpoint)
-    api.publish(
-        "network",
-        "connect",
-        network.id,
-        {"container": view.container.id, "name": network.name, "type": network.driver},
-    )
+    if view.state.pid:  # else the start tells of it
+        api.publish(
+            "network",
+            "connect",
+            network.id,
+            {"container": view.container.id, "name": network.name, "type": network.driver},
+        )
     return Response(200)
 
 
