@@ -321,7 +321,8 @@ def _pull_name(name: str, tag: str) -> str:
 
 
 async def load(api: Api, request: Request) -> None:
-    """Progress and results as they come; what fails before the first of them has a status of its own."""
+    """Progress and results as they come. A failure is a line of the stream, as clients expect it: the SDK for
+    Python raises ImageLoadError for a line, and another error for a status."""
     quiet = request.query.flag("quiet")
     stream: Stream | None = None
     try:
@@ -336,7 +337,7 @@ async def load(api: Api, request: Request) -> None:
                 await stream.write(encode_json(load_json(event)) + b"\n")
     except CoveError as error:
         if stream is None:
-            raise
+            stream = await request.start_stream("application/json")
         message = str(error)
         await stream.write(encode_json({"errorDetail": {"message": message}, "error": message}) + b"\n")
         return
