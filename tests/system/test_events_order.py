@@ -1,0 +1,62 @@
+"""What the bus tells of a container's life, by the API: the actions and their order are Docker's."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from tests.daemon import Daemon
+
+
+def events_of(daemon: Daemon, since: float) -> list[tuple[str, str]]:
+    """What happened from `since` to now, as (type, action)."""
+    path = f"/events?since={since:.9f}&until={time.time():.9f}"
+    lines = daemon.http("GET", path).body.splitlines()
+    found = [json.loads(line) for line in lines if line]
+    return [(event["Type"], event["Action"]) for event in found]
+
+
+def create(daemon: Daemon, image: str, *args: str, **host_config: Any) -> str:
+    body = {"Image": image, "Cmd": list(args), "HostConfig": host_config}
+    made = daemon.http("POST", "/containers/create", body)
+    assert made.status == 201, made.message
+    return str(made.json()["Id"])
+
+
+def test_a_life_is_told_in_dockers_order(daemon: Daemon, image: str) -> None:
+    since = time.time()
+    container = create(daemon, image, "sleep", "1000", Binds=["made-for-events:/data:ro"])
+    assert daemon.http("POST", f"/containers/{container}/start").status == 204
+    assert daemon.http("GET", f"/containers/{container}/top").status == 200
+    assert daemon.http("GET", f"/containers/{container}/archive?path=/etc/hostname").status == 200
+    assert daemon.http("POST", f"/containers/{container}/stop?signal=KILL").status == 204
+    assert daemon.http("DELETE", f"/containers/{container}").status == 204
+    assert daemon.http("DELETE", "/volumes/made-for-events").status == 204
+    assert events_of(daemon, since) == [
+        ("volume", "create"),
+        ("container", "create"),
+        ("network", "connect"),
+        ("volume", "mount"),
+        ("container", "start"),
+        ("container", "top"),
+        ("container", "archive-path"),
+        ("container", "kill"),
+        ("container", "die"),
+        ("network", "disconnect"),
+        ("volume", "unmount"),
+        ("container", "stop"),
+        ("container", "destroy"),
+        ("volume", "destroy"),
+    ]
+
+
+def test_a_restart_spares_a_container_with_rm(daemon: Daemon, image: str) -> None:
+    since = time.time()
+    container = create(daemon, image, "sleep", "1000", AutoRemove=True, NetworkMode="none")
+    assert daemon.http("POST", f"/containers/{container}/start").status == 204
+    assert daemon.http("POST", f"/containers/{container}/restart?t=0").status == 204
+    assert daemon.http("GET", f"/containers/{container}/json").json()["State"]["Running"]
+    actions = [action for kind, action in events_of(daemon, since) if kind == "container"]
+    assert actions == ["create", "start", "kill", "kill", "die", "stop", "start", "restart"]
+    assert daemon.http("DELETE", f"/containers/{container}?force=1").status == 204
