@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import secrets
 import shutil
@@ -24,11 +25,12 @@ from cove.engine.start import StartRefused, launch_exec
 from cove.engine.types import AttachOptions, ExecSpec, ExecView
 from cove.model.container import Model
 from cove.model.errors import Conflict, HostError, Invalid, NotFound
-from cove.runtime.launch import Task, read_exit, reconnect
+from cove.runtime.launch import Task, end_unanswering, read_exit, reconnect
 
 MAX_KEPT = 2000
 _LEFT = 1800  # after forgetting: so that it isn't done again at every create
 _RECORD = "exec.json"
+log = logging.getLogger("cove.engine")
 
 
 class _Record(Model, frozen=True, kw_only=True):
@@ -221,8 +223,8 @@ class Execs:
         """Find the execs that an earlier daemon started: adopt the living, forget the ended."""
         root = self._parts.settings.run_dir / "exec"
         with contextlib.suppress(FileNotFoundError):
-            for name in await asyncio.to_thread(os.listdir, root):
-                await self._recover(name)
+            names = await asyncio.to_thread(os.listdir, root)
+            await asyncio.gather(*(self._recover(name) for name in names))
 
     async def _recover(self, name: str) -> None:
         directory = self._parts.settings.exec_dir(name)
@@ -230,7 +232,12 @@ class Execs:
             record = msgspec.json.decode((directory / _RECORD).read_bytes(), type=_Record)
         except (OSError, msgspec.DecodeError):
             record = None
-        task = await reconnect(directory)
+        try:
+            task = await reconnect(directory)
+        except HostError as error:
+            log.error("exec %s: %s", name[:12], error)
+            end_unanswering(name)
+            task = None
         if record is None or self._parts.registry.get(record.container_id) is None:
             if task is not None:
                 await task.signal(9)  # its start was never acknowledged, or its container is gone

@@ -142,6 +142,8 @@ class Lifecycle:
         live.saw_oom = False
         live.ended.clear()
         live.settled.clear()
+        about_orphan = f"ending the processes of {container.short_id}"
+        task.when_orphaned(lambda: self._background.spawn(self._parts.kill_all(container), about_orphan))
         self._background.spawn(
             self._watch(container.id, live, task), f"watching container {container.short_id}"
         )

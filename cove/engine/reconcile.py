@@ -8,8 +8,11 @@ was told nothing, and its endpoints are in no record.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import time
+from collections.abc import Set
 
 import msgspec
 
@@ -20,9 +23,9 @@ from cove.engine.removal import remove_container, sweep_orphans
 from cove.engine.restart import count_failure, plan_restart, wants_start_after_boot
 from cove.engine.types import View
 from cove.model.container import State
-from cove.model.errors import CoveError
+from cove.model.errors import Conflict, CoveError, HostError
 from cove.network.model import Alive
-from cove.runtime.launch import ExitStatus, Task, read_exit, reconnect
+from cove.runtime.launch import ExitStatus, Task, end_unanswering, read_exit, reconnect
 
 log = logging.getLogger("cove.engine")
 
@@ -30,30 +33,54 @@ _RUNS = ("running", "paused")
 
 
 async def reconcile(parts: Parts, lifecycle: Lifecycle) -> list[str]:
-    """Bring records and host together; returns the containers that restart policies want started."""
+    """Bring records and host together; returns the containers that restart policies want started.
+
+    Trouble with one container is logged and recorded as its error; the others are served all the same.
+    """
     await sweep_orphans(parts)
-    adopted: list[tuple[View, Task]] = []
-    starts: list[str] = []
-    ended: list[View] = []
-    for view in parts.registry.views():
-        task = await reconnect(parts.settings.state_dir(view.container.id))
-        if task is not None and view.state.status not in _RUNS:
-            await task.signal(9)
-            await task.wait()
-            task = None
-        if task is not None:
-            adopted.append((view, task))
-        else:
-            ended.append(view)
+    views = parts.registry.views()
+    found = await asyncio.gather(*(_find_task(parts, view) for view in views))
+    adopted = [(view, task) for view, (task, _) in zip(views, found, strict=True) if task is not None]
+    ended = [(view, why) for view, (task, why) in zip(views, found, strict=True) if task is None]
+    await _free_cgroups(parts, {view.container.id for view, _ in adopted})
     await parts.networks.reconcile(
         {v.container.id: Alive(endpoints=v.state.endpoints, ports=v.state.ports) for v, _ in adopted}
     )
     for view, task in adopted:
         await _adopt(parts, lifecycle, view, task)
-    for view in ended:
-        if await _settle(parts, view):
-            starts.append(view.container.id)
-    return starts
+    return [view.container.id for view, why in ended if await _settle(parts, view, why)]
+
+
+async def _find_task(parts: Parts, view: View) -> tuple[Task | None, str]:
+    """The container's task, if it runs and its start was acknowledged; else why its supervisor is gone."""
+    state_dir = parts.settings.state_dir(view.container.id)
+    try:
+        task = await reconnect(state_dir)
+    except HostError as error:
+        log.error("container %s: %s", view.container.short_id, error)
+        pid = end_unanswering(state_dir.name)
+        return None, f"the container's supervisor (process {pid}) did not answer and was killed"
+    if task is not None and view.state.status not in _RUNS:
+        with contextlib.suppress(Conflict):
+            await task.signal(9)
+        await task.wait()
+        task = None
+    return task, "the container's supervisor was gone when the daemon started, and its processes with it"
+
+
+async def _free_cgroups(parts: Parts, running: Set[str]) -> None:
+    """No cgroup but those of running containers; what lives in one whose supervisor is gone is killed."""
+    for path in parts.cgroups.list_containers():
+        if path.rpartition("/")[2] not in running:
+            await _free_cgroup(parts, path)
+
+
+async def _free_cgroup(parts: Parts, path: str) -> None:
+    try:
+        await parts.cgroups.kill(path)
+        await parts.cgroups.remove(path)
+    except CoveError as error:
+        log.error("a cgroup without a container stays: %s", error)
 
 
 async def _adopt(parts: Parts, lifecycle: Lifecycle, view: View, task: Task) -> None:
@@ -61,7 +88,10 @@ async def _adopt(parts: Parts, lifecycle: Lifecycle, view: View, task: Task) -> 
     status = "paused" if frozen else "running"
     if status != view.state.status:  # the daemon died between the freezer and the record
         if view.state.status == "running" and frozen:
-            await parts.thaw(view.container)
+            try:
+                await parts.thaw(view.container)
+            except CoveError as error:
+                log.error("container %s stays frozen: %s", view.container.short_id, error)
         elif view.state.status == "paused":
             await parts.registry.set_state(
                 view.container.id, msgspec.structs.replace(view.state, status="running")
@@ -69,12 +99,12 @@ async def _adopt(parts: Parts, lifecycle: Lifecycle, view: View, task: Task) -> 
     lifecycle.adopt(view.container, lifecycle.live(view.container.id), task)
 
 
-async def _settle(parts: Parts, view: View) -> bool:
+async def _settle(parts: Parts, view: View, why_gone: str) -> bool:
     """Record how a container ended while nobody watched; whether it's to be started again."""
     container, state = view
     ran = state.status in _RUNS
     if ran:
-        status = read_exit(parts.settings.state_dir(container.id)) or _killed()
+        status = read_exit(parts.settings.state_dir(container.id)) or _killed(why_gone)
         try:
             await parts.clean_after_exit(container, killed=bool(status.error))
         except (CoveError, OSError) as error:  # the other containers must not suffer from it
@@ -109,13 +139,8 @@ async def _settle(parts: Parts, view: View) -> bool:
     return False
 
 
-def _killed() -> ExitStatus:
-    return ExitStatus(
-        exit_code=137,
-        oom_killed=False,
-        finished_ns=time.time_ns(),
-        error="the supervisor was gone when the daemon started",
-    )
+def _killed(why: str) -> ExitStatus:
+    return ExitStatus(exit_code=137, oom_killed=False, finished_ns=time.time_ns(), error=why)
 
 
 def _ended(state: State, status: ExitStatus) -> State:

@@ -46,6 +46,7 @@ __all__ = [
     "StepFailed",
     "StreamSetup",
     "Task",
+    "end_unanswering",
     "launch",
     "read_exit",
     "reconnect",
@@ -366,7 +367,7 @@ def end_unanswering(title: str) -> int:
 async def reconnect(state_dir: Path) -> Task | None:
     """The task of a supervisor that outlived the daemon which started it; None when it is gone:
     then `read_exit` tells the end, or None if it was killed. Raises HostError when it doesn't answer."""
-    stuck = HostError(f"the supervisor of {state_dir} doesn't answer: kill it to free the container")
+    stuck = HostError(f"the supervisor of {state_dir.name} does not answer: kill it to free the container")
     try:
         control = await connect_control(state_dir)
     except TimeoutError:
