@@ -1,4 +1,4 @@
-"""Files of containers: which tree a path is looked up in, and what may be written there.
+"""Files of containers: which tree a path is looked up in, what may be written there, and what was changed.
 
 A running container is entered by its mount namespace; of a stopped one the overlay and its binds and
 volumes are mounted in the worker's own. The lookup itself, and every byte, is the worker's (cove.image).
@@ -6,9 +6,11 @@ volumes are mounted in the worker's own. The lookup itself, and every byte, is t
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 
+from cove.engine.changes import Change, list_changes
 from cove.engine.parts import Parts
 from cove.engine.types import View
 from cove.image.types import OverlayTree, PathStat, RunningTree, Tree
@@ -68,6 +70,28 @@ class Archives:
             no_overwrite_dir_non_dir=no_overwrite_dir_non_dir,
             owner=self._owner(view) if copy_uid_gid else None,
         )
+
+    async def changes(self, view: View) -> list[Change]:
+        """What the container changed in its files."""
+        image = self._parts.images.image_by_id(view.container.image_id)
+        layers = [self._parts.images.layers_dir / path for path in self._parts.images.layer_paths(image)]
+        upper = self._parts.settings.container_dir(view.container.id) / "upper"
+        return await asyncio.to_thread(list_changes, upper, layers[::-1])
+
+    async def export(self, view: View) -> AsyncIterator[bytes]:
+        """The container's files without what is mounted there, as a tar stream."""
+        if view.state.status in ("removing", "dead"):
+            raise Conflict(f"container {view.container.id} is being removed")
+        image = self._parts.images.image_by_id(view.container.image_id)
+        upper = self._parts.settings.container_dir(view.container.id) / "upper"
+        # Read-only, with the writable layer as the highest of the lower ones: it may be in use above another
+        # overlay at the same time.
+        tree = OverlayTree(
+            lower=[*self._parts.images.layer_paths(image), str(upper)],
+            layers_dir=self._parts.images.layers_dir,
+        )
+        _, chunks = await read_archive(tree, "/", bare=True)
+        return chunks
 
     def _owner(self, view: View) -> tuple[int, int] | None:
         """Who `docker cp -a` gives the files to: the container's user; None when only its root could tell."""

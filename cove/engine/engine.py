@@ -20,8 +20,9 @@ import msgspec
 from cove.engine import host as host_facts
 from cove.engine.archive import Archives
 from cove.engine.attach import make_attach
+from cove.engine.changes import Change
 from cove.engine.connections import Connections
-from cove.engine.create import anonymous_names, plan_container, plan_mounts
+from cove.engine.create import anonymous_names, plan_container, plan_mounts, volume_names
 from cove.engine.execs import Execs
 from cove.engine.health import Health
 from cove.engine.lifecycle import Lifecycle
@@ -149,13 +150,17 @@ class Engine:
         name = check_name(spec.name) if spec.name else choose_name(self._parts.registry)
         if name in self._parts.registry:
             raise self._parts.registry.taken(name)
+        container_id = new_id()
         async with AsyncExitStack() as undo:
-            container, warnings = await self._prepare(spec, name, undo)
-            directory = self._parts.settings.container_dir(container.id)
-            undo.callback(self._parts.trash.discard, directory)
-            self._parts.make_container_dir(container)
-            self._parts.images.image_by_id(container.image_id)  # still there: copying up takes its time
-            await self._parts.registry.insert(container, State())
+            try:
+                container, warnings = await self._prepare(spec, name, container_id, undo)
+                directory = self._parts.settings.container_dir(container.id)
+                undo.callback(self._parts.trash.discard, directory)
+                self._parts.make_container_dir(container)
+                self._parts.images.image_by_id(container.image_id)  # still there: copying up takes its time
+                await self._parts.registry.insert(container, State())
+            finally:
+                self._parts.claims.pop(container_id, None)
             if has_links(container):
                 self._parts.linking.add(container.id)
             undo.pop_all()
@@ -163,7 +168,7 @@ class Engine:
         return container, warnings
 
     async def _prepare(
-        self, spec: ContainerSpec, name: str, undo: AsyncExitStack
+        self, spec: ContainerSpec, name: str, container_id: str, undo: AsyncExitStack
     ) -> tuple[Container, Sequence[str]]:
         image = self._parts.images.find_image(spec.image)
         spec, warnings = self._parts.check(settle_links(self._settle_joined(spec), self.find))
@@ -172,13 +177,14 @@ class Engine:
         container = plan_container(
             spec,
             image,
-            container_id=new_id(),
+            container_id=container_id,
             name=name,
             created_ns=time.time_ns(),
             mounts=(),
             log=self._parts.log_config(spec.log),
             host_name=host_facts.host_name(),
         )
+        self._parts.claims[container_id] = volume_names(planned)
         loose = anonymous_names(planned)
         if loose:
             await self._parts.registry.note_loose(container.id, loose)
@@ -405,6 +411,14 @@ class Engine:
             copy_uid_gid=copy_uid_gid,
         )
         self._tell(view.container.id, "extract-to-dir")
+
+    async def changes(self, reference: str) -> Sequence[Change]:
+        """What the container changed in its files, by path."""
+        return await self._archives.changes(self.find(reference))
+
+    async def export(self, reference: str) -> AsyncIterator[bytes]:
+        """The container's files, without those of its mounts, as a tar stream."""
+        return await self._archives.export(self.find(reference))
 
     # --- plans, statistics, the host ----------------------------------------------------------
 

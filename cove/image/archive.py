@@ -77,10 +77,14 @@ def stat_place(place: Place, path: str) -> PathStat:
 
 
 def tar_stream(place: Place, *, shown: bytes | None = None) -> Iterator[bytes]:
-    """The tree at a path as a tar stream; files that go away meanwhile are left out."""
+    """The tree at a path as a tar stream; files that go away meanwhile are left out.
+
+    `shown` is the name to give it; with b"" the entries of the directory alone are members.
+    """
     seen: dict[tuple[int, int], bytes] = {}
     name = place.shown if shown is None else shown
-    yield from _member(place.directory, place.name, name, seen)
+    if name:
+        yield from _member(place.directory, place.name, name, seen)
     stack: list[tuple[int, bytes, Iterator[bytes]]] = []
     try:
         if (top := _open_directory(place.directory, place.name)) >= 0:
@@ -92,7 +96,7 @@ def tar_stream(place: Place, *, shown: bytes | None = None) -> Iterator[bytes]:
                 os.close(fd)
                 stack.pop()
                 continue
-            full = prefix + child if prefix.endswith(b"/") else prefix + b"/" + child
+            full = prefix + child if prefix[-1:] in (b"", b"/") else prefix + b"/" + child
             yield from _member(fd, child, full, seen)
             if (below := _open_directory(fd, child)) >= 0:
                 stack.append((below, full, _names(below)))

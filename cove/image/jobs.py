@@ -80,8 +80,11 @@ class StatPath(Message, tag="stat", frozen=True, kw_only=True):
 
 
 class ReadArchive(Message, tag="read", frozen=True, kw_only=True):
+    """`bare`: the directory's entries without it, their names without one in front."""
+
     place: Place
     path: str
+    bare: bool = False
 
 
 class WriteArchive(Message, tag="write", frozen=True, kw_only=True):

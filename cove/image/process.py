@@ -137,7 +137,7 @@ def _do(peer: Peer, job: Job, pidfd: int, calls: sandbox.FileCalls) -> Answer:
         return found
     assert isinstance(job, ReadArchive)
     peer.answer(found)
-    peer.send(archive.tar_stream(place))
+    peer.send(archive.tar_stream(place, shown=b"" if job.bare else None))
     return Done()
 
 

@@ -41,7 +41,7 @@ def enter_overlay(place: OverlayPlace) -> None:
     sandbox.unshare_all()
     root = place.layers_dir
     os.chdir(root)  # the lower layers' names are relative, and stay reachable below the new mount
-    lower = ":".join(reversed(place.lower))
+    lower = ":".join(_escape(layer) for layer in reversed(place.lower))
     if place.upper:
         options = f"lowerdir={lower},upperdir={_escape(place.upper)},workdir={_escape(place.work)}"
         sandbox.mount("overlay", root, "overlay", 0, options)

@@ -54,9 +54,12 @@ async def stat_path(tree: Tree, path: str) -> PathStat:
         return await worker.found()
 
 
-async def read_archive(tree: Tree, path: str) -> tuple[PathStat, ArchiveStream]:
-    """A path's facts, and it as a tar stream. NotFound, Invalid, HostError, the last also while streaming."""
-    worker = Worker(ReadArchive(place=_place(tree), path=path), pid=_pid(tree))
+async def read_archive(tree: Tree, path: str, *, bare: bool = False) -> tuple[PathStat, ArchiveStream]:
+    """A path's facts, and it as a tar stream. NotFound, Invalid, HostError, the last also while streaming.
+
+    `bare`: a directory's entries alone, their names relative to it.
+    """
+    worker = Worker(ReadArchive(place=_place(tree), path=path, bare=bare), pid=_pid(tree))
     await worker.__aenter__()
     try:
         found = await worker.found()

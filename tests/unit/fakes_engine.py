@@ -25,6 +25,7 @@ import msgspec
 import uvloop
 
 from cove.api.server import ApiServer
+from cove.engine.changes import Change
 from cove.engine.health import Health
 from cove.engine.types import (
     AttachOptions,
@@ -509,6 +510,19 @@ class FakeEngine:
     async def archive_stat(self, reference: str, path: str) -> PathStat:
         self.find(reference)
         return PathStat(name=path.rpartition("/")[2], size=3, mode=0o644, mtime_ns=1_700_000_000_000_000_000)
+
+    async def changes(self, reference: str) -> Sequence[Change]:
+        self.find(reference)
+        return [Change("/etc", 0), Change("/etc/new", 1)]
+
+    async def export(self, reference: str) -> AsyncIterator[bytes]:
+        self.find(reference)
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield b"tar:"
+            yield b"all"
+
+        return chunks()
 
     async def archive_get(self, reference: str, path: str) -> tuple[PathStat, AsyncIterator[bytes]]:
         stat = await self.archive_stat(reference, path)

@@ -617,6 +617,16 @@ def test_archives_of_images_go_in_and_out(api: ApiFixture) -> None:
     )
 
 
+def test_a_container_s_changes_and_all_of_its_files_are_told(api: ApiFixture) -> None:
+    container = api.create("web")
+    assert api.ask("GET", f"/containers/{container}/changes").json == [
+        {"Path": "/etc", "Kind": 0},
+        {"Path": "/etc/new", "Kind": 1},
+    ]
+    assert api.ask("GET", f"/containers/{container}/export").body == b"tar:all"
+    assert api.ask("GET", "/containers/nobody/export").status == 404
+
+
 def test_a_failing_load_after_progress_is_told_in_the_stream(api: ApiFixture) -> None:
     async def load(chunks: Any) -> Any:
         from cove.image.types import LayerProgress

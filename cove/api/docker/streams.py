@@ -245,6 +245,19 @@ async def archive_get(api: Api, request: Request) -> None:
             await stream.write(chunk)
 
 
+async def export(api: Api, request: Request) -> None:
+    chunks = await api.engine.export(request.name)
+    async with _closing(chunks):
+        stream = await request.start_stream("application/octet-stream")
+        async for chunk in chunks:
+            await stream.write(chunk)
+
+
+async def changes(api: Api, request: Request) -> Response:
+    found = await api.engine.changes(request.name)
+    return json_response([{"Path": change.path, "Kind": change.kind} for change in found] or None)
+
+
 async def archive_put(api: Api, request: Request) -> Response:
     query = request.query
     await api.engine.archive_put(
@@ -290,6 +303,8 @@ ROUTES: tuple[Route[Api], ...] = (
     ("GET", "/containers/{name}/logs", logs),
     ("GET", "/containers/{name}/stats", stats),
     ("POST", "/containers/{name}/attach", attach),
+    ("GET", "/containers/{name}/export", export),
+    ("GET", "/containers/{name}/changes", changes),
     ("HEAD", "/containers/{name}/archive", archive_stat),
     ("GET", "/containers/{name}/archive", archive_get),
     ("PUT", "/containers/{name}/archive", archive_put),

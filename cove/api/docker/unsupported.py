@@ -44,16 +44,6 @@ async def no_commit(api: Api, request: Request) -> Response:
     )
 
 
-async def no_export(api: Api, request: Request) -> Response:
-    raise NotImplementedHere(
-        "this release of Cove can't export a container: `docker cp NAME:/ -` gives its files as a tar archive"
-    )
-
-
-async def no_changes(api: Api, request: Request) -> Response:
-    raise NotImplementedHere("this release of Cove can't list a container's changed files")
-
-
 async def no_websocket(api: Api, request: Request) -> Response:
     raise NotImplementedHere(
         "Cove attaches by an upgraded connection, not by WebSocket: POST /containers/NAME/attach"
@@ -105,8 +95,6 @@ ROUTES: tuple[Route[Api], ...] = (
     ("GET", "/images/search", no_registry),
     ("POST", "/images/{name}/push", no_registry),
     ("GET", "/distribution/{name}/json", no_registry),
-    ("GET", "/containers/{name}/export", no_export),
-    ("GET", "/containers/{name}/changes", no_changes),
     ("GET", "/containers/{name}/ws", no_websocket),
     ("GET", "/containers/{name}/checkpoints", no_checkpoint),
     ("POST", "/containers/{name}/checkpoints", no_checkpoint),
