@@ -17,6 +17,7 @@ from cove.engine.start import network_requests
 from cove.engine.types import View
 from cove.model.container import Container, ContainerSpec, Endpoint, EndpointSpec
 from cove.model.errors import Conflict, Forbidden, Invalid, NotFound
+from cove.runtime.launch import Task
 
 
 class Connections:
@@ -29,7 +30,8 @@ class Connections:
     async def connect(self, container_id: str, request: EndpointSpec) -> None:
         """Raises Forbidden when the container is connected already, Invalid when it shares a namespace."""
         network = self._parts.networks.find_network(request.network)
-        async with self._lifecycle.live(container_id).lock:
+        live = self._lifecycle.live(container_id)
+        async with live.lock:
             view = self._parts.registry.find(container_id)
             _check_own_namespace(view.container)
             if network.id in self._network_ids(view.container):
@@ -37,8 +39,8 @@ class Connections:
                     f"endpoint with name {view.container.name} already exists in network {network.name}"
                 )
             endpoints = list(view.state.endpoints)
-            if view.state.pid:
-                namespace = os.open(f"/proc/{view.state.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            if live.task is not None:
+                namespace = await _open_namespace(live.task)
                 try:
                     endpoints.append(await self._parts.networks.attach(container_id, request, namespace))
                 finally:
@@ -61,7 +63,7 @@ class Connections:
             requests = [
                 request
                 for request in network_requests(view.container)
-                if self._parts.networks.find_network(request.network).id != network.id
+                if self._id_of(request.network) != network.id
             ]
             await self._commit(view, plan_disconnected(view.container.spec, requests), left)
 
@@ -73,13 +75,14 @@ class Connections:
             await self._commit(view, changed.spec, list(view.state.endpoints))
 
     def _network_ids(self, container: Container) -> set[str]:
-        found = set()
-        for request in network_requests(container):
-            try:
-                found.add(self._parts.networks.find_network(request.network).id)
-            except NotFound:
-                continue  # removed since
-        return found
+        return {self._id_of(request.network) for request in network_requests(container)}
+
+    def _id_of(self, network: str) -> str:
+        """A network's id; "" for one that was removed since."""
+        try:
+            return self._parts.networks.find_network(network).id
+        except NotFound:
+            return ""
 
     async def _commit(self, view: View, spec: ContainerSpec, endpoints: list[Endpoint]) -> None:
         container = msgspec.structs.replace(view.container, spec=spec)
@@ -91,6 +94,20 @@ class Connections:
             await self._parts.registry.set_state(container.id, state)
             self._parts.write_files(container, endpoints)
             self._parts.refresh_hosts(container)
+
+
+async def _open_namespace(task: Task) -> int:
+    """A descriptor of a running process's network namespace. Conflict when the process has just ended."""
+    try:
+        namespace = os.open(f"/proc/{task.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, ProcessLookupError):
+        raise Conflict(f"process {task.pid} has ended: the container is not running any more") from None
+    try:
+        await task.signal(0)  # still that process: the number isn't another's by now
+    except BaseException:
+        os.close(namespace)
+        raise
+    return namespace
 
 
 def _check_own_namespace(container: Container) -> None:

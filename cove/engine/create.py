@@ -174,6 +174,16 @@ def anonymous_names(planned: Iterable[PlannedMount | MountPoint]) -> tuple[str, 
     )
 
 
+def volume_names(planned: Iterable[PlannedMount | MountPoint]) -> set[str]:
+    """Every volume that is to be mounted."""
+    names = set()
+    for item in planned:
+        shown = item if isinstance(item, MountPoint) else item.mount
+        if isinstance(shown, MountPoint | Volume) and shown.name:
+            names.add(shown.name)
+    return names
+
+
 def tmpfs_point(mount: Tmpfs) -> MountPoint:
     """The mount options of a tmpfs as mount(8) writes them."""
     options = list(mount.options)

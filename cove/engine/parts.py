@@ -81,6 +81,7 @@ class Parts:
         self.launcher = launcher
         self.events = Bus()
         self.linking = {view.container.id for view in registry.views() if has_links(view.container)}
+        self.claims: dict[str, set[str]] = {}  # by container that is being created: its volumes
         self._users: dict[str, UserFiles | None] = {}
         self.forget_execs: Callable[[str], None] = lambda container_id: None
 
@@ -337,12 +338,13 @@ class Parts:
     # --- volumes ------------------------------------------------------------------------------
 
     def volume_users(self, name: str) -> Sequence[str]:
-        """Ids of the containers that mount a volume."""
-        return [
+        """Ids of the containers that mount a volume, or are being created with it."""
+        users = [
             view.container.id
             for view in self.registry.views()
             if any(point.kind == "volume" and point.name == name for point in view.container.mounts)
         ]
+        return users + [container_id for container_id, names in self.claims.items() if name in names]
 
     def image_users(self, image_id: str) -> Sequence[Use]:
         """The containers that were made from an image."""

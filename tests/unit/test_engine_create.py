@@ -15,6 +15,7 @@ from cove.engine.create import (
     plan_container,
     plan_mounts,
     tmpfs_point,
+    volume_names,
 )
 from cove.engine.names import check_name, choose_name, new_id
 from cove.model.container import (
@@ -211,3 +212,10 @@ def test_ids_are_64_hex_digits() -> None:
     made = new_id()
     assert len(made) == 64
     assert int(made, 16) > 0
+
+
+def test_every_volume_of_a_create_is_claimed_whoever_names_it() -> None:
+    asked = spec(mounts=(Volume(name="data", target="/data"), Bind(source="/b", target="/b")))
+    inherited = [MountPoint(kind="volume", target="/shared", name="shared")]
+    planned = plan_mounts(asked, ImageConfig(volumes=("/made",)), inherited, lambda: "anonymous")
+    assert volume_names(planned) == {"data", "shared", "anonymous"}
