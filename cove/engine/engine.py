@@ -143,6 +143,10 @@ class Engine:
         """Execs of a container that haven't ended."""
         return self._execs.ids_of(container_id)
 
+    def volume_users(self, name: str) -> Sequence[str]:
+        """Ids of the containers that mount a volume, or are being created with it."""
+        return self._parts.volume_users(name)
+
     # --- create -------------------------------------------------------------------------------
 
     async def create(self, spec: ContainerSpec) -> tuple[Container, Sequence[str]]:

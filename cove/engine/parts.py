@@ -342,7 +342,7 @@ class Parts:
         users = [
             view.container.id
             for view in self.registry.views()
-            if any(point.kind == "volume" and point.name == name for point in view.container.mounts)
+            if any(point.name == name for point in view.container.mounts)  # one in memory is a tmpfs
         ]
         return users + [container_id for container_id, names in self.claims.items() if name in names]
 

@@ -265,6 +265,9 @@ class FakeEngine:
     def shown_links(self, view: View) -> Sequence[str]:
         return ()
 
+    def volume_users(self, name: str) -> Sequence[str]:
+        return [v.container.id for v in self.list() if any(m.name == name for m in v.container.mounts)]
+
     def exec_ids(self, container_id: str) -> Sequence[str]:
         return []
 

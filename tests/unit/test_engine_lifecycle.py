@@ -325,6 +325,19 @@ def test_clients_that_left_before_the_start_make_room_for_others() -> None:
             ours.close()
 
 
+def test_a_volume_is_in_use_from_a_create_on_also_one_in_memory(in_room: Callable[..., None]) -> None:
+    async def work(room: Room) -> None:
+        parts: Any = room.parts
+        parts.claims = {"creating": {"data"}}
+        point = MountPoint(kind="tmpfs", target="/x", name="memory")
+        await room.parts.registry.set_container(msgspec.structs.replace(container(), mounts=(point,)))
+        assert Parts.volume_users(parts, "data") == ["creating"]
+        assert Parts.volume_users(parts, "memory") == [ID]
+        assert Parts.volume_users(parts, "other") == []
+
+    in_room(work)
+
+
 def test_networks_and_volumes_are_told_in_dockers_order() -> None:
     bridge = Network(id="b1", name="bridge", driver="bridge", created_ns=1)
     none = Network(id="n1", name="none", driver="none", created_ns=1)

@@ -15,7 +15,7 @@ from cove.api.docker.filters import parse_filters
 from cove.api.docker.images import count_uses
 from cove.api.docker.images import summary_json as image_json
 from cove.api.docker.text import parse_time, rfc3339
-from cove.api.docker.volumes import users, volume_json
+from cove.api.docker.volumes import volume_json
 from cove.api.http import TEXT, Request, Response, encode_json, json_response
 from cove.api.router import Route
 from cove.events.filters import KEYS as EVENT_KEYS
@@ -223,13 +223,12 @@ async def disk_usage(api: Api, request: Request) -> Response:
             for view in api.engine.list()
         ]
     if "volume" in wanted:
-        used = users(api)
         found["Volumes"] = [
             {
                 **volume_json(record),
                 "UsageData": {
                     "Size": (await api.engine.volumes.usage(record.name)).size_bytes,
-                    "RefCount": len(used(record.name)),
+                    "RefCount": len(api.engine.volume_users(record.name)),
                 },
             }
             for record in api.engine.volumes.list()

@@ -19,19 +19,6 @@ LIST_KEYS = frozenset(("dangling", "driver", "label", "name"))
 PRUNE_KEYS = frozenset(("all", "label", "label!"))
 
 
-def users(api: Api) -> Callable[[str], list[str]]:
-    """The ids of the containers that mount a volume."""
-
-    def of(name: str) -> list[str]:
-        return [
-            view.container.id
-            for view in api.engine.list()
-            if any(mount.kind == "volume" and mount.name == name for mount in view.container.mounts)
-        ]
-
-    return of
-
-
 def volume_json(record: VolumeRecord) -> dict[str, Any]:
     return {
         "CreatedAt": rfc3339(record.created_ns // 1_000_000_000 * 1_000_000_000),
@@ -55,7 +42,7 @@ def _volume_filter(api: Api, filters: Mapping[str, Sequence[str]]) -> Callable[[
     dangling = boolean(filters, "dangling", False) if "dangling" in filters else None
     drivers, labels = filters.get("driver", ()), filters.get("label", ())
     named = any_pattern(filters["name"]) if filters.get("name") else None
-    used = {m.name for view in api.engine.list() for m in view.container.mounts if m.kind == "volume"}
+    used = {m.name for view in api.engine.list() for m in view.container.mounts if m.name}
     return lambda record: (
         (dangling is None or dangling == (record.name not in used))
         and (not drivers or record.driver in drivers)
@@ -85,7 +72,9 @@ async def inspect(api: Api, request: Request) -> Response:
 
 async def remove(api: Api, request: Request) -> Response:
     record = api.engine.volumes.find(request.name)
-    await api.engine.volumes.remove(request.name, force=request.query.flag("force"), in_use=users(api))
+    await api.engine.volumes.remove(
+        request.name, force=request.query.flag("force"), in_use=api.engine.volume_users
+    )
     if record is not None:
         api.publish("volume", "destroy", record.name, {"driver": record.driver})
     return NO_CONTENT
@@ -97,7 +86,7 @@ async def prune(api: Api, request: Request) -> Response:
     named_too = boolean(filters, "all", False) or request.version < 1042
     labels = label_filter(filters)
     pruned = await api.engine.volumes.prune(
-        in_use=users(api), keep=lambda record: not labels(record.labels), named_too=named_too
+        in_use=api.engine.volume_users, keep=lambda record: not labels(record.labels), named_too=named_too
     )
     for name in pruned.names:
         api.publish("volume", "destroy", name, {"driver": "local"})
