@@ -271,6 +271,7 @@ async def prune(api: Api, request: Request) -> Response:
     pruned = await api.engine.prune(
         lambda view: view.container.created_ns <= latest_ns and labels(view.container.labels)
     )
+    api.publish("container", "prune", "", {"reclaimed": str(pruned.reclaimed_bytes)})
     return json_response(
         {"ContainersDeleted": pruned.deleted or None, "SpaceReclaimed": pruned.reclaimed_bytes}
     )
