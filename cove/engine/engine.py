@@ -6,6 +6,7 @@ Reads are synchronous and come from committed state; they take no lock.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import socket
@@ -456,9 +457,10 @@ class Engine:
     async def stats(self, reference: str) -> ContainerStats:
         """One reading of the counters; all zero when the container doesn't run."""
         view = self.find(reference)
-        if view.state.status not in ("running", "paused"):
-            return ContainerStats(read_ns=time.time_ns(), cgroup=Stats(), clock=read_cpu_clock())
-        return self._parts.stats(view.container)
+        if view.state.status in ("running", "paused"):
+            with contextlib.suppress(NotFound):  # its cgroup went with its last process
+                return self._parts.stats(view.container)
+        return ContainerStats(read_ns=time.time_ns(), cgroup=Stats(), clock=read_cpu_clock())
 
     async def writable_size(self, reference: str) -> int:
         """Bytes in the container's writable layer."""

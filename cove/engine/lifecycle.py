@@ -123,18 +123,21 @@ class Lifecycle:
         try:
             await self._parts.registry.set_state(container.id, state)
         except BaseException:
-            await running.task.signal(9)
+            await _send(running.task, 9)
             await running.task.wait()
             await self._parts.networks.disconnect(container.id)
             raise
         self.adopt(container, live, running.task)
-        self._parts.refresh_hosts(container)
         publish_run(self._parts, container, running.endpoints, begun=True)
         self._parts.publish(container, "start")
         late, live.pending = live.pending, []
         if late:
             about = f"attaching clients to {container.short_id}"
             self._background.spawn(_hand_over(running.task, late), about)
+        try:
+            self._parts.refresh_hosts(container)
+        except (CoveError, OSError) as error:  # it runs all the same; the files are others'
+            log.warning("who is linked to container %s wasn't told of it: %s", container.short_id, error)
 
     def adopt(self, container: Container, live: Live, task: Task) -> None:
         """Watch a running task: a fresh one, or one that an earlier daemon left."""

@@ -60,3 +60,34 @@ def test_a_restart_spares_a_container_with_rm(daemon: Daemon, image: str) -> Non
     actions = [action for kind, action in events_of(daemon, since) if kind == "container"]
     assert actions == ["create", "start", "kill", "kill", "die", "stop", "start", "restart"]
     assert daemon.http("DELETE", f"/containers/{container}?force=1").status == 204
+
+
+def test_attach_resize_and_detach_are_told(daemon: Daemon, image: str) -> None:
+    body = {
+        "Image": image,
+        "Cmd": ["cat"],
+        "Tty": True,
+        "OpenStdin": True,
+        "HostConfig": {"NetworkMode": "none"},
+    }
+    container = str(daemon.http("POST", "/containers/create", body).json()["Id"])
+    since = time.time()
+    with daemon.connect() as attached:
+        query = "stream=1&stdin=1&stdout=1&detachKeys=x"
+        attached.sendall(
+            f"POST /containers/{container}/attach?{query} HTTP/1.1\r\nHost: x\r\n"
+            "Connection: Upgrade\r\nUpgrade: tcp\r\n\r\n".encode()
+        )
+        answer = attached.makefile("rb")
+        assert answer.readline().split()[1] == b"101"
+        assert daemon.http("POST", f"/containers/{container}/start").status == 204
+        assert daemon.http("POST", f"/containers/{container}/resize?h=20&w=90").status == 200
+        attached.sendall(b"x")
+        answer.read()  # until the other side has let go
+    actions: list[str] = []
+    deadline = time.monotonic() + 60
+    while "detach" not in actions:
+        assert time.monotonic() < deadline, actions
+        actions = [action for kind, action in events_of(daemon, since) if kind == "container"]
+    assert actions == ["attach", "start", "resize", "detach"]
+    assert daemon.http("DELETE", f"/containers/{container}?force=1").status == 204

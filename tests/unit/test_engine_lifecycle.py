@@ -87,7 +87,8 @@ class FakeParts:
         self.networks = SimpleNamespace(list_networks=list, disconnect=self._nothing)
         self.trash = SimpleNamespace(discard=lambda path: None)
         self.images = SimpleNamespace(release=self._release)
-        self.image_users = self.forget_execs = self.refresh_hosts = lambda *arguments: None
+        self.image_users = self.forget_execs = lambda *arguments: None
+        self.refreshing: Callable[[], None] = lambda: None
         self.cleaned = 0
 
     async def _nothing(self, *arguments: object) -> None:
@@ -100,6 +101,9 @@ class FakeParts:
         self.cleaned += 1
         if self.cleaning is not None:
             await self.cleaning()
+
+    def refresh_hosts(self, container: Container) -> None:
+        self.refreshing()
 
     def actions(self) -> list[str]:
         return [event.action for event in self.events.recent]
@@ -288,6 +292,21 @@ def test_a_restart_by_hand_does_not_remove_a_container_with_rm(in_room: Callable
         room.tasks[1].end(5)
         assert (await handle.result()).exit_code == 5
         assert room.parts.registry.get(ID) is None
+
+    in_room(work, auto_remove=True)
+
+
+def test_a_start_succeeds_though_linked_containers_cannot_be_told(in_room: Callable[..., None]) -> None:
+    def fail() -> None:
+        raise HostError("disk full")
+
+    async def work(room: Room) -> None:
+        room.parts.refreshing = fail
+        await room.lifecycle.start(ID)
+        assert room.state().status == "running"
+        assert room.parts.actions() == ["start"]
+        room.tasks[0].end(0)
+        await room.settled()
 
     in_room(work, auto_remove=True)
 
