@@ -17,6 +17,7 @@ import docker.errors
 import pytest
 
 from cove.api.docker import ROUTES
+from cove.api.docker.exec import SETTLE_S
 from cove.engine.health import Health, ProbeResult
 from cove.engine.types import WaitResult
 from cove.logs.model import LogLine, LogUnreadable
@@ -566,6 +567,31 @@ def test_an_ended_exec_is_inspected_once_its_exit_is_known(api: ApiFixture) -> N
     assert client.answer().json["ExitCode"] == 4
     api.engine.execs[exec_id] = replace(view, started=True, running=True, pid=os.getpid())
     assert api.ask("GET", f"/exec/{exec_id}/json").json["Running"] is True
+
+
+def test_an_ended_exec_isnt_waited_for_once_its_container_is_gone(api: ApiFixture) -> None:
+    api.create("web")
+    exec_id = api.ask("POST", "/containers/web/exec", {"Cmd": ["ls"]}).json["Id"]
+    view = api.engine.execs[exec_id]
+    process = subprocess.Popen(["true"])
+    process.wait(TIMEOUT_S)
+    api.engine.execs[exec_id] = replace(view, started=True, running=True, pid=process.pid)
+    client = api.connect()
+    client.send(request_bytes("GET", f"/exec/{exec_id}/json"))
+    deadline = time.monotonic() + TIMEOUT_S
+    while not api.engine.events.streams and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+    def remove() -> None:
+        del api.engine.execs[exec_id]
+        api.engine.events.publish(
+            Event(kind="container", action="destroy", actor_id=view.container_id, attributes={}, time_ns=1)
+        )
+
+    begun = time.monotonic()
+    api.call(remove)
+    assert client.answer().status == 404
+    assert time.monotonic() - begun < SETTLE_S  # what an exit that is never told would take
 
 
 # --- images, volumes, networks, system ----------------------------------------------------

@@ -80,10 +80,12 @@ async def _settled(api: Api, exec_id: str) -> ExecView:
     """An exec as it is once its exit is known, if its process has ended already.
 
     Clients ask for the exit code as soon as their stream ends, and that is before the supervisor has
-    told it: it closes streams first, and the process is reaped before either.
+    told it: it closes streams first, and the process is reaped before either. NotFound when its container goes.
     """
 
     def died(event: Event) -> bool:
+        if event.action == "destroy":
+            return event.actor_id == view.container_id
         return event.action == "exec_die" and event.attributes.get("execID") == view.id
 
     view = api.engine.exec_inspect(exec_id)
