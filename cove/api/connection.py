@@ -381,7 +381,7 @@ class Connection(asyncio.Protocol):
         await self.drain()
         return self._stream
 
-    async def hijack(self, head: bytes) -> tuple[socket.socket, bytes]:
+    async def hijack(self, head: bytes, *, settle: bool) -> tuple[socket.socket, bytes]:
         transport = self._transport
         if transport is None:
             raise ClientGone("the client closed the connection")
@@ -405,7 +405,8 @@ class Connection(asyncio.Protocol):
             if isinstance(error, OSError):
                 raise ClientGone("the client closed the connection") from None
             raise
-        await _wait_taken(sock)
+        if settle:
+            await _wait_taken(sock)
         return sock, early
 
     def bind_to_client(self) -> None:

@@ -246,7 +246,7 @@ class Writer(Protocol):
     async def start_stream(
         self, status: int, content_type: str, headers: Mapping[str, str] | None
     ) -> Stream: ...
-    async def hijack(self, head: bytes) -> tuple[socket.socket, bytes]: ...
+    async def hijack(self, head: bytes, *, settle: bool) -> tuple[socket.socket, bytes]: ...
     def bind_to_client(self) -> None: ...
 
 
@@ -316,16 +316,19 @@ class Request:
         """Send the answer's head now, and its body by and by. Raises `ClientGone`."""
         return await self._writer.start_stream(status, content_type, headers)
 
-    async def hijack(self, content_type: str) -> tuple[socket.socket, bytes]:
+    async def hijack(self, content_type: str, *, settle: bool = True) -> tuple[socket.socket, bytes]:
         """Answer with a raw stream: the socket, and the bytes that arrived before it was taken.
 
-        The socket is non-blocking and the caller's to close. Raises `ClientGone`.
+        `settle`: return once the client has taken the header, for what follows it at once. Where the client's next
+        request brings the first output, this must return before that request is handled: without settling,
+        it does. The socket is non-blocking and the caller's to close. Raises `ClientGone`.
         """
         if self.upgrades:
             head = "HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
         else:
             head = "HTTP/1.1 200 OK\r\n"
-        return await self._writer.hijack(f"{head}Content-Type: {content_type}\r\n".encode("latin-1"))
+        text = f"{head}Content-Type: {content_type}\r\n"
+        return await self._writer.hijack(text.encode("latin-1"), settle=settle)
 
     def bind_to_client(self) -> None:
         """From here on, the client's leaving cancels this request, whatever its method is."""

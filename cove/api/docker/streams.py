@@ -198,6 +198,8 @@ async def attach(api: Api, request: Request) -> None:
         MULTIPLEXED_STREAM if multiplexed else RAW_STREAM,
         lambda sock, early: api.engine.attach(view.container.id, options, sock, early),
         framed=not tty,
+        # A client attaches first and starts the container once it has the header: by then it must be registered.
+        settle=view.state.pid > 0 or options.logs,
     )
 
 
@@ -207,9 +209,13 @@ async def hand_over(
     give: Callable[[socket.socket, bytes], Awaitable[None]],
     *,
     framed: bool,
+    settle: bool = True,
 ) -> None:
-    """Answer with a raw stream and give the socket away; a failure is written where output would be."""
-    sock, early = await request.hijack(content_type)
+    """Answer with a raw stream and give the socket away; a failure is written where output would be.
+
+    `settle`: only once the client has taken the header.
+    """
+    sock, early = await request.hijack(content_type, settle=settle)
     spare = sock.dup()  # `give` closes its socket when it fails
     try:
         await give(sock, early)
