@@ -157,7 +157,7 @@ def plan_start(config: oci.Config, facts: PlanFacts, host: Host) -> tuple[Plan, 
     plan = Plan(
         clone_flags=namespaces.clone_flags,
         cgroup_path=cgroup.clone_into,
-        before=(*namespaces.before, *cgroup.before),
+        before=cgroup.before,
         parent=cgroup.parent,
         child=child,
         exit=cgroup.exit,
@@ -226,14 +226,12 @@ def _flag(kind: str) -> int:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Namespaces:
     clone_flags: int
-    before: tuple[Step, ...]
     child: tuple[Step, ...]
     own_network: bool  # an empty network namespace was made
 
 
 def _plan_namespaces(config: oci.Config, facts: PlanFacts, slots: _Slots) -> _Namespaces:
     clone, own_network = 0, False
-    before: list[Step] = []
     child: list[Step] = []
     seen: set[str] = set()
     for namespace in config.linux.namespaces:
@@ -247,7 +245,7 @@ def _plan_namespaces(config: oci.Config, facts: PlanFacts, slots: _Slots) -> _Na
                 raise Unavailable(
                     "linux.namespaces: joining a mount namespace is not supported, leave its path out"
                 )
-            (before if kind == "pid" else child).append(step)
+            child.append(step)
         elif kind == "network" and facts.network_ready:
             child.append(SetNs(slot=slots.add(Slot(kind="network")), flags=flag))
         elif kind == "cgroup":
@@ -257,7 +255,7 @@ def _plan_namespaces(config: oci.Config, facts: PlanFacts, slots: _Slots) -> _Na
             own_network = own_network or kind == "network"
     if "mount" not in seen:
         raise Invalid("linux.namespaces: mount is missing, add it: the container's mounts are its own")
-    return _Namespaces(clone_flags=clone, before=tuple(before), child=tuple(child), own_network=own_network)
+    return _Namespaces(clone_flags=clone, child=tuple(child), own_network=own_network)
 
 
 def _plan_settings(config: oci.Config, own_network: bool, host: Host) -> Iterator[Step]:

@@ -119,8 +119,9 @@ class SetNs(Step):
     """setns(2) to the namespace (or pidfd) in `slot`; `flags` are the CLONE_NEW* it must be.
 
     With CLONE_NEWPID, `Exec` splits the process off into that pid namespace right before the execve(2), so that
-    whoever lives there never sees it with more than its own rights. In `before` (CLONE_NEWPID only) the child
-    lives there from the clone on: for a plan that mounts a /proc, which shows the mounting process's namespace.
+    whoever lives there never sees it with more than its own rights; it has to come before the mounts, for a
+    MountIn of a proc shows the namespace that is joined. In `before` (CLONE_NEWPID only) the child lives there from
+    the clone on, for whoever can trace it to see.
     """
 
     KIND: ClassVar[int] = 16

@@ -22,6 +22,11 @@ int die_with_parent(void);
 /* When a pid namespace is joined: split off the process that lives there; returns in it alone. */
 int split_off(struct context *context);
 
+/* A procfs context (fsopen(2)) of a pid namespace that is joined, made by a process that is born there and
+ * can do nothing else; and its mount with MOUNT_ATTR_* at a place. A descriptor, 0, or -errno. */
+int open_joined_proc(int namespace);
+int mount_joined_proc(int context, int target, unsigned int attributes);
+
 /* With `init`: split off the process to be executed; returns in it alone. */
 int become_init(struct context *context);
 

@@ -16,6 +16,9 @@
 #include "operations.h"
 #include "root.h"
 
+/* MS_* that are the same bits as MOUNT_ATTR_* */
+#define PROC_ATTRIBUTES (MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC)
+
 int child_root(struct context *context)
 {
 	/* Without a root of its own (exec in a running container) the root is that of the namespace entered. */
@@ -39,8 +42,15 @@ int open_null(int root)
 
 int run_set_ns(const struct value *v, struct context *c)
 {
-	int r = sys_setns(c->slots[v[0].number], (int)v[1].number);
+	int fd = c->slots[v[0].number], r;
 
+	if (c->born && c->wants_proc && (v[1].number & CLONE_NEWPID)) {
+		/* first: whom we clone later is born there */
+		c->proc = open_joined_proc(fd);
+		if (c->proc < 0)
+			return c->proc;
+	}
+	r = sys_setns(fd, (int)v[1].number);
 	if (r == 0 && c->born && (v[1].number & CLONE_NEWPID))
 		c->joins_pid = true; /* which setns(2) does for children alone */
 
@@ -90,6 +100,8 @@ int run_mount_in(const struct value *v, struct context *c)
 	CLOSE_AT_END int target = root_make_dir(root, v[2].text, 0755, NULL);
 	if (target < 0)
 		return target;
+	if (c->joins_pid && !strcmp(type, "proc"))
+		return mount_joined_proc(c->proc, target, v[3].number & PROC_ATTRIBUTES);
 	if (fchdir(target) < 0)
 		return -errno;
 	r = sys_mount(source, ".", type, v[3].number, data);

@@ -68,6 +68,8 @@ struct context {
 	int sync;         /* child: the supervisor */
 	bool joins_pid;   /* child: the process is to be split off into a pid namespace (see split_off) */
 	bool wants_terminal; /* child: who is split off makes 0 its controlling terminal */
+	bool wants_proc;  /* child: a MountIn of a proc will need `proc`, a context of the joined namespace */
+	int proc;
 	pid_t *born;      /* memory shared with the supervisor: who was split off; NULL when nobody will be */
 	int root;         /* child: the new root (O_PATH), -1 before it is mounted */
 	int null;         /* child: the root's /dev/null (O_PATH), opened by the first Mask that needs it */

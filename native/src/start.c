@@ -134,6 +134,11 @@ static bool splits_off(const struct step *step)
 	return step->operation->kind == SET_NS && (step->values[1].number & CLONE_NEWPID);
 }
 
+static bool mounts_proc(const struct step *step)
+{
+	return step->operation->kind == MOUNT_IN && !strcmp(step->values[0].text, "proc");
+}
+
 static bool has_step(const struct plan *plan, bool (*is_it)(const struct step *step))
 {
 	const struct steps *child = &plan->sections[CHILD];
@@ -282,6 +287,7 @@ static int clone_child(struct supervisor *s, struct ends *ends)
 		if (p == MAP_FAILED)
 			return -errno;
 		s->context.born = p;
+		s->context.wants_proc = has_step(&s->plan, mounts_proc);
 	}
 	args.pidfd = (uintptr_t)&pidfd;
 	pid = sys_clone3(&args);

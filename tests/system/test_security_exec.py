@@ -89,3 +89,38 @@ def test_an_exec_that_fails_at_the_last_moment_leaves_no_process(daemon: Daemon,
         assert len(said.split(b"/proc/")) - 1 == 2, said  # the first process and the shell
     finally:
         daemon.http("DELETE", f"/containers/{container}?force=1")
+
+
+def test_who_may_trace_a_container_sees_nothing_of_the_host_when_another_joins_it(
+    daemon: Daemon, image: str
+) -> None:
+    """Joining a pid namespace at the start needs a /proc of it, which only a process that lives there can open."""
+    mark = daemon.base / "of-the-host"
+    mark.write_text("secret")
+    watch = ("sh", "-c", _WATCH)
+    container = start(daemon, image, *watch, body={"Env": [f"MARK={mark}"]}, CapAdd=["SYS_PTRACE"])
+    try:
+        await_output(daemon, container, b"up")
+        for _ in range(10):
+            joined = start(daemon, image, "sleep", "1000", PidMode=f"container:{container}")
+            code, said = execute(daemon, joined, "sh", "-c", "busybox tr '\\0' ' ' < /proc/1/cmdline; mount")
+            assert code == 0 and b"$MARK" in said, "its /proc isn't that of the namespace"
+            assert b"proc on /proc type proc (rw,nosuid,nodev,noexec,relatime)" in said
+            assert daemon.http("DELETE", f"/containers/{joined}?force=1").status == 204
+        assert b"escaped" not in output(daemon, container)
+    finally:
+        daemon.http("DELETE", f"/containers/{container}?force=1")
+
+
+def test_the_first_process_of_a_container_that_joined_another_has_its_terminal(
+    daemon: Daemon, image: str
+) -> None:
+    container = start(daemon, image, "sleep", "1000")
+    try:
+        script = ("sh", "-c", "sleep 0.2; echo mine > /dev/tty; exit 7")
+        joined = start(daemon, image, *script, body={"Tty": True}, PidMode=f"container:{container}")
+        assert daemon.http("POST", f"/containers/{joined}/wait").json()["StatusCode"] == 7
+        assert output(daemon, joined).strip() == b"mine"
+        assert daemon.http("DELETE", f"/containers/{joined}").status == 204
+    finally:
+        daemon.http("DELETE", f"/containers/{container}?force=1")
