@@ -82,7 +82,7 @@ async def _launch(
     parts: Parts, container: Container, attaches: Sequence[Attach], undo: AsyncExitStack
 ) -> Running:
     check_linked(container, parts.registry.find)
-    container = with_link_variables(container, parts.registry.find)
+    container = with_link_variables(_named(parts, container), parts.registry.find)
     spec = container.spec
     namespace = -1
     endpoints: tuple[Endpoint, ...] = ()
@@ -125,6 +125,15 @@ async def _launch(
     )
     on_failure.pop_all()
     return Running(task=task, endpoints=endpoints, ports=ports)
+
+
+def _named(parts: Parts, container: Container) -> Container:
+    """A container with another one's network has that one's host name too, as its hosts file says."""
+    mode = container.spec.network_mode
+    if not mode.startswith("container:") or container.spec.uts_mode == "host":
+        return container
+    target = parts.registry.find(mode.removeprefix("container:")).container
+    return msgspec.structs.replace(container, hostname=target.hostname)
 
 
 def network_requests(container: Container) -> list[EndpointSpec]:
