@@ -5,8 +5,8 @@ A task lives on the event loop it was made on; there are no threads and no polli
 
     launch ──plan, descriptors──▶ supervisor ──Started──▶ Task
                                       └──Failed / Refused──▶ StepFailed (everything undone)
-    Task.wait ◀── the supervisor's pidfd ── it ended: its last message, else the file `exit`,
-                                            else it was killed (137, with an error)
+    Task.wait ◀── the supervisor's last message; when its pidfd says that it is gone without one, the file
+                  `exit`, else it was killed (137, with an error)
 """
 
 from __future__ import annotations
@@ -155,21 +155,25 @@ class Task:
         self._supervisor = supervisor
         self._loop = asyncio.get_running_loop()
         self._status: asyncio.Future[ExitStatus] = self._loop.create_future()
-        self._last: protocol.Exited | None = None
         self._idents = itertools.count(1 << 16)
         self._answers: dict[int, asyncio.Future[int]] = {}
         self._on_detach: dict[int, Callable[[], None]] = {}
+        self._gone = asyncio.Event()
         self._orphaned = False
         self._on_orphaned: Callable[[], object] | None = None
         connection.take_over(self._on_message)
         self._loop.add_reader(supervisor, self._on_supervisor_gone)
 
     async def wait(self) -> ExitStatus:
-        """The exit status, once the supervisor has ended and all it had to undo is undone.
+        """The exit status, once the log is complete and all that the supervisor had to undo is undone.
 
-        May be awaited by many, and again; never raises for a container's misfortune.
+        The supervisor itself may stay a while, for a client that is slow to read the rest of its output. May be awaited by many, and again; never raises for a container's misfortune.
         """
         return await asyncio.shield(self._status)
+
+    async def gone(self) -> None:
+        """Wait until the supervisor itself is gone: nothing of the task is left on the host then."""
+        await self._gone.wait()
 
     @property
     def exited(self) -> ExitStatus | None:
@@ -228,6 +232,7 @@ class Task:
         """Stop watching (the daemon ends); the supervisor and the container run on."""
         if not self._status.done():
             self._loop.remove_reader(self._supervisor)
+            os.close(self._supervisor)
             self._close()
             self._status.cancel()
 
@@ -244,7 +249,14 @@ class Task:
 
     def _on_message(self, message: protocol.Message) -> None:
         if isinstance(message, protocol.Exited):
-            self._last = message
+            self._finish(
+                ExitStatus(
+                    exit_code=message.exit_code,
+                    oom_killed=message.oom_killed,
+                    finished_ns=message.finished_ns,
+                    log_dropped_bytes=message.log_dropped_bytes,
+                )
+            )
         elif isinstance(message, protocol.Done):
             answer = self._answers.get(message.ident)
             if answer is not None and not answer.done():
@@ -258,17 +270,11 @@ class Task:
         self._loop.remove_reader(self._supervisor)
         self._connection.drain()
         reap(self._supervisor)
-        if self._last is not None:
-            last = self._last
-            self._finish(
-                ExitStatus(
-                    exit_code=last.exit_code,
-                    oom_killed=last.oom_killed,
-                    finished_ns=last.finished_ns,
-                    log_dropped_bytes=last.log_dropped_bytes,
-                )
-            )
-        elif (status := read_exit(self._state_dir)) is not None:
+        os.close(self._supervisor)
+        self._gone.set()
+        if self._status.done():
+            return
+        if (status := read_exit(self._state_dir)) is not None:
             self._finish(status)
         else:
             # PR_SET_PDEATHSIG has killed the process unless it changed its identity since; make sure,
@@ -290,13 +296,13 @@ class Task:
         )
 
     def _finish(self, status: ExitStatus) -> None:
-        self._close()
-        self._status.set_result(status)
+        if not self._status.done():
+            self._close()
+            self._status.set_result(status)
 
     def _close(self) -> None:
         self._connection.discard()
         os.close(self._pidfd)
-        os.close(self._supervisor)
         self._on_detach.clear()
         for answer in self._answers.values():
             if not answer.done():

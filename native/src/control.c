@@ -29,6 +29,12 @@ static void control_drop(struct supervisor *s, unsigned int index)
 	close_fd(&s->controls[index].fd);
 }
 
+void controls_close(struct supervisor *s)
+{
+	for (unsigned int i = 0; i < MAX_CONTROLS; i++)
+		control_drop(s, i);
+}
+
 void control_add(struct supervisor *s, int fd)
 {
 	for (unsigned int i = 0; i < MAX_CONTROLS; i++) {

@@ -10,7 +10,7 @@
 
 #define READS_IN_A_ROW 16     /* then others have their turn */
 #define GRACE_MS 100	      /* for output of others that hold the pipe, once the process has ended */
-#define STUCK_MS 2000	      /* a client that takes nothing for that long at the end is dropped */
+#define STUCK_MS 3600000      /* a client that takes nothing for an hour at the end is dropped */
 #define TERMINAL_RETRY_MS 200
 #define HEADER_BYTES 8
 #define SKIP ((size_t)-1) /* client.done: it came when the chunk was on its way already */
@@ -50,7 +50,6 @@ int streams_init(struct streams *s)
 
 	if (p == MAP_FAILED)
 		return -errno;
-	s->memory = p;
 	s->input.buffer = p;
 	s->input.fd = -1;
 	p += INPUT_BYTES;
@@ -58,9 +57,13 @@ int streams_init(struct streams *s)
 		s->sources[i].fd = -1;
 		s->sources[i].buffer = p;
 		p += CHUNK_BYTES;
+		s->sources[i].rest = p;
+		p += REST_BYTES;
 		s->log.lines[i].bytes = p;
 		p += LINE_MAX_BYTES;
 	}
+	s->spill = p;
+	p += CHUNK_BYTES;
 	s->log.json = (char *)p;
 	s->log.file = -1;
 	for (unsigned int i = 0; i < MAX_CLIENTS; i++)
@@ -131,6 +134,21 @@ static void drop_client(struct streams *s, unsigned int index)
 	c->polled = 0;
 }
 
+static void send_chunk(struct streams *s, unsigned int index);
+
+/* What was left when the process ended is the last chunk. */
+static void begin_rest(struct streams *s, unsigned int index)
+{
+	struct source *source = &s->sources[index];
+
+	if (source->fd >= 0 || source->length || !source->rest_length)
+		return;
+	source->buffer = source->rest;
+	source->length = source->rest_length;
+	source->rest_length = 0;
+	send_chunk(s, index);
+}
+
 /* When all clients have taken the chunk, the source can be read again. */
 static void release_chunk(struct streams *s, unsigned int index)
 {
@@ -142,13 +160,14 @@ static void release_chunk(struct streams *s, unsigned int index)
 		if (owes(s, &s->clients[i], index))
 			return;
 	source->length = 0;
+	begin_rest(s, index);
 }
 
 static void release_chunks(struct streams *s)
 {
 	for (unsigned int i = 0; i < SOURCES; i++) {
 		release_chunk(s, i);
-		if (s->sources[i].fd >= 0 && !s->sources[i].length && !s->sources[i].retry_ms)
+		if (s->sources[i].fd >= 0 && !s->draining && !s->sources[i].length && !s->sources[i].retry_ms)
 			poll_source(s, i, true);
 	}
 }
@@ -227,12 +246,42 @@ static void end_source(struct streams *s, unsigned int index)
 	poll_source(s, index, false);
 	close_fd(&source->fd);
 	log_end(&s->log, index);
+	begin_rest(s, index);
+}
+
+/* Read what is left, whatever clients still have to take. Beyond REST_BYTES it goes to the log only. */
+static void read_rest(struct streams *s, unsigned int index)
+{
+	struct source *source = &s->sources[index];
+
+	while (source->fd >= 0) {
+		bool keep = REST_BYTES - source->rest_length >= CHUNK_BYTES;
+		uint8_t *at = keep ? source->rest + source->rest_length : s->spill;
+		ssize_t r = read(source->fd, at, CHUNK_BYTES);
+
+		if (r < 0 && errno == EINTR)
+			continue;
+		if (r < 0 && errno == EAGAIN)
+			return;
+		if (r <= 0) {
+			end_source(s, index);
+			return;
+		}
+		if (keep)
+			source->rest_length += (size_t)r;
+		s->progress_ms = now_ms();
+		log_write(&s->log, index, at, (size_t)r);
+	}
 }
 
 void source_ready(struct streams *s, unsigned int index)
 {
 	struct source *source = &s->sources[index];
 
+	if (s->draining) {
+		read_rest(s, index);
+		return;
+	}
 	for (int i = 0; i < READS_IN_A_ROW && source->fd >= 0 && !source->length; i++) {
 		ssize_t r = read(source->fd, source->buffer, CHUNK_BYTES);
 
@@ -240,7 +289,7 @@ void source_ready(struct streams *s, unsigned int index)
 			continue;
 		if (r < 0 && errno == EAGAIN)
 			return;
-		if (r < 0 && errno == EIO && s->terminal && !s->draining) {
+		if (r < 0 && errno == EIO && s->terminal) {
 			/* All slaves are closed (pty(7)), but the process may open /dev/tty again. */
 			poll_source(s, index, false);
 			source->retry_ms = now_ms() + TERMINAL_RETRY_MS;
@@ -447,11 +496,23 @@ void streams_drain(struct streams *s)
 	close_fd(&s->input.fd);
 	s->input.start = s->input.end = 0;
 	for (unsigned int i = 0; i < SOURCES; i++) {
-		s->sources[i].retry_ms = 0;
-		source_ready(s, i);
-		if (s->sources[i].fd >= 0 && !s->sources[i].length)
+		struct source *source = &s->sources[i];
+
+		source->retry_ms = 0;
+		if (source->fd < 0)
+			continue;
+		read_rest(s, i);
+		if (source->fd >= 0)
 			poll_source(s, i, true);
 	}
+}
+
+bool streams_drained(const struct streams *s)
+{
+	for (unsigned int i = 0; i < SOURCES; i++)
+		if (s->sources[i].fd >= 0)
+			return false;
+	return true;
 }
 
 static bool any_owes(const struct streams *s, unsigned int index)
@@ -480,19 +541,8 @@ int streams_tick(struct streams *s)
 			poll_source(s, 0, true);
 		return source->retry_ms ? TERMINAL_RETRY_MS : -1;
 	}
-	for (unsigned int i = 0; i < MAX_CLIENTS; i++)
-		waiting |= any_owes(s, i);
-	if (waiting && now - s->progress_ms >= STUCK_MS) {
-		for (unsigned int i = 0; i < MAX_CLIENTS; i++)
-			if (any_owes(s, i))
-				drop_client(s, i);
-		waiting = false;
-		release_chunks(s);
-	}
 	for (unsigned int i = 0; i < SOURCES; i++) {
-		struct source *source = &s->sources[i];
-
-		if (source->fd < 0 || source->length)
+		if (s->sources[i].fd < 0)
 			continue;
 		/* Another process holds the pipe: it had its time. */
 		if (now - s->progress_ms >= GRACE_MS)
@@ -502,13 +552,22 @@ int streams_tick(struct streams *s)
 	}
 	if (reading)
 		return GRACE_MS;
+	for (unsigned int i = 0; i < MAX_CLIENTS; i++)
+		waiting |= any_owes(s, i);
+	if (waiting && now - s->progress_ms >= STUCK_MS) {
+		for (unsigned int i = 0; i < MAX_CLIENTS; i++)
+			if (any_owes(s, i))
+				drop_client(s, i);
+		waiting = false;
+		release_chunks(s);
+	}
 	return waiting ? STUCK_MS : -1;
 }
 
 bool streams_finished(const struct streams *s)
 {
 	for (unsigned int i = 0; i < SOURCES; i++)
-		if (s->sources[i].fd >= 0 || s->sources[i].length)
+		if (s->sources[i].fd >= 0 || s->sources[i].length || s->sources[i].rest_length)
 			return false;
 	return true;
 }
@@ -524,6 +583,11 @@ void streams_give_memory_back(struct streams *s)
 			madvise(s->log.lines[i].bytes, LINE_MAX_BYTES, MADV_DONTNEED);
 	}
 	madvise(s->log.json, JSON_BUFFER_BYTES, MADV_DONTNEED);
+}
+
+void streams_close_log(struct streams *s)
+{
+	close_fd(&s->log.file);
 }
 
 void streams_close(struct streams *s)

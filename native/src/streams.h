@@ -3,7 +3,10 @@
  *
  * One chunk per source is on its way at a time: it is read, logged, and sent to every client; a source
  * is read again when all of them have taken the chunk. So memory is bounded, and a slow client holds
- * the process back, as with Docker. All sockets are used with MSG_DONTWAIT, and nothing here blocks.
+ * the process back, as with Docker. Once the process has ended, what is left in the pipes is read and
+ * logged at once, into memory of its own, and becomes one last chunk: so the log is complete and the exit can
+ * be told, however long a client takes over its output. All sockets are used with MSG_DONTWAIT, and nothing
+ * here blocks.
  */
 #ifndef COVE_STREAMS_H
 #define COVE_STREAMS_H
@@ -15,7 +18,9 @@
 #define SOURCES 2u /* 0: stdout or the terminal, 1: stderr */
 #define MAX_CLIENTS 64u
 #define CHUNK_BYTES 65536u
-#define STREAM_MEMORY (SOURCES * (CHUNK_BYTES + LINE_MAX_BYTES) + INPUT_BYTES + JSON_BUFFER_BYTES)
+#define REST_BYTES (2u << 20) /* more than a pipe holds (fs.pipe-max-size, 1 MiB); only touched memory counts */
+#define STREAM_MEMORY \
+	(SOURCES * (CHUNK_BYTES + REST_BYTES + LINE_MAX_BYTES) + CHUNK_BYTES + INPUT_BYTES + JSON_BUFFER_BYTES)
 
 /* What an event is about: the upper half of epoll_event.data.u64. The lower half has an index, and for
  * clients a generation, so that an event of a round never goes to a client that came in the same round. */
@@ -26,6 +31,8 @@ struct source {
 	bool polled;
 	size_t length; /* of the chunk that clients haven't all taken; 0: none */
 	uint8_t *buffer;
+	size_t rest_length; /* what was left when the process ended: the last chunk, after the present one */
+	uint8_t *rest;
 	uint64_t retry_ms; /* a terminal whose slaves are all closed, but whose process lives: when to look again */
 };
 
@@ -48,7 +55,7 @@ struct streams {
 	bool stdin_once;
 	bool draining; /* the process has ended */
 	uint64_t progress_ms; /* when a client took something, or a source gave something */
-	void *memory;
+	uint8_t *spill; /* CHUNK_BYTES: for what goes to the log only */
 	struct source sources[SOURCES];
 	struct input input;
 	bool input_polled;
@@ -74,17 +81,21 @@ void input_ready(struct streams *s);
 /* Close the process's stdin once what has been sent is written. */
 void streams_close_input(struct streams *s);
 
-/* The process has ended: what is left is drained. */
+/* The process has ended: what is left is read. Serve on, by streams_tick, until streams_drained. */
 void streams_drain(struct streams *s);
+bool streams_drained(const struct streams *s);
 
 /* Look at what only time changes; returns milliseconds until it must be looked at again, -1: never. */
 int streams_tick(struct streams *s);
 
-/* Nothing is left to read or to send. */
+/* Nothing is left to read or to send: there are no more clients to wait for. */
 bool streams_finished(const struct streams *s);
 
 /* Is nothing on its way? Then the buffers' memory can be given back. */
 void streams_give_memory_back(struct streams *s);
+
+/* The log is complete: let go of it. */
+void streams_close_log(struct streams *s);
 
 /* Close all that is left. */
 void streams_close(struct streams *s);

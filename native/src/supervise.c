@@ -1,9 +1,10 @@
 /*
  * The loop: wait for the process's end, and serve its streams, its clients and the daemons until then.
  *
- * Order that must hold at the end: streams drained, clients served and closed; the OOM counter read;
- * `exit` written (whoever sees it finds the truth); the daemons told; cgroups removed; and only then
- * the supervisor ends, which is what the daemon waits for.
+ * Order that must hold at the end: what is left in the pipes is read and logged; the OOM counter read; `exit`
+ * written (whoever sees it finds the truth); cgroups removed; the control socket gone, so that the next start has
+ * the state directory for itself; and then the daemons are told, for whom this is the end. The supervisor itself
+ * stays for as long as a client takes to read its output, and touches nothing but that client's socket.
  */
 #include "util.h"
 
@@ -24,7 +25,6 @@
 
 #define EVENTS 16
 #define IDLE_MS 1000	   /* after that long the buffers' memory is given back */
-#define LAST_BOUND_MS 10000 /* clients are served for at most that long after the process's end */
 
 static void on_detached(void *owner, uint32_t id)
 {
@@ -109,18 +109,29 @@ static void serve_process(struct supervisor *s)
 	take_status(s);
 }
 
-static void serve_rest(struct supervisor *s)
+static void drain(struct supervisor *s)
 {
-	uint64_t end = now_ms() + LAST_BOUND_MS;
 	bool ended;
 
 	streams_drain(&s->streams);
-	while (!streams_finished(&s->streams) && now_ms() < end) {
+	while (!streams_drained(&s->streams)) {
 		int wait_ms = streams_tick(&s->streams);
 
-		if (streams_finished(&s->streams))
-			break;
-		serve(s, wait_ms < 0 ? IDLE_MS : wait_ms, &ended);
+		if (!streams_drained(&s->streams))
+			serve(s, wait_ms < 0 ? IDLE_MS : wait_ms, &ended);
+	}
+}
+
+/* Let clients have the rest of their output. */
+static void serve_clients(struct supervisor *s)
+{
+	bool ended;
+
+	while (!streams_finished(&s->streams)) {
+		int wait_ms = streams_tick(&s->streams);
+
+		if (!streams_finished(&s->streams))
+			serve(s, wait_ms < 0 ? IDLE_MS : wait_ms, &ended);
 	}
 	streams_close(&s->streams);
 }
@@ -177,10 +188,15 @@ void supervise(struct supervisor *s)
 	fcntl(CONTROL_FD, F_SETFL, O_NONBLOCK);
 	control_add(s, CONTROL_FD);
 	serve_process(s);
-	serve_rest(s);
+	drain(s);
+	streams_close_log(&s->streams);
 	run_exit_steps(s, true);
 	write_exit(s);
-	tell_exit(s);
 	run_exit_steps(s, false);
+	close_fd(&s->listener);
 	unlinkat(s->state_dir, "control.sock", 0);
+	tell_exit(s);
+	controls_close(s);
+	close_fd(&s->state_dir);
+	serve_clients(s);
 }

@@ -45,6 +45,7 @@ void supervise(struct supervisor *s);
 
 /* control.c */
 void controls_init(struct supervisor *s);
+void controls_close(struct supervisor *s);
 void control_add(struct supervisor *s, int fd);
 void control_accept(struct supervisor *s);
 void control_ready(struct supervisor *s, unsigned int index);

@@ -43,14 +43,33 @@ T = TypeVar("T")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces and mounts: needs root")
 
 
+hang_up: list[Callable[[], None]] = []  # how to close the clients' ends that a test has made
+
+
 def run(body: Coroutine[Any, Any, T]) -> T:
     """Run a test's body on an event loop of its own, within a generous bound."""
 
     async def bounded() -> T:
-        async with asyncio.timeout(90):
-            return await body
+        try:
+            async with asyncio.timeout(90):
+                return await body
+        finally:
+            while hang_up:
+                hang_up.pop()()
+            await supervisors_gone()
 
     return asyncio.run(bounded())
+
+
+async def supervisors_gone(bound_s: float = 10) -> None:
+    """Wait until this loop watches no process any more: a supervisor ends a moment after it told the exit."""
+    loop: Any = asyncio.get_running_loop()
+    deadline = loop.time() + bound_s
+    while loop.time() < deadline:
+        watched = [fd for fd in loop._selector.get_map() if isinstance(fd, int)]
+        if not any(os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[pidfd]" for fd in watched):
+            return
+        await asyncio.sleep(0.005)
 
 
 def bind_host(source: Path, target: str, **more: int) -> Bind:

@@ -117,6 +117,7 @@ def test_it_works_on_uvloop_and_with_a_long_path(box: Box) -> None:
     async def body() -> None:
         task = await box.start(box.sh("exit 8"), state_dir=deep)
         assert (await task.wait()).exit_code == 8
+        await task.gone()
 
     uvloop.run(asyncio.wait_for(body(), 60))
     assert read_exit(deep) is not None

@@ -24,6 +24,7 @@ from tests.system.native_support import (  # noqa: F401
     PATH,
     Box,
     box,
+    hang_up,
     launcher,
     needs_root,
     read_local,
@@ -40,6 +41,7 @@ class Client:
     def __init__(self, **options: Any) -> None:
         self.mine, theirs = socket.socketpair()
         self.mine.setblocking(False)
+        hang_up.append(self.mine.close)
         self.detached = asyncio.Event()
         self.attach = Attach(sock=theirs, on_detach=self.detached.set, **options)
         self.received = b""
@@ -150,6 +152,20 @@ def test_a_client_that_takes_nothing_does_not_hold_the_exit_back_for_ever(box: B
         filler = box.sh("head -c 400000 /dev/zero &  sleep 0.2")
         task = await box.start(filler, attach=[stuck.attach])
         assert (await task.wait()).exit_code == 0
+
+    run(body())
+
+
+def test_a_client_that_reads_after_the_end_still_gets_everything(box: Box) -> None:
+    """More than a socket holds is left when the process ends: it waits in the supervisor, not the exit for it."""
+
+    async def body() -> None:
+        slow = Client(multiplex=True)
+        task = await box.start(box.sh("head -c 240000 /dev/zero; echo last"), attach=[slow.attach])
+        assert (await task.wait()).exit_code == 0
+        assert box.output().endswith("last\n")
+        got = b"".join(data for _, data in frames(await slow.read_all()))
+        assert got == b"\0" * 240000 + b"last\n"
 
     run(body())
 
