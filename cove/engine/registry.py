@@ -9,15 +9,17 @@ left by one whose record is gone. A crash in between leaves the note, and the ne
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import msgspec
 
 from cove.engine.types import View
 from cove.model.container import Container, State
-from cove.model.errors import Conflict, Invalid, NotFound
-from cove.store.interface import Delete, Op, Put, Store, absent
+from cove.model.errors import Conflict, HostError, Invalid, NotFound
+from cove.store.interface import Delete, KeyValue, Op, Put, Store, absent
 
+T = TypeVar("T")
 _CONTAINERS = "containers/"
 _STATES = "states/"
 _NAMES = "names/"
@@ -39,13 +41,12 @@ class Registry:
 
     @classmethod
     async def open(cls, store: Store) -> Registry:
-        """Read all containers that the store holds."""
+        """Read all containers that the store holds. Raises HostError for a record that makes no sense."""
         registry = cls(store)
-        states = {kv.key[len(_STATES) :]: kv.value for kv in await store.range(_STATES)}
+        states = {kv.key[len(_STATES) :]: _read(kv, _decode_state) for kv in await store.range(_STATES)}
         for kv in await store.range(_CONTAINERS):
-            container = _decode_container(kv.value)
-            raw = states.get(container.id)
-            state = _decode_state(raw) if raw is not None else State()
+            container = _read(kv, _decode_container)
+            state = states.get(container.id, State())
             registry._views[container.id] = View(container, state)
             registry._names[container.name] = container.id
         return registry
@@ -175,3 +176,13 @@ class Registry:
             f'Conflict. The container name "/{name}" is already in use by container "{owner}". '
             "You have to remove (or rename) that container to be able to reuse that name."
         )
+
+
+def _read(pair: KeyValue, decode: Callable[[bytes], T]) -> T:
+    try:
+        return decode(pair.value)
+    except msgspec.DecodeError as error:
+        raise HostError(
+            f"the store's record {pair.key} can't be read ({error}): restore the store from a backup, "
+            "or run the version of Cove that wrote it"
+        ) from error

@@ -7,6 +7,7 @@ before the first container and is never changed afterwards.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from dataclasses import replace
 
@@ -197,10 +198,11 @@ class CgroupsV1(Cgroups):
         if "freezer" in self.layout.controllers and os.path.isdir(self.layout.directory("freezer", path)):
             try:
                 await self.freeze(path, min(timeout_s, 1.0))
-            except HostError:
+            except (HostError, NotFound):  # the last process may have gone meanwhile, and the cgroup with it
                 pass
             signal_all(self.list_pids(path))
-            await self.thaw(path)
+            with contextlib.suppress(NotFound):
+                await self.thaw(path)
         if not await wait_until_empty(self, path, timeout_s, killing=True):
             left = ", ".join(map(str, self.list_pids(path)[:8]))
             raise HostError(f"cgroup {path}: processes {left} did not die within {timeout_s:g} s of SIGKILL")
