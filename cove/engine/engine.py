@@ -384,6 +384,10 @@ class Engine:
     def exec_inspect(self, exec_id: str) -> ExecView:
         return self._execs.inspect(exec_id)
 
+    async def exec_settled(self, exec_id: str) -> ExecView:
+        """Like `exec_inspect`, once what its supervisor has told so far is taken in."""
+        return await self._execs.settled(exec_id)
+
     async def exec_resize(self, exec_id: str, rows: int, cols: int) -> None:
         await self._execs.resize(exec_id, rows, cols)
 

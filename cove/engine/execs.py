@@ -22,7 +22,7 @@ from cove.engine.attach import make_attach, parse_keys
 from cove.engine.live import Background
 from cove.engine.parts import Parts
 from cove.engine.start import StartRefused, launch_exec
-from cove.engine.types import AttachOptions, ExecSpec, ExecView
+from cove.engine.types import AttachOptions, ExecSpec, ExecView, View
 from cove.model.container import Model
 from cove.model.errors import Conflict, HostError, Invalid, NotFound
 from cove.runtime.launch import Task, end_unanswering, read_exit, reconnect
@@ -42,7 +42,7 @@ class _Record(Model, frozen=True, kw_only=True):
 
 
 class _Exec:
-    __slots__ = ("container_id", "exit_code", "id", "pid", "spec", "started", "task")
+    __slots__ = ("container_id", "exit_code", "id", "pid", "settled", "spec", "started", "task")
 
     def __init__(self, exec_id: str, container_id: str, spec: ExecSpec) -> None:
         self.id = exec_id
@@ -52,16 +52,20 @@ class _Exec:
         self.task: Task | None = None
         self.exit_code: int | None = None
         self.pid = 0
+        self.settled = asyncio.Event()  # no start is under way
+        self.settled.set()
 
     def view(self) -> ExecView:
+        exited = self.task.exited if self.task is not None else None
+        exit_code = exited.exit_code if exited is not None else self.exit_code
         return ExecView(
             id=self.id,
             container_id=self.container_id,
             spec=self.spec,
             started=self.started,
-            running=self.task is not None,
-            exit_code=self.exit_code,
-            pid=self.pid,
+            running=self.started and exit_code is None,
+            exit_code=exit_code,
+            pid=self.pid if exit_code is None else 0,
         )
 
 
@@ -85,6 +89,18 @@ class Execs:
 
     def inspect(self, exec_id: str) -> ExecView:
         return self._find(exec_id).view()
+
+    async def settled(self, exec_id: str) -> ExecView:
+        """Like `inspect`, with everything taken in that its supervisor has told.
+
+        Clients ask for the exit code as soon as their stream ends. The supervisor tells the exit before it ends
+        the stream, so the message is there, but perhaps not read yet, nor the start's own end seen.
+        """
+        found = self._find(exec_id)
+        await found.settled.wait()
+        if found.task is not None:
+            found.task.take_in()
+        return found.view()
 
     def ids_of(self, container_id: str) -> list[str]:
         """Execs of a container that haven't ended, for its inspection."""
@@ -140,6 +156,28 @@ class Execs:
         if view is None or running is None:
             raise Conflict(f"container {found.container_id} is not running")
         found.started = True
+        found.settled.clear()
+        try:
+            await self._start(
+                found, view, running, detach=detach, tty=tty, rows=rows, cols=cols, client=(sock, initial)
+            )
+        finally:
+            found.settled.set()
+        self._publish(found, "exec_start")
+
+    async def _start(
+        self,
+        found: _Exec,
+        view: View,
+        running: Task,
+        *,
+        detach: bool,
+        tty: bool,
+        rows: int,
+        cols: int,
+        client: tuple[socket.socket | None, bytes],
+    ) -> None:
+        sock, initial = client
         attaches = []
         if sock is not None:
             spec = found.spec
@@ -185,7 +223,6 @@ class Execs:
             with contextlib.suppress(Conflict):
                 await task.signal(9)
             raise HostError(f"{directory / _RECORD}: {error.strerror}: the exec was ended") from error
-        self._publish(found, "exec_start")
 
     def _adopt(self, found: _Exec, task: Task) -> None:
         found.started = True

@@ -171,6 +171,11 @@ class Task:
         """
         return await asyncio.shield(self._status)
 
+    def take_in(self) -> None:
+        """Handle at once what the supervisor has told already, rather than at the loop's next turn."""
+        if not self._status.done():
+            self._connection.drain()
+
     async def gone(self) -> None:
         """Wait until the supervisor itself is gone: nothing of the task is left on the host then."""
         await self._gone.wait()

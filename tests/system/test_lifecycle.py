@@ -340,3 +340,24 @@ def test_thirty_two_containers_start_at_once(daemon: Daemon, image: str) -> None
     assert [wait(daemon, c) for c in containers] == list(range(32))
     for container in containers:
         remove(daemon, container)
+
+
+def test_an_execs_exit_code_is_known_as_soon_as_its_stream_has_ended(daemon: Daemon, image: str) -> None:
+    container = run(daemon, image, "sleep", "1000")
+    for _ in range(30):
+        made = daemon.http(
+            "POST", f"/containers/{container}/exec", {"AttachStdout": True, "Cmd": ["sh", "-c", "exit 4"]}
+        )
+        exec_id = made.json()["Id"]
+        with daemon.connect() as sock:
+            body = b"{}"
+            sock.sendall(
+                f"POST /exec/{exec_id}/start HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n"
+                f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+                + body
+            )
+            while sock.recv(65536):
+                pass
+        seen = daemon.http("GET", f"/exec/{exec_id}/json").json()
+        assert (seen["Running"], seen["ExitCode"]) == (False, 4)
+    remove(daemon, container)

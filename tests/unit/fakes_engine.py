@@ -501,6 +501,9 @@ class FakeEngine:
         elif sock is not None:
             sock.close()
 
+    async def exec_settled(self, exec_id: str) -> ExecView:
+        return self.exec_inspect(exec_id)
+
     def exec_inspect(self, exec_id: str) -> ExecView:
         if exec_id not in self.execs:
             raise NotFound(f"No such exec instance: {exec_id}")

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -17,7 +14,6 @@ import docker.errors
 import pytest
 
 from cove.api.docker import ROUTES
-from cove.api.docker.exec import SETTLE_S
 from cove.engine.health import Health, ProbeResult
 from cove.engine.types import WaitResult
 from cove.logs.model import LogLine, LogUnreadable
@@ -541,57 +537,6 @@ def test_an_exec_from_create_to_inspect(api: ApiFixture) -> None:
     }
     assert api.ask("POST", f"/exec/{exec_id}/start", {"Detach": True}).status == 409
     assert api.ask("POST", f"/exec/{exec_id}/resize?h=1&w=2").status == 200
-
-
-def test_an_ended_exec_is_inspected_once_its_exit_is_known(api: ApiFixture) -> None:
-    api.create("web")
-    exec_id = api.ask("POST", "/containers/web/exec", {"Cmd": ["ls"]}).json["Id"]
-    view = api.engine.execs[exec_id]
-    process = subprocess.Popen(["true"])
-    process.wait(TIMEOUT_S)  # reaped: its pid belongs to nobody
-    api.engine.execs[exec_id] = replace(view, started=True, running=True, pid=process.pid)
-    client = api.connect()
-    client.send(request_bytes("GET", f"/exec/{exec_id}/json"))
-    deadline = time.monotonic() + TIMEOUT_S
-    while not api.engine.events.streams and time.monotonic() < deadline:
-        time.sleep(0.005)
-
-    def end() -> None:
-        api.engine.execs[exec_id] = replace(view, started=True, exit_code=4)
-        attributes = {"execID": exec_id, "exitCode": "4"}
-        api.engine.events.publish(
-            Event(kind="container", action="exec_die", actor_id="c", attributes=attributes, time_ns=1)
-        )
-
-    api.call(end)
-    assert client.answer().json["ExitCode"] == 4
-    api.engine.execs[exec_id] = replace(view, started=True, running=True, pid=os.getpid())
-    assert api.ask("GET", f"/exec/{exec_id}/json").json["Running"] is True
-
-
-def test_an_ended_exec_isnt_waited_for_once_its_container_is_gone(api: ApiFixture) -> None:
-    api.create("web")
-    exec_id = api.ask("POST", "/containers/web/exec", {"Cmd": ["ls"]}).json["Id"]
-    view = api.engine.execs[exec_id]
-    process = subprocess.Popen(["true"])
-    process.wait(TIMEOUT_S)
-    api.engine.execs[exec_id] = replace(view, started=True, running=True, pid=process.pid)
-    client = api.connect()
-    client.send(request_bytes("GET", f"/exec/{exec_id}/json"))
-    deadline = time.monotonic() + TIMEOUT_S
-    while not api.engine.events.streams and time.monotonic() < deadline:
-        time.sleep(0.005)
-
-    def remove() -> None:
-        del api.engine.execs[exec_id]
-        api.engine.events.publish(
-            Event(kind="container", action="destroy", actor_id=view.container_id, attributes={}, time_ns=1)
-        )
-
-    begun = time.monotonic()
-    api.call(remove)
-    assert client.answer().status == 404
-    assert time.monotonic() - begun < SETTLE_S  # what an exit that is never told would take
 
 
 # --- images, volumes, networks, system ----------------------------------------------------

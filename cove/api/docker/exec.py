@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import os
-
 from cove.api.docker import wire
 from cove.api.docker.containers import read_size
 from cove.api.docker.context import MULTIPLEXED_STREAM, RAW_STREAM, Api
@@ -14,11 +10,8 @@ from cove.api.docker.streams import hand_over
 from cove.api.http import Request, Response, json_response
 from cove.api.router import Route
 from cove.engine.attach import parse_keys
-from cove.engine.types import ExecSpec, ExecView
+from cove.engine.types import ExecSpec
 from cove.model.errors import Invalid
-from cove.model.objects import Event
-
-SETTLE_S = 15.0  # more than a supervisor gives its slowest client
 
 
 async def create(api: Api, request: Request) -> Response:
@@ -76,40 +69,8 @@ async def resize(api: Api, request: Request) -> Response:
     return Response(200)
 
 
-async def _settled(api: Api, exec_id: str) -> ExecView:
-    """An exec as it is once its exit is known, if its process has ended already.
-
-    Clients ask for the exit code as soon as their stream ends, and that is before the supervisor has
-    told it: it closes streams first, and the process is reaped before either. NotFound when its container goes.
-    """
-
-    def died(event: Event) -> bool:
-        if event.action == "destroy":
-            return event.actor_id == view.container_id
-        return event.action == "exec_die" and event.attributes.get("execID") == view.id
-
-    view = api.engine.exec_inspect(exec_id)
-    if view.running and not _is_alive(view.pid):
-        async with contextlib.aclosing(api.engine.events.stream(predicate=died)) as deaths:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(SETTLE_S):
-                    if api.engine.exec_inspect(view.id).running:  # it may have been told since
-                        await anext(deaths, None)
-        view = api.engine.exec_inspect(view.id)
-    return view
-
-
-def _is_alive(pid: int) -> bool:
-    """False once a process of the host has been reaped (kill(2), ESRCH)."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
 async def inspect(api: Api, request: Request) -> Response:
-    view = await _settled(api, request.name)
+    view = await api.engine.exec_settled(request.name)
     spec = view.spec
     process = {
         "tty": spec.tty,
