@@ -90,6 +90,7 @@ def main() -> None:
     """Do the one job of this process."""
     control, data, pidfd = (int(argument) for argument in sys.argv[1:4])
     sandbox.die_with_parent()
+    sandbox.hide_from_tracers()
     os.umask(0)
     calls = sandbox.FileCalls()
     peer = Peer(control, data)

@@ -39,6 +39,7 @@ FILE_CAPABILITIES = (CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID, CAP_MK
 
 _SYS_OPENAT2 = 437  # the same on every architecture, Linux 5.6
 _PR_CAPBSET_DROP, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, _PR_SET_PDEATHSIG = 24, 47, 4, 1
+_PR_SET_DUMPABLE = 4
 _CAPABILITY_VERSION_3 = 0x20080522
 _SCMP_ALLOW, _SCMP_EPERM = 0x7FFF0000, 0x00050000 | errno.EPERM
 
@@ -88,6 +89,12 @@ def mount(source: str, target: str, fstype: str, flags: int, data: str = "") -> 
 def die_with_parent() -> None:
     """End when the daemon does; whoever was to read the answer is gone."""
     _check(_libc.prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0), "tie the worker to its parent")
+
+
+def hide_from_tracers() -> None:
+    """Only CAP_SYS_PTRACE may look into this process from here on: a container in the host's pid namespace has
+    as many capabilities as a worker keeps, and would get at its tree and its descriptors. PR_SET_DUMPABLE."""
+    _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "hide the worker")
 
 
 def unshare_all() -> None:
