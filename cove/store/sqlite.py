@@ -15,6 +15,7 @@ NORMAL at least: below that, a power cut while the log is reused could mix old p
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import fcntl
 import logging
 import os
@@ -69,6 +70,7 @@ PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 COMMIT;
 """  # noqa: S608 - constants only
+_FALLOC_FL_KEEP_SIZE = 1  # linux/falloc.h
 _COLUMNS = "key, value, create_revision, mod_revision, version, lease"
 _SELECT = f"SELECT {_COLUMNS} FROM kv WHERE key = ?"  # noqa: S608 - constants only
 _SELECT_RANGE = f"SELECT {_COLUMNS} FROM kv WHERE key >= ? AND key < ? ORDER BY key LIMIT ?"  # noqa: S608
@@ -130,6 +132,7 @@ class SqliteStore:
             _prepare(path, db)
             # A connection learns at its first read that there is a log to check point.
             behind.execute("SELECT revision FROM meta").fetchall()
+            _reserve_log(Path(f"{path}-wal"))
             store = cls(path, lock, db, behind, clock or MonotonicClock(), history)
             undo.pop_all()
         return store
@@ -518,6 +521,20 @@ def _prepare(path: Path, db: sqlite3.Connection) -> None:
     (verdict,) = db.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         raise HostError(f"the store {path} is damaged ({verdict}): restore it from a backup, or move it away")
+
+
+def _reserve_log(log: Path) -> None:
+    """Give the write-ahead log all its blocks at once, beyond its end (fallocate(2) with KEEP_SIZE): on a disk that
+    fills up later, exits are still recorded and things can be removed, some hundred transactions long."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fallocate = ctypes.CDLL(None, use_errno=True).fallocate
+        fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+        if fallocate(descriptor, _FALLOC_FL_KEEP_SIZE, 0, CHECKPOINT_BYTES) != 0:
+            reason = os.strerror(ctypes.get_errno())
+            _log.warning("no space is set aside for a full disk: %s: %s", log, reason)
+    finally:
+        os.close(descriptor)
 
 
 def _quoted(path: Path) -> str:
