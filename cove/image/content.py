@@ -53,9 +53,12 @@ class Content:
     # --- adding -------------------------------------------------------------------------------
 
     def new_staging(self) -> Path:
-        """A directory of its own for one load."""
+        """A directory of its own for one load. Raises HostError (disk full)."""
         path = self.root / "loading" / secrets.token_hex(8)
-        path.mkdir(mode=0o700)
+        try:
+            path.mkdir(mode=0o700)
+        except OSError as error:
+            raise HostError(f"a load can't begin in {path.parent}: {error.strerror}") from error
         return path
 
     def new_layer_name(self) -> str:

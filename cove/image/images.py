@@ -581,8 +581,8 @@ class Images:
     @asynccontextmanager
     async def _staging(self) -> AsyncGenerator[Path, None]:
         """A load's directory; whatever is in it at the end is thrown away."""
-        self._busy += 1
         staging = await asyncio.to_thread(self._content.new_staging)
+        self._busy += 1
         try:
             yield staging
         finally:
