@@ -80,7 +80,7 @@ def problems(daemon: Daemon) -> Iterator[str]:
     yield from _check_networks(daemon, stored, alive)
     yield from _check_ports(daemon, alive)
     for line in leaks.snapshot():
-        if line.startswith("mount ") and f"{daemon.base}/data/" in line:
+        if line.startswith("mount ") and f"{daemon.data_root}/" in line:
             yield f"mounted on the host: {line}"
 
 
