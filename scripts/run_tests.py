@@ -1,7 +1,7 @@
 """Run the test suite section by section, and say at the end what failed.
 
-Sections run in this order: lint, native (cove-init's own tests), then pytest on tests/unit,
-tests/system and tests/clients. A test that fails runs once more by itself, because the
+Sections run in this order: lint, then pytest on tests/unit, tests/system and tests/clients
+(cove-init's own tests and its fuzzer are among them). A test that fails runs once more by itself, because the
 machine may be shared: a pass then is reported as flaky, a second failure fails the run. Nothing runs in parallel: system tests share the kernel.
 
 Also a pytest plugin (`-p run_tests`): it writes the outcome of each test to $COVE_TEST_REPORT.
@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-SECTIONS = ("lint", "native", "unit", "system", "clients")
+SECTIONS = ("lint", "unit", "system", "clients")
 RETRIED = ("unit", "system", "clients")
 # A run takes some ten minutes on 2 cores; these bounds only end what hangs, also where the machine is busy.
 WHOLE_LIMIT_S = 4200.0
-SECTION_LIMIT_S = {"lint": 600, "native": 600, "unit": 900, "system": 2400, "clients": 1200}
+SECTION_LIMIT_S = {"lint": 600, "unit": 900, "system": 2400, "clients": 1200}
 MOST_RETRIES = 20
 
 
@@ -102,9 +102,6 @@ def run_section(section: str, deadline: float) -> Outcome:
     if section == "lint":
         if run_command(["sh", "scripts/lint.sh"], limit_s):
             outcome.failed.append("scripts/lint.sh")
-    elif section == "native":
-        if run_command(["meson", "test", "-C", "build/native", "--print-errorlogs"], limit_s):
-            outcome.failed.append("meson test -C build/native")
     else:
         status, outcomes = run_pytest([f"tests/{section}"], limit_s)
         for result in outcomes.values():

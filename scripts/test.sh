@@ -1,6 +1,6 @@
 #!/bin/sh
-# The whole test suite: setup, lint, native, unit, system, clients. Arguments choose sections:
-#   test.sh [lint] [native] [unit] [system] [clients]
+# The whole test suite: setup, lint, unit, system, clients. Arguments choose sections:
+#   test.sh [lint] [unit] [system] [clients]
 # Needs nothing of its caller: no terminal, no HOME, any working directory.
 set -eu
 cd "$(dirname "$0")/.."

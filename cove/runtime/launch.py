@@ -167,7 +167,8 @@ class Task:
     async def wait(self) -> ExitStatus:
         """The exit status, once the log is complete and all that the supervisor had to undo is undone.
 
-        The supervisor itself may stay a while, for a client that is slow to read the rest of its output. May be awaited by many, and again; never raises for a container's misfortune.
+        The supervisor itself may stay a while, for a client that is slow to read the rest of its output. May be
+        awaited by many, and again; never raises for a container's misfortune.
         """
         return await asyncio.shield(self._status)
 

@@ -28,7 +28,8 @@ def cut_power(daemon: Daemon, *, keep_run_dir: bool) -> None:
     """Everything of the daemon that a reboot ends has ended."""
     victims = descendants(daemon.nanny_pid)
     for pid in victims:
-        os.kill(pid, signal.SIGSTOP)  # nobody sees another's end
+        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+            os.kill(pid, signal.SIGSTOP)  # nobody sees another's end
     daemon.kill9()
     for pid in victims:
         with contextlib.suppress(ProcessLookupError):
