@@ -209,6 +209,8 @@ def start_facts(parts: Parts, container: Container, files: ContainerFiles) -> St
         devices=devices,
         device_rules=rules,
         block_numbers=find_block_numbers(block_devices(spec.resources)),
+        rows=spec.console_rows,
+        cols=spec.console_cols,
         identity=parts.identity(container),
     )
 

@@ -179,6 +179,8 @@ class ContainerSpec(Model, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
     tty: bool = False
+    console_rows: int = 0  # the terminal's size at the start; 0: unknown
+    console_cols: int = 0
     open_stdin: bool = False
     stdin_once: bool = False
     attach_stdout: bool = True

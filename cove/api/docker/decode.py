@@ -62,6 +62,7 @@ def decode_create(body: wire.CreateBody, *, name: str, platform: str, version: i
         warnings.append(warning)
     security = _security(host.security_opt)
     binds_tty = bool(body.tty)
+    console = host.console_size or (0, 0)
     mode = {
         "pid_mode": _mode(host.pid_mode, "PidMode", ("host",), container=True),
         "ipc_mode": _mode(host.ipc_mode, "IpcMode", ("none", "private", "shareable", "host"), container=True),
@@ -99,6 +100,8 @@ def decode_create(body: wire.CreateBody, *, name: str, platform: str, version: i
         labels=string_map(body.labels),
         annotations=string_map(host.annotations) if version >= 1043 else {},
         tty=binds_tty,
+        console_rows=console[0],
+        console_cols=console[1],
         open_stdin=bool(body.open_stdin),
         stdin_once=bool(body.stdin_once),
         attach_stdout=bool(body.attach_stdout),
