@@ -323,9 +323,12 @@ static int wait_for_exec(struct supervisor *s, int sync, uint32_t *index, int fl
 		size_t count = 1;
 		ssize_t size = receive_message(sync, &part, 1, &fd, &count, flags);
 
-		if (size < 0 && size != -ECONNRESET)
+		/* It ended with our word to go on unread. The kernel tells that once, before what it said itself. */
+		if (size == -ECONNRESET)
+			continue;
+		if (size < 0)
 			return (int)size;
-		if (size <= 0)
+		if (size == 0)
 			/* Closed without a word: killed, by the OOM killer for one. */
 			return executing ? 0 : -ECHILD;
 		if (message.type == SYNC_FAILED) {
