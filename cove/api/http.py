@@ -63,8 +63,12 @@ def json_response(value: object, status: int = 200) -> Response:
     return Response(status, encode_json(value) + b"\n", JSON)
 
 
+_UNSEEN = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
+
+
 def error_response(status: int, message: str) -> Response:
-    return Response(status, encode_json({"message": message}) + b"\n", JSON)
+    """`{"message": …}`; control characters of what the sentence quotes are written out, for terminals' sake."""
+    return Response(status, encode_json({"message": message.translate(_UNSEEN)}) + b"\n", JSON)
 
 
 def reason(status: int) -> str:

@@ -95,8 +95,8 @@ def decode_create(body: wire.CreateBody, *, name: str, platform: str, version: i
         entrypoint=words(body.entrypoint, "Entrypoint"),
         command=words(body.cmd, "Cmd"),
         env=decode_env(body.env),
-        working_dir=body.working_dir or "",
-        user=body.user or "",
+        working_dir=_without_nul(body.working_dir, "WorkingDir"),
+        user=_without_nul(body.user, "User"),
         labels=string_map(body.labels),
         annotations=string_map(host.annotations) if version >= 1043 else {},
         tty=binds_tty,
@@ -144,8 +144,10 @@ def decode_create(body: wire.CreateBody, *, name: str, platform: str, version: i
         oom_score_adj=oom_score,
         shm_size_bytes=host.shm_size or 0,
         sysctls=_sysctls(host.sysctls),
-        group_add=tuple(host.group_add or ()),
-        cgroup_parent=host.cgroup_parent or "",
+        group_add=tuple(
+            _without_nul(group, f"HostConfig.GroupAdd[{i}]") for i, group in enumerate(host.group_add or ())
+        ),
+        cgroup_parent=_without_nul(host.cgroup_parent, "HostConfig.CgroupParent"),
         request=_request(body, host),
         **mode,
     )
@@ -205,6 +207,12 @@ def decode_env(env: Strings) -> tuple[str, ...]:
         if "\0" in entry or not entry or entry.startswith("=") or len(entry) >= WORD_LIMIT:
             raise Invalid(f"Env[{index}]: invalid environment variable: expected NAME=value")
     return tuple(env or ())
+
+
+def _without_nul(text: str | None, field: str) -> str:
+    if text and "\0" in text:
+        raise Invalid(f"{field}: a NUL byte is not allowed")
+    return text or ""
 
 
 def _hostname(name: str | None) -> str:
