@@ -42,7 +42,7 @@ from cove.runtime.launch import Attach, StepFailed, StreamSetup, Task, launch
 from cove.runtime.plan import Slot, plan_exec, plan_facts, plan_start
 from cove.runtime.seccomp_compile import compile_filter
 from cove.runtime.spec import Overlay, StartFacts, container_capabilities, plan_exec_process, plan_spec
-from cove.runtime.steps import Exec, Plan
+from cove.runtime.steps import Chdir, Exec, Plan
 
 NOT_FOUND_CODE = 127
 NOT_EXECUTABLE_CODE = 126
@@ -357,6 +357,16 @@ def refusal(error: CoveError) -> StartRefused:
                 Invalid(f'exec: "{name}": exec format error: permission denied to run it'),
             )
         return StartRefused(NOT_EXECUTABLE_CODE, Invalid(f'exec: "{name}": {os.strerror(error.errno)}'))
+    if isinstance(error, StepFailed) and isinstance(error.step, Chdir):
+        code = {errno.ENOTDIR: NOT_FOUND_CODE, errno.EACCES: NOT_EXECUTABLE_CODE}
+        about = f'the working directory "{error.step.path}" can\'t be entered: {os.strerror(error.errno)}'
+        return StartRefused(code.get(error.errno, NOT_STARTED_CODE), Invalid(about))
+    if isinstance(error, StepFailed) and error.errno == errno.ENOTDIR and error.step is not None:
+        about = (
+            f"{error.step.describe()}: Not a directory: Are you trying to mount a directory onto a file "
+            "(or vice-versa)? Check if the specified host path exists and is the expected type"
+        )
+        return StartRefused(NOT_FOUND_CODE, Invalid(about))
     return StartRefused(NOT_STARTED_CODE, error)
 
 
