@@ -7,15 +7,16 @@ volumes are mounted in the worker's own. The lookup itself, and every byte, is t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 from cove.engine.changes import Change, list_changes
 from cove.engine.parts import Parts
 from cove.engine.types import View
 from cove.image.types import OverlayTree, PathStat, RunningTree, Tree
 from cove.image.worker import read_archive, stat_path, write_archive
-from cove.model.errors import Conflict, Forbidden, Invalid
+from cove.model.errors import Conflict, Forbidden, Invalid, NotFound
 from cove.runtime.users import Resolved, resolve_user
 
 
@@ -44,11 +45,13 @@ class Archives:
 
     async def stat(self, view: View, path: str) -> PathStat:
         _check_path(path)
-        return await stat_path(self.tree(view), path)
+        with _naming(view, path):
+            return await stat_path(self.tree(view), path)
 
     async def get(self, view: View, path: str) -> tuple[PathStat, AsyncIterator[bytes]]:
         _check_path(path)
-        return await read_archive(self.tree(view), path)
+        with _naming(view, path):
+            return await read_archive(self.tree(view), path)
 
     async def put(
         self,
@@ -63,13 +66,14 @@ class Archives:
         _check_path(path)
         if view.container.spec.readonly_rootfs and not self._below_writable_mount(view, path):
             raise Forbidden("container rootfs is marked read-only")
-        await write_archive(
-            self.tree(view),
-            path,
-            chunks,
-            no_overwrite_dir_non_dir=no_overwrite_dir_non_dir,
-            owner=self._owner(view) if copy_uid_gid else None,
-        )
+        with _naming(view, path):
+            await write_archive(
+                self.tree(view),
+                path,
+                chunks,
+                no_overwrite_dir_non_dir=no_overwrite_dir_non_dir,
+                owner=self._owner(view) if copy_uid_gid else None,
+            )
 
     async def changes(self, view: View) -> list[Change]:
         """What the container changed in its files."""
@@ -113,6 +117,16 @@ class Archives:
             clean.startswith(point.target.rstrip("/") + "/") and not point.readonly
             for point in view.container.mounts
         )
+
+
+@contextlib.contextmanager
+def _naming(view: View, path: str) -> Iterator[None]:
+    """A worker doesn't know whose tree it looks at."""
+    try:
+        yield
+    except NotFound:
+        name = view.container.name
+        raise NotFound(f"Could not find the file {path} in container {name}") from None
 
 
 def _check_path(path: str) -> None:
