@@ -10,6 +10,7 @@ Every call has a configuration directory of its own, so that nothing of the mach
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -98,13 +99,76 @@ class Docker:
             assert done.returncode == code, f"docker {' '.join(arguments)}: {done.returncode}\n{out}\n{err}"
         return Result(done.returncode, out, err, done.stdout)
 
-    def start(self, *arguments: str, **options: Any) -> subprocess.Popen[bytes]:
-        """Start and return; the caller waits for it. Standard input and output are pipes."""
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        return subprocess.Popen([self.binary, *arguments], env=self.environment, **{**pipes, **options})
+    def start(self, *arguments: str, stdin: bool = True) -> Running:
+        """Start and return; without `stdin` its standard input is empty."""
+        return Running([self.binary, *arguments], self.environment, stdin)
 
     def terminal(self, *arguments: str) -> Terminal:
         return Terminal([self.binary, *arguments], self.environment)
+
+
+class Running:
+    """A process on pipes, standard error along with the output; a context manager that ends it."""
+
+    def __init__(self, argv: list[str], environment: Mapping[str, str], stdin: bool) -> None:
+        self.process = subprocess.Popen(
+            argv,
+            env=dict(environment),
+            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        self._seen = b""
+
+    def write(self, data: bytes) -> None:
+        """Write to its standard input."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(data)
+        self.process.stdin.flush()
+
+    def close_input(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
+    def line(self) -> bytes:
+        """The next line of output; b"" at the end."""
+        while b"\n" not in self._seen and self._more():
+            pass
+        line, newline, self._seen = self._seen.partition(b"\n")
+        return line + newline
+
+    def rest(self) -> bytes:
+        """All output until its end."""
+        while self._more():
+            pass
+        rest, self._seen = self._seen, b""
+        return rest
+
+    def wait(self) -> int:
+        """The exit code."""
+        return self.process.wait(BOUND_S)
+
+    def _more(self) -> bool:
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], BOUND_S)
+        assert ready, f"nothing was printed within {BOUND_S:.0f} s after {self._seen[-500:]!r}"
+        data = os.read(self.process.stdout.fileno(), 1 << 16)
+        self._seen += data
+        return bool(data)
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
 
 
 class Terminal:
@@ -145,11 +209,16 @@ class Terminal:
     def wait(self) -> int:
         """The exit code; output is read meanwhile, so that the process never blocks on it."""
         deadline = time.monotonic() + BOUND_S
-        while self.process.poll() is None:
+        while not self.ended():
             assert time.monotonic() < deadline, f"it did not end, and printed {self.seen!r}"
-            if select.select([self.master], [], [], 0.02)[0]:
-                self.seen += os.read(self.master, 4096)
-        return self.process.returncode
+            select.select([self.master], [], [], 0.02)
+        return int(self.process.returncode)
+
+    def ended(self) -> bool:
+        """Whether it has ended; reads what there is, so that it never blocks on output."""
+        while select.select([self.master], [], [], 0)[0]:
+            self.seen += os.read(self.master, 4096)
+        return self.process.poll() is not None
 
     def __enter__(self) -> Terminal:
         return self
