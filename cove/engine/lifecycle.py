@@ -203,7 +203,9 @@ class Lifecycle:
         pause = plan_restart(container.spec.restart, state)
         if pause is not None:
             state = msgspec.structs.replace(state, status="restarting")
-        await self._parts.registry.set_state(container_id, state)
+        removed = container.spec.auto_remove and pause is None and not live.restarting
+        if not removed:  # else its record goes below, before anybody's turn
+            await self._parts.registry.set_state(container_id, state)
         if status.oom_killed and not live.saw_oom:  # the exit was seen before the kernel's event
             self._parts.publish(container, "oom")
         self._parts.publish(
@@ -216,7 +218,7 @@ class Lifecycle:
         wake(live.next_exit, WaitResult(status.exit_code, status.error))
         if pause is not None:
             self._schedule_restart(container_id, live, pause)
-        elif container.spec.auto_remove and not live.restarting:
+        elif removed:
             await self._remove_locked(View(container, state), live, volumes=True)
 
     def _schedule_restart(self, container_id: str, live: Live, pause: float) -> None:

@@ -20,6 +20,7 @@ from cove.model.errors import CoveError
 log = logging.getLogger(__name__)
 
 MOST = 32
+QUIET_S = 0.03  # while more than half are ready: the start that took one shall have the processors to itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,8 @@ class NamespacePool:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
+            if len(self._ready) * 2 > self._target:
+                await asyncio.sleep(QUIET_S)
             try:
                 while len(self._ready) < self._target:
                     self._ready.append(await self._make())

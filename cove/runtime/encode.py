@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import struct
+from functools import lru_cache
 
 from cove.runtime.steps import PLAN_VERSION, Plan, Step
 
@@ -50,6 +51,7 @@ def _encode_section(steps: tuple[Step, ...]) -> bytes:
     return b"".join(map(_encode_step, steps))
 
 
+@lru_cache(maxsize=1024)  # most steps of a plan are the same as in the last one
 def _encode_step(step: Step) -> bytes:
     names = _names.get(step.KIND)
     if names is None:

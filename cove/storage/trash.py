@@ -25,6 +25,7 @@ from cove.storage.erase import Stopped, erase
 
 _log = logging.getLogger(__name__)
 _BURST_S = 0.005  # of processor time, then a pause as long as that
+_QUIET_S = 0.002  # before each tree: the removal that gave it up is still being answered
 _NICENESS = 5
 
 
@@ -105,6 +106,7 @@ class Trash:
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         while (name := self._names.get()) is not None:
+            self._stop.wait(_QUIET_S)
             try:
                 self._erase(name)
             except Stopped:
