@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from cove.api.docker.context import Api
 from cove.api.docker.filters import boolean, label_filter, matches_labels, parse_filters, prune_before
 from cove.api.docker.text import NEVER, parse_rfc3339_seconds, rfc3339
@@ -59,6 +61,8 @@ async def list_images(api: Api, request: Request) -> Response:
     counts = count_uses(api) if request.version >= 1051 else None
     found = [image for image in api.engine.images.list_images() if accepts(image)]
     found.sort(key=lambda image: parse_rfc3339_seconds(image.created), reverse=True)
+    if patterns := filters.get("reference"):
+        found = [_with_names(image, patterns) for image in found]
     return json_response([summary_json(image, request.version, counts) for image in found])
 
 
@@ -99,13 +103,19 @@ def _image_filter(api: Api, filters: Mapping[str, Sequence[str]]) -> Callable[[I
         return (
             (dangling is None or dangling == (not image.names))
             and matches_labels(image.config.labels, labels)
-            and (not patterns or any(matches_reference(name, p) for name in image.names for p in patterns))
+            and (not patterns or bool(_with_names(image, patterns).names))
             and (before is None or created < before)
             and (since is None or created > since)
             and created * 1_000_000_000 <= until_ns
         )
 
     return accepts
+
+
+def _with_names(image: Image, patterns: Sequence[str]) -> Image:
+    """The image with those of its names that a pattern matches."""
+    names = tuple(name for name in image.names if any(matches_reference(name, p) for p in patterns))
+    return msgspec.structs.replace(image, names=names)
 
 
 def _created(image: Image) -> int:
