@@ -130,6 +130,11 @@ class Running:
         assert self.process.stdin is not None
         self.process.stdin.close()
 
+    def ready(self) -> bool:
+        """Whether there is output to read."""
+        assert self.process.stdout is not None
+        return bool(self._seen) or bool(select.select([self.process.stdout], [], [], 0.05)[0])
+
     def line(self) -> bytes:
         """The next line of output; b"" at the end."""
         while b"\n" not in self._seen and self._more():
