@@ -30,6 +30,7 @@ from cove.runtime.launch import Task, end_unanswering, read_exit, reconnect
 MAX_KEPT = 2000
 _LEFT = 1800  # after forgetting: so that it isn't done again at every create
 _RECORD = "exec.json"
+RESIZE_WAIT_S = 10.0  # Docker's bound
 log = logging.getLogger("cove.engine")
 
 
@@ -42,7 +43,7 @@ class _Record(Model, frozen=True, kw_only=True):
 
 
 class _Exec:
-    __slots__ = ("container_id", "exit_code", "id", "pid", "settled", "spec", "started", "task")
+    __slots__ = ("container_id", "exit_code", "id", "launched", "pid", "settled", "spec", "started", "task")
 
     def __init__(self, exec_id: str, container_id: str, spec: ExecSpec) -> None:
         self.id = exec_id
@@ -52,6 +53,7 @@ class _Exec:
         self.task: Task | None = None
         self.exit_code: int | None = None
         self.pid = 0
+        self.launched = asyncio.Event()  # a start has been tried
         self.settled = asyncio.Event()  # no start is under way
         self.settled.set()
 
@@ -162,6 +164,7 @@ class Execs:
                 found, view, running, detach=detach, tty=tty, rows=rows, cols=cols, client=(sock, initial)
             )
         finally:
+            found.launched.set()
             found.settled.set()
         self._publish(found, "exec_start")
 
@@ -226,6 +229,7 @@ class Execs:
 
     def _adopt(self, found: _Exec, task: Task) -> None:
         found.started = True
+        found.launched.set()
         found.task = task
         found.pid = task.pid
         self._background.spawn(self._watch(found, task), f"watching exec {found.id[:12]}")
@@ -239,7 +243,11 @@ class Execs:
         self._publish(found, "exec_die", exitCode=str(status.exit_code))
 
     async def resize(self, exec_id: str, rows: int, cols: int) -> None:
+        """Give the terminal a size; a start that is under way, or about to come, is waited for."""
         found = self._find(exec_id)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RESIZE_WAIT_S):
+                await found.launched.wait()
         if found.task is None:
             raise Conflict(f"exec {exec_id} is not running")
         await found.task.resize(rows, cols)
