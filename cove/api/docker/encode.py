@@ -275,6 +275,12 @@ def host_config_json(container: Container, echo: Echo) -> Json:
     host["NetworkMode"] = "bridge" if spec.network_mode == "default" else spec.network_mode
     host["RestartPolicy"] = {"Name": spec.restart.name, "MaximumRetryCount": spec.restart.maximum_retries}
     host["AutoRemove"] = spec.auto_remove
+    host["PortBindings"] = {
+        key: [
+            {"HostIp": b.get("HostIp", ""), "HostPort": b.get("HostPort", "")} for b in bindings or ({},)
+        ]
+        for key, bindings in host["PortBindings"].items()
+    }
     host["IpcMode"] = spec.ipc_mode or "private"
     host["CgroupnsMode"] = spec.cgroupns_mode or "private"
     host["ShmSize"] = spec.shm_size_bytes or DEFAULT_SHM_BYTES
