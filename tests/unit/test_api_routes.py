@@ -245,7 +245,7 @@ def test_inspect_shows_the_request_the_defaults_and_what_was_decided(api: ApiFix
     host = found["HostConfig"]
     assert host["Binds"] == ["/srv:/data"]
     assert (host["Memory"], host["MemorySwap"]) == (10 << 20, 20 << 20)
-    assert host["PortBindings"] == {"80/tcp": [{"HostPort": "8080"}]}
+    assert host["PortBindings"] == {"80/tcp": [{"HostIp": "", "HostPort": "8080"}]}
     assert host["CapAdd"] == ["NET_ADMIN"]
     assert (host["NetworkMode"], host["IpcMode"], host["ShmSize"]) == ("bridge", "private", 64 << 20)
     assert host["RestartPolicy"] == {"Name": "no", "MaximumRetryCount": 0}

@@ -275,17 +275,18 @@ def host_config_json(container: Container, echo: Echo) -> Json:
     host["NetworkMode"] = "bridge" if spec.network_mode == "default" else spec.network_mode
     host["RestartPolicy"] = {"Name": spec.restart.name, "MaximumRetryCount": spec.restart.maximum_retries}
     host["AutoRemove"] = spec.auto_remove
-    host["PortBindings"] = {
-        key: [
-            {"HostIp": b.get("HostIp", ""), "HostPort": b.get("HostPort", "")} for b in bindings or ({},)
-        ]
-        for key, bindings in host["PortBindings"].items()
-    }
+    host["PortBindings"] = {key: _bindings(asked) for key, asked in host["PortBindings"].items()}
     host["IpcMode"] = spec.ipc_mode or "private"
     host["CgroupnsMode"] = spec.cgroupns_mode or "private"
     host["ShmSize"] = spec.shm_size_bytes or DEFAULT_SHM_BYTES
     host["Runtime"] = host["Runtime"] or "runc"
     return host
+
+
+def _bindings(asked: Sequence[Json] | None) -> list[Json]:
+    """Both fields of every binding; none at all was taken for "any address, any port"."""
+    empty: Json = {"HostIp": "", "HostPort": ""}
+    return [{**empty, **binding} for binding in asked or (empty,)]
 
 
 def shown_log_driver(container: Container) -> str:
