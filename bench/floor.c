@@ -188,13 +188,14 @@ static void make_cgroups(const struct settings *s)
 		make_directory(text(path, "%s/%s", s->hierarchies[i], s->cgroup), 0755);
 }
 
-static void enter_cgroups(const struct settings *s, pid_t child)
+/* The child moves itself, as Cove's does: on v1 a 0 into `tasks` needs no global lock of the kernel's. */
+static void enter_cgroups(const struct settings *s)
 {
-	char path[PATH_SIZE], number[32];
+	const char *file = s->unified ? "cgroup.procs" : "tasks";
+	char path[PATH_SIZE];
 
-	snprintf(number, sizeof number, "%d", child);
 	for (int i = 0; i < s->hierarchy_count; i++)
-		write_file(text(path, "%s/%s/cgroup.procs", s->hierarchies[i], s->cgroup), 0, number);
+		write_file(text(path, "%s/%s/%s", s->hierarchies[i], s->cgroup, file), 0, "0");
 }
 
 static void remove_cgroups(const struct settings *s)
@@ -307,13 +308,12 @@ static void become(const struct settings *s)
 		fail("set capabilities");
 }
 
-__attribute__((noreturn)) static void run_child(const struct settings *s, int ready)
+__attribute__((noreturn)) static void run_child(const struct settings *s)
 {
-	char path[PATH_SIZE], options[3 * PATH_SIZE], byte;
+	char path[PATH_SIZE], options[3 * PATH_SIZE];
 	char *const environment[] = {"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", NULL};
 
-	if (read(ready, &byte, 1) != 1)
-		_exit(1);
+	enter_cgroups(s);
 	if (s->unified && unshare(CLONE_NEWCGROUP) < 0)
 		fail("make a cgroup namespace");
 	if (setsid() < 0)
@@ -361,28 +361,20 @@ static void run_round(const struct settings *s)
 		.flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC | (s->network ? CLONE_NEWNET : 0),
 		.exit_signal = SIGCHLD,
 	};
-	int ready[2], status;
+	int status;
 
 	undo_child = 0;
 	undo = s;
 	make_files(s);
 	make_cgroups(s);
-	if (pipe2(ready, O_CLOEXEC) < 0)
-		fail("make a pipe");
 	pid_t child = (pid_t)syscall(SYS_clone3, &arguments, sizeof arguments);
 	if (child < 0)
 		fail("clone");
 	if (child == 0) {
 		undo = NULL;
-		close(ready[1]);
-		run_child(s, ready[0]);
+		run_child(s);
 	}
 	undo_child = child;
-	close(ready[0]);
-	enter_cgroups(s, child);
-	if (write(ready[1], "x", 1) != 1)
-		fail("let the child go");
-	close(ready[1]);
 	if (waitpid(child, &status, 0) < 0)
 		fail("wait");
 	undo_child = 0;

@@ -3,6 +3,7 @@ libseccomp, a function of their rules).
 
 Order that must hold in the child, and why:
 
+    cgroups          v1's first: their files are the host's; what the process does from here on is limited
     namespaces       a cgroup namespace after the process is in its cgroups: its root is decided then
     settings         host name, sysctls, oom_score_adj: they go by the host's /proc, before the pivot
     propagation      cut before anything is mounted, or the host would see the container's mounts
@@ -144,6 +145,7 @@ def plan_start(config: oci.Config, facts: PlanFacts, host: Host) -> tuple[Plan, 
     cgroup = _plan_cgroup(config, host)
     namespaces = _plan_namespaces(config, facts, slots)
     child = (
+        *cgroup.child,
         *namespaces.child,
         *_plan_settings(config, namespaces.own_network, host),
         Propagate(flags=MS_REC | MS_PRIVATE),
@@ -158,7 +160,6 @@ def plan_start(config: oci.Config, facts: PlanFacts, host: Host) -> tuple[Plan, 
         clone_flags=namespaces.clone_flags,
         cgroup_path=cgroup.clone_into,
         before=cgroup.before,
-        parent=cgroup.parent,
         child=child,
         exit=cgroup.exit,
     )
@@ -185,7 +186,7 @@ def plan_exec(
             config.linux.resources or NO_RESOURCES,
             everything=_writable_cgroups(config),
         )
-    child: list[Step] = []
+    child: list[Step] = list(cgroup.child)
     if process.oom_score_adj is not None and process.oom_score_adj != host.oom_score_adj:
         # by the host's /proc: the container's is a stranger's
         child.append(WriteSelf(name="oom_score_adj", data=str(process.oom_score_adj), optional=1))
@@ -195,7 +196,7 @@ def plan_exec(
     child.append(Chdir(path=process.cwd))
     child += _plan_identity(process, config.linux.seccomp, facts.id)
     child.append(Exec(args=process.args, env=process.env))
-    plan = Plan(clone_flags=0, cgroup_path=cgroup.clone_into, parent=cgroup.parent, child=tuple(child))
+    plan = Plan(clone_flags=0, cgroup_path=cgroup.clone_into, child=tuple(child))
     return plan, (Slot(kind="process"),)
 
 

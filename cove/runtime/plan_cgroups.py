@@ -24,12 +24,12 @@ from cove.runtime.cgroups_limits import io_weight_of_blkio, weight_of_shares
 from cove.runtime.facts import GUARDED, Hierarchy, Layout
 from cove.runtime.steps import (
     AttachDeviceProgram,
+    JoinCgroup,
     MakeHostDir,
     ReadOom,
     RemoveHostDir,
     Step,
     WriteHost,
-    WritePid,
 )
 
 _WANTED = frozenset({"cpu", "cpuacct", "memory", "devices", "freezer", "pids", "blkio"})
@@ -50,7 +50,7 @@ class CgroupPlan:
     """The cgroup's share of a plan; `clone_into` is the v2 directory that the process is cloned into."""
 
     before: tuple[Step, ...] = ()
-    parent: tuple[Step, ...] = ()
+    child: tuple[Step, ...] = ()  # the first of its steps
     exit: tuple[Step, ...] = ()
     clone_into: str = ""
 
@@ -75,7 +75,7 @@ def plan_cgroup(
     if "memory" in layout.controllers:
         leave.append(ReadOom(path=f"{layout.directory('memory', path)}/memory.oom_control"))
     leave += [RemoveHostDir(path=directory) for _, directory in directories]
-    return CgroupPlan(before=tuple(before), parent=_joins(directories), exit=tuple(leave))
+    return CgroupPlan(before=tuple(before), child=_joins(directories), exit=tuple(leave))
 
 
 def plan_join(layout: Layout, path: str, resources: oci.Resources, *, everything: bool = False) -> CgroupPlan:
@@ -83,11 +83,11 @@ def plan_join(layout: Layout, path: str, resources: oci.Resources, *, everything
     path = path.strip("/")
     if layout.version == 2:
         return CgroupPlan(clone_into=f"{layout.root}/{path}")
-    return CgroupPlan(parent=_joins(joined_directories(layout, path, resources, everything=everything)))
+    return CgroupPlan(child=_joins(joined_directories(layout, path, resources, everything=everything)))
 
 
 def _joins(directories: list[tuple[Hierarchy, str]]) -> tuple[Step, ...]:
-    return tuple(WritePid(path=f"{directory}/cgroup.procs") for _, directory in directories)
+    return tuple(JoinCgroup(path=f"{directory}/tasks") for _, directory in directories)
 
 
 def joined_directories(

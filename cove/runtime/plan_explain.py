@@ -20,6 +20,7 @@ _WHY: dict[type[Step], str] = {
     steps.MakeHostDir: "the container's cgroup, by which it is limited, measured, paused and killed",
     steps.WriteHost: "a limit holds before the first process is in the cgroup",
     steps.WritePid: "the process is held until it is limited",
+    steps.JoinCgroup: "from here on what it uses is counted and limited",
     steps.RemoveHostDir: "an ended container leaves nothing behind",
     steps.ReadOom: "tells a process that the kernel killed for memory from one that was killed by hand",
     steps.AttachDeviceProgram: "nodes of other devices can be made, but not opened",

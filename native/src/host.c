@@ -55,6 +55,13 @@ int run_write_pid(const struct value *v, struct context *c)
 	return write_file(v[0].text, p, (size_t)(digits + sizeof(digits) - p));
 }
 
+/* The caller moves itself: the kernel needs no global lock for that. */
+int run_join_cgroup(const struct value *v, struct context *c)
+{
+	(void)c;
+	return write_file(v[0].text, "0", 1);
+}
+
 int run_remove_host_dir(const struct value *v, struct context *c)
 {
 	struct timespec pause = { .tv_nsec = 100000 };

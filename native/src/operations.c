@@ -75,6 +75,7 @@ static const struct operation operations[] = {
 	{ MAKE_HOST_DIR, HOST_ONLY, false, "MakeHostDir", "hui", run_make_host_dir, NULL },
 	{ WRITE_HOST, HOST_ONLY, false, "WriteHost", "hsi", run_write_host, NULL },
 	{ WRITE_PID, IN(PARENT), false, "WritePid", "h", run_write_pid, NULL },
+	{ JOIN_CGROUP, CHILD_ONLY, false, "JoinCgroup", "h", run_join_cgroup, NULL },
 	{ REMOVE_HOST_DIR, IN(EXIT), false, "RemoveHostDir", "h", run_remove_host_dir, NULL },
 	{ READ_OOM, IN(EXIT), true, "ReadOom", "hs", run_read_oom, NULL },
 	{ ATTACH_DEVICE_PROGRAM, IN(BEFORE) | IN(PARENT), false, "AttachDeviceProgram", "hb",

@@ -13,6 +13,7 @@ enum kind {
 	REMOVE_HOST_DIR = 4,
 	READ_OOM = 5,
 	ATTACH_DEVICE_PROGRAM = 6,
+	JOIN_CGROUP = 7,
 	SET_NS = 16,
 	PROPAGATE = 17,
 	MOUNT_ROOT = 18,
@@ -106,7 +107,7 @@ const struct operation *find_operation(uint32_t kind);
 /* Run steps in order; stop at the first failure: -errno, and its index is in `context->index`. */
 int run_steps(const struct steps *steps, struct context *context);
 
-run_step run_make_host_dir, run_write_host, run_write_pid, run_remove_host_dir, run_read_oom,
+run_step run_make_host_dir, run_write_host, run_write_pid, run_join_cgroup, run_remove_host_dir, run_read_oom,
 	run_attach_device_program;
 run_step run_set_ns, run_propagate, run_mount_root, run_bind_root, run_mount_in, run_bind, run_make_dir,
 	run_make_node, run_make_symlink, run_mask, run_readonly_path, run_pivot_root, run_root_readonly,

@@ -21,7 +21,7 @@ from cove.runtime.cgroups_detect import detect_cgroups
 from cove.runtime.cgroups_limits import FEATURES, plan_resources
 from cove.runtime.facts import GUARDED
 from cove.runtime.plan_cgroups import NO_RESOURCES, plan_cgroup
-from cove.runtime.steps import MakeHostDir, RemoveHostDir, WriteHost, WritePid
+from cove.runtime.steps import JoinCgroup, MakeHostDir, RemoveHostDir, WriteHost
 from tests.leaks import unique_name
 
 
@@ -86,8 +86,8 @@ def process(
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
     try:
-        for step in plan_cgroup(cgroups.layout, path, resources).parent:
-            assert isinstance(step, WritePid)
+        for step in plan_cgroup(cgroups.layout, path, resources).child:
+            assert isinstance(step, JoinCgroup)
             write(step.path, str(child.pid))
         assert child.stdin is not None
         child.stdin.write(b"\n")

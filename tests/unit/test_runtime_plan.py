@@ -264,7 +264,7 @@ def test_privileged_lifts_what_holds_others() -> None:
     assert not mounted_at(plan, "/sys/fs/cgroup").flags & 1
     assert "/dev/kvm" in [step.path for step in plan.child if isinstance(step, steps.MakeNode)]
     assert not [step for step in plan.before if isinstance(step, steps.WriteHost)]
-    joined = [step.path for step in plan.parent if isinstance(step, steps.WritePid)]
+    joined = [step.path for step in plan.child if isinstance(step, steps.JoinCgroup)]
     assert len(joined) == len(HOST_V1.cgroups.hierarchies)
 
 
@@ -503,7 +503,8 @@ def exec_plan(host: Host = HOST_V1, *, privileged: bool = False, user: str = "",
 def test_exec_joins_what_the_container_does_not_share_with_the_host() -> None:
     plan = exec_plan(network_mode="host", uts_mode="host")
     assert not plan.before, "a child that lived in the pid namespace from the clone on could be traced there"
-    assert plan.child[0] == steps.SetNs(slot=0, flags=0x20000000 | 0x00020000 | 0x08000000)
+    first = next(step for step in plan.child if not isinstance(step, steps.JoinCgroup))
+    assert first == steps.SetNs(slot=0, flags=0x20000000 | 0x00020000 | 0x08000000)
     assert exec_plan(pid_mode="host").before == ()
     assert exec_plan(HOST_V2).cgroup_path == "/sys/fs/cgroup/cove/" + container().id
 
