@@ -80,6 +80,8 @@ def test_detached_by_keys_it_runs_on_and_can_be_attached_to_again(docker: Docker
 def test_two_clients_see_the_same_output(docker: Docker, image: str) -> None:
     docker("run", "-dit", "--name", "box", image, "sh")
     with docker.terminal("attach", "box") as one, docker.terminal("attach", "box") as two:
+        two.enter(b"echo li''stening\r")
+        two.expect(b"listening")
         one.enter(b"echo fo''r both\r")
         one.expect(b"for both")
         two.expect(b"for both")
