@@ -16,6 +16,7 @@ from cove.network.addresses import (
     choose_subnet_6,
     mac_of,
     overlapping,
+    parse_link_local,
     parse_mac,
     parse_pool,
     parse_subnet,
@@ -155,3 +156,28 @@ def test_hardware_addresses() -> None:
     for bad in ("", "02:42:ac:11:00", "02:42:ac:11:00:0g", "01:00:5e:00:00:01", "2:42:ac:11:0:2"):
         with pytest.raises(Invalid, match="mac-address"):
             parse_mac(bad)
+
+
+def test_auxiliary_addresses_are_never_given_out() -> None:
+    pool = parse_pool(
+        IpamPool(subnet="10.1.0.0/29", auxiliary={"router": "10.1.0.2", "spare": "10.1.0.4"}), network="n"
+    )
+    assert [str(pool.take()) for _ in range(3)] == ["10.1.0.3", "10.1.0.5", "10.1.0.6"]
+    with pytest.raises(Conflict):
+        pool.take()
+    with pytest.raises(Invalid, match="is reserved"):
+        pool.take_exactly(ipaddress.ip_address("10.1.0.4"))
+
+
+@pytest.mark.parametrize("address", ["10.2.0.1", "10.1.0.0", "x", "fd00::1", "10.1.0.1"])
+def test_an_auxiliary_address_that_can_t_be_is_refused_by_its_name(address: str) -> None:
+    with pytest.raises(Invalid, match="aux-address"):
+        parse_pool(IpamPool(subnet="10.1.0.0/29", auxiliary={"router": address}), network="n")
+
+
+def test_a_link_local_address_brings_its_network() -> None:
+    assert str(parse_link_local("169.254.8.8")) == "169.254.8.8/16"
+    assert str(parse_link_local("fe80::8")) == "fe80::8/64"
+    for wrong in ("10.1.0.1", "x", "fd00::1"):
+        with pytest.raises(Invalid, match="link-local-ip"):
+            parse_link_local(wrong)
