@@ -1,8 +1,9 @@
 """Run the test suite section by section, and say at the end what failed.
 
 Sections run in this order: lint, then pytest on tests/unit, tests/system and tests/clients
-(cove-init's own tests and its fuzzer are among them). A test that fails runs once more by itself, because the
-machine may be shared: a pass then is reported as flaky, a second failure fails the run. Nothing runs in parallel: system tests share the kernel.
+(cove-init's own tests and its fuzzer are among them). A test that fails runs once more by
+itself, because the machine may be shared: a pass then is reported as flaky, a second
+failure fails the run. Nothing runs in parallel: system tests share the kernel.
 
 Also a pytest plugin (`-p run_tests`): it writes the outcome of each test to $COVE_TEST_REPORT.
 """
