@@ -680,7 +680,12 @@ class Networks:
                 log.warning("the network's rules can't be checked: %s", error)
 
     async def _in(self, executor: ThreadPoolExecutor, work: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(executor, work, *arguments)
+        future = asyncio.get_running_loop().run_in_executor(executor, work, *arguments)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:  # the work goes on in its thread; nobody is left to hear how it ends
+            future.add_done_callback(lambda done: done.cancelled() or done.exception())
+            raise
 
 
 def _address(text: str) -> Address | None:

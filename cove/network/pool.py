@@ -20,7 +20,7 @@ from cove.model.errors import CoveError
 log = logging.getLogger(__name__)
 
 MOST = 32
-QUIET_S = 0.03  # while more than half are ready: the start that took one shall have the processors to itself
+QUIET_S = 0.03  # how long a replacement waits, as long as there are enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,7 @@ class NamespacePool:
         self._ready: deque[Ready] = deque()
         self._wanted = asyncio.Event()
         self._full = asyncio.Event()
+        self._low = asyncio.Event()  # half of them are taken
         self._missed = False
         self._filler: asyncio.Task[None] | None = None
 
@@ -59,6 +60,8 @@ class NamespacePool:
             return None
         self._wanted.set()
         self._full.clear()
+        if len(self._ready) * 2 <= self._target + 2:
+            self._low.set()
         if self._ready:
             return self._ready.popleft()
         self._missed = True
@@ -95,8 +98,7 @@ class NamespacePool:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
-            if len(self._ready) * 2 > self._target:
-                await asyncio.sleep(QUIET_S)
+            await self._wait_quiet()
             try:
                 while len(self._ready) < self._target:
                     self._ready.append(await self._make())
@@ -104,6 +106,16 @@ class NamespacePool:
                 # The next start tries for itself, and tells its caller what is wrong.
                 log.warning("no network namespace can be kept ready: %s", error)
             self._full.set()
+
+    async def _wait_quiet(self) -> None:
+        """Let the start that took one have the processors to itself, unless many come at once."""
+        if self._ready and not self._low.is_set():
+            try:
+                async with asyncio.timeout(QUIET_S):
+                    await self._low.wait()
+            except TimeoutError:
+                pass
+        self._low.clear()
 
     def _drop(self, ready: Ready) -> None:
         os.close(ready.namespace)

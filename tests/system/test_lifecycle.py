@@ -4,51 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
-import time
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
+from tests.apikit import BOUND_S, create, eventually, remove, run, state, wait
 from tests.daemon import Daemon
-
-BOUND_S = 60.0
-
-
-def create(daemon: Daemon, image: str, *args: str, name: str = "", **host_config: Any) -> str:
-    query = f"?name={name}" if name else ""
-    body = {"Image": image, "Cmd": list(args), "HostConfig": {"NetworkMode": "none", **host_config}}
-    made = daemon.http("POST", f"/containers/create{query}", body)
-    assert made.status == 201, made.message
-    return str(made.json()["Id"])
-
-
-def run(daemon: Daemon, image: str, *args: str, name: str = "", **host_config: Any) -> str:
-    container = create(daemon, image, *args, name=name, **host_config)
-    started = daemon.http("POST", f"/containers/{container}/start")
-    assert started.status == 204, started.message
-    return container
-
-
-def state(daemon: Daemon, container: str) -> dict[str, Any]:
-    answer = daemon.http("GET", f"/containers/{container}/json")
-    assert answer.status == 200, answer.message
-    return dict(answer.json()["State"], RestartCount=answer.json()["RestartCount"])
-
-
-def wait(daemon: Daemon, container: str) -> int:
-    return int(daemon.http("POST", f"/containers/{container}/wait").json()["StatusCode"])
-
-
-def remove(daemon: Daemon, container: str) -> None:
-    assert daemon.http("DELETE", f"/containers/{container}?force=1&v=1").status in (204, 404)
-
-
-def eventually(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + BOUND_S
-    while not holds():
-        assert time.monotonic() < deadline, f"it did not come to hold within {BOUND_S:.0f} s"
-        time.sleep(0.02)  # states are asked for: there is an event, but not for each condition
 
 
 def test_a_container_goes_from_created_to_running_to_exited(daemon: Daemon, image: str) -> None:
