@@ -83,9 +83,6 @@ class Registry:
     def __contains__(self, name: str) -> bool:
         return name in self._names
 
-    def owner_of(self, name: str) -> str | None:
-        return self._names.get(name)
-
     async def note_loose(self, container_id: str, volumes: Sequence[str]) -> None:
         """Commit that these anonymous volumes are about to be made for a container."""
         await self._store.txn([], [Put(_LOOSE + container_id, _encode(volumes))])

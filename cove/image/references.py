@@ -92,18 +92,6 @@ def parse_tagged(text: str) -> Reference:
     return reference
 
 
-def parse_repository_and_tag(repository: str, tag: str) -> Reference:
-    """The two parameters `repo` and `tag` of the API, as one tagged reference."""
-    reference = parse_reference(repository)
-    if tag:
-        if not _TAG_RE.fullmatch(tag):
-            raise Invalid("invalid tag format")
-        reference = Reference(domain=reference.domain, path=reference.path, tag=tag)
-    if reference.digest:
-        raise Invalid("refusing to create a tag with a digest reference")
-    return reference.with_default_tag()
-
-
 def parse_digest(text: str) -> str:
     """A digest such as sha256:<64 lower-case hex digits>, unchanged; Invalid otherwise."""
     algorithm, colon, value = text.partition(":")

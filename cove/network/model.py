@@ -6,7 +6,6 @@ No I/O. Everything is frozen. Addresses are text at the room's border (as in `co
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -51,15 +50,6 @@ class NetworkSettings:
     ipv6: str = ""
     mtu: int = 0
     pool_size: int = 4
-
-    @classmethod
-    def for_run_dir(cls, run_dir: str, *, default: str = "/run/cove", **changes: object) -> NetworkSettings:
-        """The settings of a daemon by its run directory: names with a hash unless it is the default one."""
-        names: dict[str, object] = {}
-        if run_dir != default:
-            tag = hashlib.sha256(run_dir.encode()).hexdigest()[:8]
-            names = {"bridge": f"cove-{tag}", "table": f"cove-{tag}"}
-        return cls(**{**names, **changes})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

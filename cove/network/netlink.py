@@ -106,11 +106,6 @@ def u32(kind: int, value: int) -> bytes:
     return attribute(kind, struct.pack("=I", value))
 
 
-def u32_be(kind: int, value: int) -> bytes:
-    """An unsigned 32-bit attribute in network byte order (nfnetlink's)."""
-    return attribute(kind, struct.pack(">I", value))
-
-
 def parse_attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
     """Attributes by type, flags masked off; a truncated rest is ignored, a repeated type keeps its last."""
     return dict(each_attribute(data, offset))

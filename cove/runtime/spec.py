@@ -6,7 +6,6 @@ that start. What depends on the host or the mode alone is made once and shared b
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -477,8 +476,3 @@ def _root_propagation(mounts: Sequence[MountPoint]) -> str:
     if modes & {"shared", "rshared"}:
         return "shared"
     return "rslave" if modes & {"slave", "rslave"} else ""
-
-
-def describe_config(config: oci.Config) -> str:
-    """The config for a person: indented JSON."""
-    return json.dumps(json.loads(oci.encode_config(config)), indent=2)

@@ -10,7 +10,6 @@ from cove.image.references import (
     id_prefix,
     is_image_id,
     parse_reference,
-    parse_repository_and_tag,
     parse_tagged,
 )
 from cove.model.errors import Invalid
@@ -74,14 +73,6 @@ def test_a_bad_reference_is_refused_in_dockers_words(text: str, message: str) ->
 def test_a_tag_cannot_be_given_to_a_digest() -> None:
     with pytest.raises(Invalid, match="refusing to create a tag with a digest reference"):
         parse_tagged(f"debian@sha256:{HEX}")
-
-
-def test_repository_and_tag_make_one_reference() -> None:
-    assert parse_repository_and_tag("app", "v1").familiar == "app:v1"
-    assert parse_repository_and_tag("app:old", "v1").familiar == "app:v1"
-    assert parse_repository_and_tag("app", "").familiar == "app:latest"
-    with pytest.raises(Invalid, match="invalid tag format"):
-        parse_repository_and_tag("app", "a/b")
 
 
 def test_ids_and_their_prefixes_are_told_from_names() -> None:

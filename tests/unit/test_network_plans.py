@@ -13,7 +13,7 @@ from cove.model.container import Endpoint
 from cove.model.errors import Conflict, Forbidden, Invalid, NotFound
 from cove.model.objects import IpamPool, Network
 from cove.network import files, records
-from cove.network.model import NetworkSettings, Published
+from cove.network.model import Published
 from cove.network.netlink import attribute, each_attribute, nested, parse_attributes, text, zero_terminated
 from cove.network.rules import BridgeRules, map_of, plan_add, plan_flush, plan_table
 from cove.network.statistics import parse_interfaces
@@ -214,15 +214,6 @@ def test_networks_are_found_by_name_id_and_unique_prefix() -> None:
     for missing in ("", "nothing", "c"):
         with pytest.raises(NotFound):
             records.find_network(networks, missing)
-
-
-def test_a_daemon_elsewhere_has_names_of_its_own() -> None:
-    default = NetworkSettings.for_run_dir("/run/cove")
-    other = NetworkSettings.for_run_dir("/tmp/x", pool_size=1)
-    assert (default.bridge, default.table) == ("cove0", "cove")
-    assert other.bridge not in (default.bridge, NetworkSettings.for_run_dir("/tmp/y").bridge)
-    assert len(other.bridge) <= 15
-    assert other.pool_size == 1
 
 
 # --- files and statistics ------------------------------------------------------------------
