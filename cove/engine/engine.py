@@ -435,6 +435,10 @@ class Engine:
         """The isolation plan that a container of this spec would start with; nothing is made."""
         image = self._parts.images.find_image(spec.image)
         spec, _ = self._parts.check(spec)
+        if not (spec.command or spec.entrypoint or image.config.command or image.config.entrypoint):
+            spec = msgspec.structs.replace(
+                spec, command=("sh",)
+            )  # an image without a command can be explained too
         container = plan_container(
             spec,
             image,
