@@ -11,6 +11,7 @@ image loaded; `image` is the image's name.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -118,13 +119,15 @@ class Daemon:
     def kill9(self) -> None:
         """Kill the daemon; containers and supervisors stay."""
         if self.pid:
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself, and the nanny reaped it
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
             self._wait_ended()
 
     def terminate(self) -> None:
         """Have the daemon end as systemd would; containers stay."""
         if self.pid:
-            signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself, and the nanny reaped it
+                signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
             self._wait_ended()
 
     def restart(self) -> None:
