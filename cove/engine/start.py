@@ -310,6 +310,8 @@ async def _launch_exec(
     pid = state.pid
     root_fd = os.open(f"/proc/{pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     undo.callback(os.close, root_fd)
+    if not task.lives():
+        raise Conflict(f"container {container.id} is not running")
     identity = users.resolve_user(root_fd, spec.user or container.user, container.spec.group_add)
     facts = start_facts(parts, container, existing_files(parts.settings.container_dir(container.id)))
     config = plan_spec(container, facts, parts.host)

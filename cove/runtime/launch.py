@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import select
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Sequence
@@ -54,6 +55,9 @@ __all__ = [
 
 
 _TOO_MANY = "the daemon has too many open files: raise its limit, e.g. LimitNOFILE=1048576"
+
+
+ANSWER_BOUND_S = 30.0  # a supervisor answers within microseconds, unless somebody has stopped it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +195,15 @@ class Task:
         """A pidfd of the first process, borrowed: valid until the task has ended."""
         return self._pidfd
 
+    def lives(self) -> bool:
+        """Whether the first process lives, asked of the kernel: then what was opened by its pid just before was
+        its own, and not of a process that got the number after it."""
+        if self._status.done():
+            return False
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)  # readable once it has ended (pidfd_open(2))
+        return not poll.poll(0)
+
     async def attach(self, client: Attach) -> None:
         """Hand a client's socket over. Raises Conflict when the process has ended or too many are
         attached, HostError when the supervisor can't be reached."""
@@ -249,7 +262,13 @@ class Task:
         self._answers[ident] = answer
         try:
             self._connection.send(message, descriptors)
-            return await answer
+            async with asyncio.timeout(ANSWER_BOUND_S):
+                return await answer
+        except TimeoutError:
+            raise HostError(
+                f"the supervisor (process {self.supervisor_pid}) did not answer within {ANSWER_BOUND_S:.0f} s: "
+                "it is stopped; continue it with SIGCONT"
+            ) from None
         finally:
             del self._answers[ident]
 
@@ -454,7 +473,8 @@ class _Starting:
                         raise HostError("the plan asks to look a user up, but nothing was given to do that")
                     found = await resolve_user(descriptors[0])
                     answer = protocol.encode_resolved(found.uid, found.gid, found.groups, found.env)
-                    self._connection.send(answer)
+                    with contextlib.suppress(HostError):  # it has been killed: the end of its messages tells
+                        self._connection.send(answer)
                     self._asked = False
                 elif isinstance(message, protocol.Failed):
                     await self._gone()
