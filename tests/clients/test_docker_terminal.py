@@ -35,8 +35,9 @@ def cleaned(daemon: Daemon) -> Iterator[None]:
 
 def test_a_terminal_has_the_caller_s_size_follows_it_and_is_given_back(docker: Docker, image: str) -> None:
     with docker.terminal("run", "--rm", "-it", image, "sh") as terminal:
-        terminal.enter(b"tty; stty size\r")
-        terminal.expect(b"40 100")
+        # the client tells the size once the container runs; an old one not before
+        terminal.enter(b"until stty size | grep '40 100'; do sleep 0.05; done\r")
+        terminal.expect(b"\n40 100")
         terminal.resize(50, 120)
         terminal.enter(b"while ! stty size | grep '50 120'; do sleep 0.05; done; exit 3\r")
         while not terminal.ended():  # the first signal may come before the client listens
@@ -153,7 +154,7 @@ def test_exec_attached_detached_and_on_a_terminal(docker: Docker, image: str) ->
     assert docker("exec", "-d", "box", "sh", "-c", "touch /tmp/made").out == ""
     eventually(lambda: docker("exec", "box", "ls", "/tmp/made", code=None).code == 0)
     with docker.terminal("exec", "-it", "box", "sh") as terminal:
-        terminal.enter(b"stty size; exit 5\r")
+        terminal.enter(b"until stty size | grep '40 100'; do sleep 0.05; done; exit 5\r")
         terminal.expect(b"40 100")
         assert terminal.wait() == 5
     assert (
