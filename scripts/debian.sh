@@ -1,10 +1,10 @@
 # Shared by image.sh and fresh.sh: bootstrap a Debian root into an archive. Sourced, not run.
 
-# Print the mirror that this host's own apt uses for suite $1; Debian's CDN where it knows none.
+# Print the mirror that this host's own apt uses for suite $1; nothing where it knows none: mmdebstrap has a default.
 find_mirror() {
 	mirror=$(apt-get indextargets --format '$(ORIGIN) $(RELEASE) $(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
 		sed -n "s/^Debian $1 //p" | head -n 1)
-	echo "${mirror:-http://deb.debian.org/debian}"
+	echo "$mirror"
 }
 
 # Print apt's proxies as mmdebstrap options, one a line.
@@ -29,9 +29,9 @@ bootstrap() (
 	IFS='
 '
 	# shellcheck disable=SC2086 - one option a line
-	mmdebstrap --variant=minbase $proxies "$@" "$suite" "$partial" "$mirror" >"$archive.log" 2>&1 </dev/null || {
+	mmdebstrap --variant=minbase $proxies "$@" "$suite" "$partial" $mirror >"$archive.log" 2>&1 </dev/null || {
 		tail -n 15 "$archive.log" >&2
-		echo "mmdebstrap could not make a Debian root from $mirror; check the network, then run it again" >&2
+		echo "mmdebstrap could not make a Debian root from ${mirror:-its default mirror}; check the network, then run it again" >&2
 		exit 1
 	}
 	chmod 644 "$partial"

@@ -8,6 +8,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -24,11 +25,17 @@ def place() -> Iterator[Place]:
 
 
 def reach_mirror() -> bool:
+    """Whether the mirror that this host's apt uses answers."""
+    found = subprocess.run(
+        ["sh", "-c", ". scripts/debian.sh; find_mirror bookworm"], cwd=ROOT, capture_output=True, text=True
+    )
+    mirror = urlsplit(found.stdout.strip())
     try:
-        socket.create_connection(("deb.debian.org", 80), timeout=10).close()
+        port = mirror.port or (443 if mirror.scheme == "https" else 80)
+        socket.create_connection((mirror.hostname or "", port), timeout=10).close()
     except OSError:
         return False
-    return True
+    return bool(mirror.hostname)
 
 
 @pytest.mark.timeout(900)
@@ -114,10 +121,10 @@ def machine(tmp_path: Path) -> PoorMachine:
 
 
 def test_setup_without_a_network_says_so(machine: PoorMachine) -> None:
-    machine.program("apt-get", 'echo "E: Could not resolve deb.debian.org"; exit 100')
+    machine.program("apt-get", 'echo "E: Could not resolve mirror.example"; exit 100')
     done = machine.setup("run")
     assert done.returncode == 1
-    assert "E: Could not resolve deb.debian.org" in done.stderr
+    assert "E: Could not resolve mirror.example" in done.stderr
     assert done.stderr.splitlines()[-1].startswith(
         "setup: apt-get could not install python3 python3-venv gcc "
     )
