@@ -187,19 +187,7 @@ class Lifecycle:
         except (CoveError, OSError) as error:  # it has ended all the same, and who waits for that must know
             log.error("container %s has ended, but holds on: %s", container.short_id, error)
         endpoints = view.state.endpoints
-        state = msgspec.structs.replace(
-            view.state,
-            status="exited",
-            pid=0,
-            supervisor_pid=0,
-            exit_code=status.exit_code,
-            error=status.error,
-            oom_killed=status.oom_killed,
-            finished_ns=status.finished_ns,
-            failures_in_row=count_failure(view.state, status.finished_ns),
-            endpoints=(),
-            ports=(),
-        )
+        state = ended_state(view.state, status)
         pause = plan_restart(container.spec.restart, state)
         if pause is not None:
             state = msgspec.structs.replace(state, status="restarting")
@@ -492,6 +480,23 @@ class Lifecycle:
         for live in self._lives.values():
             live.cancel_restart()
             live.drop_pending()
+
+
+def ended_state(state: State, status: ExitStatus) -> State:
+    """The state of a container that ran and has ended. Pure."""
+    return msgspec.structs.replace(
+        state,
+        status="exited",
+        pid=0,
+        supervisor_pid=0,
+        exit_code=status.exit_code,
+        error=status.error,
+        oom_killed=status.oom_killed,
+        finished_ns=status.finished_ns,
+        failures_in_row=count_failure(state, status.finished_ns),
+        endpoints=(),
+        ports=(),
+    )
 
 
 def _still_runs(view: View) -> str:

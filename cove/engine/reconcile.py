@@ -16,11 +16,11 @@ from collections.abc import Set
 
 import msgspec
 
-from cove.engine.lifecycle import Lifecycle
+from cove.engine.lifecycle import Lifecycle, ended_state
 from cove.engine.notices import publish_run
 from cove.engine.parts import Parts
 from cove.engine.removal import remove_container, sweep_orphans
-from cove.engine.restart import count_failure, plan_restart, wants_start_after_boot
+from cove.engine.restart import plan_restart, wants_start_after_boot
 from cove.engine.types import View
 from cove.model.container import State
 from cove.model.errors import Conflict, CoveError, HostError
@@ -110,7 +110,7 @@ async def _settle(parts: Parts, view: View, why_gone: str) -> bool:
         except (CoveError, OSError) as error:  # the other containers must not suffer from it
             log.error("container %s has ended, but holds on: %s", container.short_id, error)
         endpoints = state.endpoints
-        state = _ended(state, status)
+        state = ended_state(state, status)
         if container.spec.auto_remove:
             await _remove(parts, View(container, state))
             return False
@@ -141,22 +141,6 @@ async def _settle(parts: Parts, view: View, why_gone: str) -> bool:
 
 def _killed(why: str) -> ExitStatus:
     return ExitStatus(exit_code=137, oom_killed=False, finished_ns=time.time_ns(), error=why)
-
-
-def _ended(state: State, status: ExitStatus) -> State:
-    return msgspec.structs.replace(
-        state,
-        status="exited",
-        pid=0,
-        supervisor_pid=0,
-        exit_code=status.exit_code,
-        error=status.error,
-        oom_killed=status.oom_killed,
-        finished_ns=status.finished_ns,
-        failures_in_row=count_failure(state, status.finished_ns),
-        endpoints=(),
-        ports=(),
-    )
 
 
 async def _mark_restarting(parts: Parts, container_id: str, state: State) -> None:
