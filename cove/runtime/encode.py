@@ -15,7 +15,6 @@ The format, which native/src/plan.c decodes (little-endian, everything aligned t
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 from functools import lru_cache
 
@@ -28,7 +27,6 @@ _HEADER = struct.Struct("<IIQQ8I")
 _STEP = struct.Struct("<HHI")
 _U64 = struct.Struct("<Q")
 _ZEROS = tuple(bytes(8 - n % 8) for n in range(8))  # at least the final NUL
-_names: dict[int, tuple[str, ...]] = {}  # the fields of a kind
 
 
 def encode(plan: Plan) -> bytes:
@@ -53,9 +51,7 @@ def _encode_section(steps: tuple[Step, ...]) -> bytes:
 
 @lru_cache(maxsize=1024)  # most steps of a plan are the same as in the last one
 def _encode_step(step: Step) -> bytes:
-    names = _names.get(step.KIND)
-    if names is None:
-        names = _names[step.KIND] = tuple(field.name for field in dataclasses.fields(step))
+    names = step.__struct_fields__
     parts: list[bytes] = []
     for name in names:
         value = getattr(step, name)

@@ -56,6 +56,18 @@ _WHY: dict[type[Step], str] = {
     steps.NoNewPrivs: "set-user-ID programs don't gain anything",
     steps.Seccomp: "most of the kernel's attack surface is never needed",
     steps.Chdir: "and it must lie inside the root (CVE-2024-21626)",
+    steps.AttachRoot: "mounted by the host, for its layers' owners are translated into this user namespace",
+    steps.Chroot: "the mount namespace is another one's, with mounts of its own",
+    steps.CopyUp: "what the image has there is kept, and changes to it are forgotten",
+    steps.BecomeRoot: "root in here is an ordinary user of the host",
+    steps.Pause: "this needs the process, and can't be done before it exists",
+    steps.RunHook: "the configuration asks for it",
+    steps.Hold: "created, and not started before somebody says so",
+    steps.Affinity: "which processors it may run on is set for this process alone",
+    steps.Scheduler: "how the kernel shares processors out to it",
+    steps.IoPriority: "how its reads and writes queue up",
+    steps.Personality: "programs see the machine that they were built for",
+    steps.MemoryPolicy: "which memory nodes its pages come from",
     steps.Exec: "everything that this program needs is in place",
 }
 

@@ -2,7 +2,9 @@
 
 Pure data. A plan is five ordered lists of steps, and each list has one place where it runs:
 
-    before   in the supervisor, before the clone: make cgroups, write limits
+    before   in the supervisor, before the clone: make cgroups, write limits.
+             A SetNs of anything but a pid namespace is done by a helper process instead, which then clones the
+             child: the supervisor stays where it is
     (clone with the plan's flags)
     parent   in the supervisor: put the child into cgroups. The child's steps run at the same time, but
              it waits for the end of these before Unshare of a cgroup namespace, Seccomp and Exec
@@ -21,14 +23,14 @@ str, bytes, tuple[str, ...].
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
+
+import msgspec
 
 PLAN_VERSION = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class Step(msgspec.Struct, frozen=True, kw_only=True):
     KIND: ClassVar[int]
 
     def describe(self) -> str:
@@ -39,8 +41,7 @@ class Step:
 # --- in the supervisor --------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MakeHostDir(Step):
+class MakeHostDir(Step, frozen=True, kw_only=True):
     """mkdir(2) of a host path; there already is fine when `exist_ok`."""
 
     KIND: ClassVar[int] = 1
@@ -52,8 +53,7 @@ class MakeHostDir(Step):
         return f"make directory {self.path}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WriteHost(Step):
+class WriteHost(Step, frozen=True, kw_only=True):
     """Write `data` to an existing host file (a cgroup's control file), in one write(2)."""
 
     KIND: ClassVar[int] = 2
@@ -65,8 +65,7 @@ class WriteHost(Step):
         return f"write {self.data!r} to {self.path}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WritePid(Step):
+class WritePid(Step, frozen=True, kw_only=True):
     """Write the child's pid (decimal) to a host file: a cgroup's cgroup.procs."""
 
     KIND: ClassVar[int] = 3
@@ -76,8 +75,7 @@ class WritePid(Step):
         return f"put the container into {self.path.removesuffix('/cgroup.procs')}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JoinCgroup(Step):
+class JoinCgroup(Step, frozen=True, kw_only=True):
     """In `child`, before the mounts: the process puts itself into a v1 cgroup, by a 0 into its `tasks` file.
 
     The kernel moves a single thread that is the caller without its global lock (kernel/cgroup/cgroup.c,
@@ -92,8 +90,7 @@ class JoinCgroup(Step):
         return f"join {self.path.removesuffix('/tasks')}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RemoveHostDir(Step):
+class RemoveHostDir(Step, frozen=True, kw_only=True):
     """rmdir(2) of a host path; missing is fine; EBUSY is retried for a bounded time."""
 
     KIND: ClassVar[int] = 4
@@ -103,8 +100,7 @@ class RemoveHostDir(Step):
         return f"remove directory {self.path}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadOom(Step):
+class ReadOom(Step, frozen=True, kw_only=True):
     """Read `KEY NUMBER` lines of a host file; a positive number after `key` sets the OOM flag."""
 
     KIND: ClassVar[int] = 5
@@ -115,8 +111,7 @@ class ReadOom(Step):
         return f"read {self.key} from {self.path}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttachDeviceProgram(Step):
+class AttachDeviceProgram(Step, frozen=True, kw_only=True):
     """bpf(2): load a BPF_PROG_TYPE_CGROUP_DEVICE program, attach it to a v2 cgroup directory."""
 
     KIND: ClassVar[int] = 6
@@ -130,8 +125,7 @@ class AttachDeviceProgram(Step):
 # --- in the child: namespaces and mounts --------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetNs(Step):
+class SetNs(Step, frozen=True, kw_only=True):
     """setns(2) to the namespace (or pidfd) in `slot`; `flags` are the CLONE_NEW* it must be.
 
     With CLONE_NEWPID, `Exec` splits the process off into that pid namespace right before the execve(2), so that
@@ -148,8 +142,7 @@ class SetNs(Step):
         return f"join the namespaces {namespace_names(self.flags)} of descriptor {self.slot}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Propagate(Step):
+class Propagate(Step, frozen=True, kw_only=True):
     """Change the propagation of the whole mount tree at "/" (MS_REC with MS_PRIVATE or MS_SLAVE)."""
 
     KIND: ClassVar[int] = 17
@@ -159,8 +152,7 @@ class Propagate(Step):
         return "cut mount propagation from the host"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MountRoot(Step):
+class MountRoot(Step, frozen=True, kw_only=True):
     """Mount the container's root filesystem at the host directory `target`, which becomes the root.
 
     mount(2) is called with the working directory at `cwd`, so that `data` (overlay's options,
@@ -179,8 +171,7 @@ class MountRoot(Step):
         return f"mount {self.fstype} as the root at {self.target}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BindRoot(Step):
+class BindRoot(Step, frozen=True, kw_only=True):
     """Bind-mount a host directory onto itself, recursively: it becomes the root (OCI bundles)."""
 
     KIND: ClassVar[int] = 19
@@ -190,8 +181,7 @@ class BindRoot(Step):
         return f"use {self.path} as the root"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MountIn(Step):
+class MountIn(Step, frozen=True, kw_only=True):
     """Mount a new filesystem at `target` inside the root, which is made (a directory) when missing."""
 
     KIND: ClassVar[int] = 20
@@ -207,8 +197,7 @@ class MountIn(Step):
         return f"mount {self.fstype} on {self.target}{data}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bind(Step):
+class Bind(Step, frozen=True, kw_only=True):
     """Bind a host path into the root; `target` is made (file or directory, as the source) when missing.
 
     The source is opened once with open_tree(2) OPEN_TREE_CLONE, its attributes are set with
@@ -228,8 +217,7 @@ class Bind(Step):
         return f"bind {self.source} -> {self.target}{readonly}{' recursive' if self.recursive else ''}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MakeDir(Step):
+class MakeDir(Step, frozen=True, kw_only=True):
     """Make a directory (and its missing parents) inside the root; there already is fine."""
 
     KIND: ClassVar[int] = 22
@@ -242,8 +230,7 @@ class MakeDir(Step):
         return f"make directory {self.path} in the root"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MakeNode(Step):
+class MakeNode(Step, frozen=True, kw_only=True):
     """mknod(2) inside the root; `mode` has the type bits. The very same node there already is fine,
     anything else fails with EEXIST."""
 
@@ -259,8 +246,7 @@ class MakeNode(Step):
         return f"make device {self.path} ({self.major}:{self.minor})"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MakeSymlink(Step):
+class MakeSymlink(Step, frozen=True, kw_only=True):
     """symlink(2) inside the root; there already is fine."""
 
     KIND: ClassVar[int] = 24
@@ -271,8 +257,7 @@ class MakeSymlink(Step):
         return f"link {self.path} -> {self.target}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mask(Step):
+class Mask(Step, frozen=True, kw_only=True):
     """Hide a path: a file under the root's /dev/null, a directory under an empty read-only one.
 
     Missing is fine. All masked directories share one empty tmpfs (superblocks contend).
@@ -285,8 +270,7 @@ class Mask(Step):
         return f"hide {self.path}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReadonlyPath(Step):
+class ReadonlyPath(Step, frozen=True, kw_only=True):
     """Make a path inside the root read-only (bind onto itself, recursively). Missing is fine."""
 
     KIND: ClassVar[int] = 26
@@ -296,8 +280,7 @@ class ReadonlyPath(Step):
         return f"make {self.path} read-only"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PivotRoot(Step):
+class PivotRoot(Step, frozen=True, kw_only=True):
     """pivot_root(2) into the root, detach the old one, chdir to "/"."""
 
     KIND: ClassVar[int] = 27
@@ -306,8 +289,7 @@ class PivotRoot(Step):
         return "pivot into the root"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RootReadonly(Step):
+class RootReadonly(Step, frozen=True, kw_only=True):
     """Make the root mount itself read-only (not what is mounted below it)."""
 
     KIND: ClassVar[int] = 28
@@ -316,8 +298,7 @@ class RootReadonly(Step):
         return "make the root filesystem read-only"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RootPropagation(Step):
+class RootPropagation(Step, frozen=True, kw_only=True):
     """Set the propagation of the root mount (MS_SHARED, MS_SLAVE … with or without MS_REC).
     After the pivot: pivot_root(2) refuses a shared root."""
 
@@ -328,8 +309,7 @@ class RootPropagation(Step):
         return "set the root's mount propagation"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unshare(Step):
+class Unshare(Step, frozen=True, kw_only=True):
     """unshare(2) of namespaces in the child. For CLONE_NEWCGROUP above all: its root is the cgroup of
     whoever unshares it (cgroup_namespaces(7)), so it comes after the child was put into its cgroups;
     given to clone3(2) the supervisor's cgroup would become the root."""
@@ -341,8 +321,7 @@ class Unshare(Step):
         return f"enter {namespace_names(self.flags)} namespaces of its own"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttachTree(Step):
+class AttachTree(Step, frozen=True, kw_only=True):
     """Attach the detached mount tree in `slot` (open_tree(2) OPEN_TREE_CLONE, made by the daemon in the
     host's mount namespace, so that it still is a peer of its source) at `target` inside the root, which is
     made (file or directory, as the tree's root) when missing. Attributes and move_mount(2) as in `Bind`,
@@ -361,11 +340,87 @@ class AttachTree(Step):
         return f"attach the mounts of descriptor {self.slot} -> {self.target}{readonly}"
 
 
+class AttachRoot(Step, frozen=True, kw_only=True):
+    """Attach the detached mount in `slot` at the host directory `target`; it becomes the root. For a root that only
+    the host's user namespace can mount: an overlay of idmapped layers (mount_setattr(2), MOUNT_ATTR_IDMAP)."""
+
+    KIND: ClassVar[int] = 40
+    slot: int
+    target: str
+
+    def describe(self) -> str:
+        return f"use the mount of descriptor {self.slot} as the root at {self.target}"
+
+
+class Chroot(Step, frozen=True, kw_only=True):
+    """chroot(2) into a directory of a mount namespace that was joined: nothing is mounted or pivoted there."""
+
+    KIND: ClassVar[int] = 41
+    path: str
+
+    def describe(self) -> str:
+        return f"change the root to {self.path}"
+
+
+class CopyUp(Step, frozen=True, kw_only=True):
+    """Mount a tmpfs at `target` inside the root that starts with a copy of what was there (option tmpcopyup)."""
+
+    KIND: ClassVar[int] = 42
+    target: str
+    flags: int  # MS_* of mount(2); MS_RDONLY holds once the copy is made
+    data: str = ""
+    source: str = "tmpfs"
+
+    def describe(self) -> str:
+        return f"mount a tmpfs on {self.target} that starts with a copy of what is there"
+
+
+class BecomeRoot(Step, frozen=True, kw_only=True):
+    """Become user 0, group 0 of the user namespace that was entered, without supplementary groups (setgroups(2);
+    passed over where user_namespaces(7) denies it). Needs the maps, so a Pause or the end of `parent` before."""
+
+    KIND: ClassVar[int] = 37
+
+    def describe(self) -> str:
+        return "become root of the user namespace"
+
+
+class Pause(Step, frozen=True, kw_only=True):
+    """Sync point: Python is told, and does what needs the running child (writes its uid_map, runs hooks, connects its
+    network); the child goes on when it answers. The answer may carry a text, the input of later RunHook steps."""
+
+    KIND: ClassVar[int] = 38
+    name: str  # user, hooks
+
+    def describe(self) -> str:
+        return _PAUSES.get(self.name, f"wait for {self.name}")
+
+
+_PAUSES = {
+    "user": "wait for the maps of the user namespace",
+    "hooks": "wait for the hooks that run on the host",
+}
+
+
+class RunHook(Step, frozen=True, kw_only=True):
+    """Run a hook in the container's namespaces: fork, text of the last Pause or Hold on its stdin, execve(2) of
+    `path`, wait. Before the pivot `path` is the host's, after it the container's. Fails with EPROTO when the hook
+    doesn't end with 0, with ETIME (after a SIGKILL) when it takes longer than `timeout_ms`."""
+
+    KIND: ClassVar[int] = 39
+    path: str
+    args: tuple[str, ...] = ()  # (): just the path
+    env: tuple[str, ...] = ()
+    timeout_ms: int = 0  # 0: no limit
+
+    def describe(self) -> str:
+        return f"run hook {self.path}"
+
+
 # --- in the child: system settings --------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hostname(Step):
+class Hostname(Step, frozen=True, kw_only=True):
     KIND: ClassVar[int] = 32
     name: str
 
@@ -373,8 +428,7 @@ class Hostname(Step):
         return f"set the host name to {self.name}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Domainname(Step):
+class Domainname(Step, frozen=True, kw_only=True):
     KIND: ClassVar[int] = 33
     name: str
 
@@ -382,8 +436,7 @@ class Domainname(Step):
         return f"set the domain name to {self.name}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sysctl(Step):
+class Sysctl(Step, frozen=True, kw_only=True):
     """Write a value below the host's /proc/sys as seen in the new namespaces (before the pivot)
     or the container's own /proc/sys; the file must lie on procfs (checked with fstatfs)."""
 
@@ -395,8 +448,7 @@ class Sysctl(Step):
         return f"set sysctl {self.key.replace('/', '.')} = {self.value}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkUp(Step):
+class LinkUp(Step, frozen=True, kw_only=True):
     """Bring a network link up in the child's network namespace (SIOCSIFFLAGS)."""
 
     KIND: ClassVar[int] = 35
@@ -406,8 +458,7 @@ class LinkUp(Step):
         return f"bring link {self.name} up"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WriteSelf(Step):
+class WriteSelf(Step, frozen=True, kw_only=True):
     """Write to a file below the host's /proc/self (oom_score_adj), before the pivot.
 
     `optional` 1: EACCES and EPERM are passed over (lowering oom_score_adj needs CAP_SYS_RESOURCE).
@@ -425,8 +476,7 @@ class WriteSelf(Step):
 # --- in the child: the process ------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rlimit(Step):
+class Rlimit(Step, frozen=True, kw_only=True):
     """setrlimit(2). `soft`/`hard` ~0 (2**64-1) mean RLIM_INFINITY."""
 
     KIND: ClassVar[int] = 48
@@ -438,8 +488,7 @@ class Rlimit(Step):
         return f"limit resource {self.resource} to {self.soft}/{self.hard}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Umask(Step):
+class Umask(Step, frozen=True, kw_only=True):
     KIND: ClassVar[int] = 49
     mask: int
 
@@ -447,8 +496,7 @@ class Umask(Step):
         return f"set umask {self.mask:04o}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionKeyring(Step):
+class SessionKeyring(Step, frozen=True, kw_only=True):
     """keyctl(2) KEYCTL_JOIN_SESSION_KEYRING, so that the host's keys aren't inherited. Optional by nature."""
 
     KIND: ClassVar[int] = 50
@@ -458,8 +506,7 @@ class SessionKeyring(Step):
         return f"join a session keyring of its own, {self.name}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terminal(Step):
+class Terminal(Step, frozen=True, kw_only=True):
     """Open a terminal in the root's devpts; its master end goes to the supervisor; bind it on /dev/console
     when `console`; it becomes the controlling terminal and descriptors 0, 1 and 2. Before the pivot."""
 
@@ -473,8 +520,7 @@ class Terminal(Step):
         return "open a terminal"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResolveUser(Step):
+class ResolveUser(Step, frozen=True, kw_only=True):
     """Sync point: hand a descriptor of the root to the daemon, which reads passwd and group there and
     answers with uid, gid, groups and environment additions; they replace those of SetIds and Exec.
     `user` and `groups` are only for a person to read. After the mounts, before the pivot."""
@@ -487,8 +533,7 @@ class ResolveUser(Step):
         return f"look up user {self.user or 'root'}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetIds(Step):
+class SetIds(Step, frozen=True, kw_only=True):
     """setgroups(2), setresgid(2), setresuid(2); PR_SET_KEEPCAPS is used, capabilities come after."""
 
     KIND: ClassVar[int] = 53
@@ -500,8 +545,7 @@ class SetIds(Step):
         return f"become user {self.uid}, group {self.gid}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DropBounding(Step):
+class DropBounding(Step, frozen=True, kw_only=True):
     """PR_CAPBSET_DROP of every capability that isn't in the mask. Before SetIds."""
 
     KIND: ClassVar[int] = 54
@@ -511,8 +555,7 @@ class DropBounding(Step):
         return f"bound capabilities to {self.bounding:#x}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Capabilities(Step):
+class Capabilities(Step, frozen=True, kw_only=True):
     """capset(2), then PR_CAP_AMBIENT for each ambient bit. Masks of 1 << CAP_*."""
 
     KIND: ClassVar[int] = 55
@@ -525,16 +568,14 @@ class Capabilities(Step):
         return f"keep capabilities {self.effective:#x}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NoNewPrivs(Step):
+class NoNewPrivs(Step, frozen=True, kw_only=True):
     KIND: ClassVar[int] = 56
 
     def describe(self) -> str:
         return "forbid new privileges"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seccomp(Step):
+class Seccomp(Step, frozen=True, kw_only=True):
     """seccomp(2) SECCOMP_SET_MODE_FILTER with a compiled program (struct sock_filter[])."""
 
     KIND: ClassVar[int] = 57
@@ -545,8 +586,7 @@ class Seccomp(Step):
         return f"install a system call filter of {len(self.program) // 8} instructions"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chdir(Step):
+class Chdir(Step, frozen=True, kw_only=True):
     """chdir(2) after the pivot; then the working directory must lie inside the root (getcwd(2) starts
     with "/", CVE-2024-21626). `create` 1 makes it when missing, as Docker does, before identity changes."""
 
@@ -558,8 +598,7 @@ class Chdir(Step):
         return f"change to {self.path}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exec(Step):
+class Exec(Step, frozen=True, kw_only=True):
     """execve(2), searching the environment's PATH when the name has no slash. Every other descriptor is
     closed (close_range). With `init`, cove-init stays as process 1, reaps and forwards signals."""
 
@@ -572,8 +611,83 @@ class Exec(Step):
         return "run " + " ".join(self.args)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Hold(Step, frozen=True, kw_only=True):
+    """The container is created: look `program` up as Exec will (ENOENT and EACCES fail here), tell the supervisor,
+    and wait until somebody writes to the FIFO in slot `go` (open for reading and writing): u32 length, then a text
+    for RunHook. From here on failures go to the FIFO in slot `status`, as `u32 index, s32 errno`, and both close at
+    the exec. After all that changes identity; nothing but read(2), write(2) and execve(2) follows for a plan without
+    hooks. The process is split off into a pid namespace that was joined here, rather than by Exec."""
+
+    KIND: ClassVar[int] = 60
+    go: int
+    status: int
+    program: str
+    path: str = ""  # the environment's PATH
+
+    def describe(self) -> str:
+        return f"wait for the start of {self.program}"
+
+
+class Affinity(Step, frozen=True, kw_only=True):
+    """sched_setaffinity(2); `mask` has a bit for each processor, as the kernel's unsigned long[]."""
+
+    KIND: ClassVar[int] = 61
+    mask: bytes
+
+    def describe(self) -> str:
+        cpus = [str(i) for i in range(len(self.mask) * 8) if self.mask[i // 8] >> i % 8 & 1]
+        return f"run on processors {','.join(cpus)}"
+
+
+class Scheduler(Step, frozen=True, kw_only=True):
+    """sched_setattr(2); times are nanoseconds. Before identity and capabilities change (CAP_SYS_NICE)."""
+
+    KIND: ClassVar[int] = 62
+    policy: int  # SCHED_*
+    flags: int = 0
+    nice: int = 0
+    priority: int = 0
+    runtime: int = 0
+    deadline: int = 0
+    period: int = 0
+
+    def describe(self) -> str:
+        return f"use scheduling policy {self.policy}, nice {self.nice}, priority {self.priority}"
+
+
+class IoPriority(Step, frozen=True, kw_only=True):
+    """ioprio_set(2) of the process."""
+
+    KIND: ClassVar[int] = 63
+    priority_class: int  # IOPRIO_CLASS_*: 1 real-time, 2 best effort, 3 idle
+    priority: int
+
+    def describe(self) -> str:
+        return f"use I/O class {self.priority_class}, priority {self.priority}"
+
+
+class Personality(Step, frozen=True, kw_only=True):
+    """personality(2): PER_LINUX32 shows a 32-bit machine."""
+
+    KIND: ClassVar[int] = 64
+    persona: int
+
+    def describe(self) -> str:
+        return f"set personality {self.persona:#x}"
+
+
+class MemoryPolicy(Step, frozen=True, kw_only=True):
+    """set_mempolicy(2); `nodes` has a bit for each NUMA node, as the kernel's unsigned long[]."""
+
+    KIND: ClassVar[int] = 65
+    mode: int  # MPOL_* with MPOL_F_*
+    nodes: bytes
+
+    def describe(self) -> str:
+        return f"set memory policy {self.mode:#x}"
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """A plan: everything the executor needs. `clone_flags` are CLONE_NEW* for clone3(2);
     a `cgroup_path` (opened after the `before` steps) adds CLONE_INTO_CGROUP (cgroup v2)."""
 

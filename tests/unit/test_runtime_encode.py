@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import random
 import subprocess
@@ -64,8 +63,8 @@ def decoder(request: pytest.FixtureRequest) -> Iterator[Decoder]:
 def show(section: int, step: Step) -> str:
     """What the decoder has to say of a step."""
     words = [str(section), type(step).__name__]
-    for field in dataclasses.fields(step):
-        value = getattr(step, field.name)
+    for name in step.__struct_fields__:
+        value = getattr(step, name)
         if isinstance(value, int):
             words.append(str(value & (2**64 - 1)))
         elif isinstance(value, str | bytes):
