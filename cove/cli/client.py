@@ -12,9 +12,9 @@ import _socket
 import errno
 import os
 
-from cove.cli import wirejson
 from cove.cli.address import Address, explain_connect, open_socket
 from cove.cli.fail import ApiError, CliError
+from cove.model import wirejson
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

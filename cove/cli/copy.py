@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import stat
 
-from cove.cli import wirejson
 from cove.cli.archivefile import Progress, read_archive, save_stream
 from cove.cli.client import query, quote
 from cove.cli.fail import ApiError, CliError
 from cove.cli.options import Command
+from cove.model import wirejson
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

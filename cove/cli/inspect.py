@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from cove.cli import wirejson
 from cove.cli.client import query, quote
 from cove.cli.fail import ApiError, CliError
 from cove.cli.options import Command
 from cove.cli.run import complain
 from cove.cli.shown import for_terminal
+from cove.model import wirejson
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-from cove.cli import wirejson
 from cove.cli.shown import for_terminal, printable
+from cove.model import wirejson
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

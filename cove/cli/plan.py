@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 
-from cove.cli import createbody, wirejson
+from cove.cli import createbody
 from cove.cli.client import query
 from cove.cli.options import Command
 from cove.cli.runflags import CREATE_FLAGS
+from cove.model import wirejson
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

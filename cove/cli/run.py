@@ -348,7 +348,7 @@ def run_exec(client: Client, options: Options) -> int:
         client.request("POST", f"/exec/{made}/start", begin).read()
         return 0
     attached = client.connect()
-    from cove.cli.wirejson import dumps
+    from cove.model.wirejson import dumps
 
     headers = {**UPGRADE, "Content-Type": "application/json"}
     attached.send("POST", f"/exec/{made}/start", dumps(begin).encode(), headers)

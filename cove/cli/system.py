@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 
-from cove.cli import output, wirejson
+from cove.cli import output
 from cove.cli.client import filters, query
 from cove.cli.fail import CliError
 from cove.cli.options import Command
 from cove.cli.shown import for_terminal, printable
+from cove.model import wirejson
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ there are. Pure.
 
 from __future__ import annotations
 
-from cove.cli import wirejson
 from cove.cli.fail import CliError
+from cove.model import wirejson
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cove.cli import output, wirejson
+from cove.cli import output
 from cove.cli.containerlist import container_row, show_ports
 from cove.cli.images import image_rows, split_reference
 from cove.cli.plan import render_plan
 from cove.cli.stats import cpu_percent, memory_used
 from cove.cli.template import TemplateError, apply_template, parse_template
+from cove.model import wirejson
 
 VALUE = {
     "Name": "web",

@@ -1,0 +1,1 @@
+"""bin/cove-runtime: the OCI runtime."""
