@@ -26,10 +26,10 @@ from typing import Literal
 from cove.model.errors import Conflict, HostError
 from cove.runtime import protocol
 from cove.runtime.encode import encode
-from cove.runtime.steps import Plan, Step
+from cove.runtime.executor import Launcher, StepFailed, step_failed
+from cove.runtime.steps import Plan
 from cove.runtime.supervisor import (
     Connection,
-    Launcher,
     connect_control,
     control_pair,
     kill,
@@ -120,23 +120,6 @@ class ExitStatus:
     finished_ns: int = 0  # since the epoch; 0: not known
     error: str = ""
     log_dropped_bytes: int = 0  # output that couldn't be logged (disk full)
-
-
-class StepFailed(HostError):
-    """A step of the plan failed; everything before it has been undone.
-
-    `section` is before, clone, parent, child or exit; `step` is None for clone.
-    """
-
-    code = "step-failed"
-
-    def __init__(self, section: str, index: int, step: Step | None, errno: int) -> None:
-        super().__init__(section, index, step, errno)
-        self.section, self.index, self.step, self.errno = section, index, step, errno
-
-    def __str__(self) -> str:
-        what = self.step.describe() if self.step else "clone into new namespaces"
-        return f"{self.section} step {self.index}, {what}: {os.strerror(self.errno)}"
 
 
 class Task:
@@ -478,8 +461,7 @@ class _Starting:
                     self._asked = False
                 elif isinstance(message, protocol.Failed):
                     await self._gone()
-                    step = _find_step(self._plan, message.section, message.index)
-                    raise StepFailed(message.section, message.index, step, message.errno)
+                    raise step_failed(self._plan, message.section, message.index, message.errno)
                 elif isinstance(message, protocol.Refused):
                     await self._gone()
                     raise HostError(
@@ -550,7 +532,7 @@ def _spawn(
             descriptors.append(os.open(log.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
             ours.callback(os.close, descriptors[-1])
         control, theirs = control_pair()
-        ours.enter_context(theirs)
+        ours.callback(os.close, theirs)
         try:
             socket.send_fds(control, [start.encode()], descriptors + list(slots))
             for ident, client in enumerate(attach, start=1):
@@ -591,17 +573,6 @@ def _attach_message(ident: int, client: Attach) -> bytes:
         detach_keys=client.detach_keys,
         initial=client.initial,
     )
-
-
-def _find_step(plan: Plan, section: str, index: int) -> Step | None:
-    steps: dict[str, tuple[Step, ...]] = {
-        "before": plan.before,
-        "parent": plan.parent,
-        "child": plan.child,
-        "exit": plan.exit,
-    }
-    found = steps.get(section, ())
-    return found[index] if index < len(found) else None
 
 
 def _unlink(path: Path) -> None:

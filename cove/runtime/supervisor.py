@@ -8,93 +8,23 @@ the exit status it sent last is never missed.
 from __future__ import annotations
 
 import asyncio
-import errno
-import fcntl
 import os
 import signal
 import socket
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cove.model.errors import HostError, Unavailable
-from cove.runtime import protocol
-
-_MFD_EXEC = 0x10  # Linux 6.3; before, memfds are executable anyway
-_LOW = 16  # descriptors below could be overwritten by those that the child is given
-_ALL_SIGNALS = tuple(signal.valid_signals())
+from cove.model.errors import HostError
+from cove.runtime import executor, protocol
 
 
-class Launcher:
-    """cove-init in a sealed memfd, made once: no container can change what the next one is
-    started by (CVE-2019-5736), and neither can an upgrade of the file under a running daemon."""
-
-    def __init__(self, descriptor: int, environment: Mapping[str, str]) -> None:
-        self._descriptor = descriptor
-        self._environment = dict(environment)
-
-    @classmethod
-    def open(cls, binary: Path, environment: Mapping[str, str] | None = None) -> Launcher:
-        """Read `binary` and seal a copy. `environment` is cove-init's own (empty but for sanitizers'
-        options), never a container's. Raises Unavailable when there is no such file."""
-        try:
-            content = binary.read_bytes()
-        except OSError as error:
-            raise Unavailable(
-                f"cove-init can't be read at {binary} ({error.strerror}): build it with `make setup`"
-            ) from error
-        try:
-            raw = os.memfd_create("cove-init", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | _MFD_EXEC)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            raw = os.memfd_create("cove-init", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            view = memoryview(content)
-            while view:
-                view = view[os.write(raw, view) :]
-            fcntl.fcntl(
-                raw,
-                fcntl.F_ADD_SEALS,
-                fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE,
-            )
-            return cls(fcntl.fcntl(raw, fcntl.F_DUPFD_CLOEXEC, _LOW), environment or {})
-        finally:
-            os.close(raw)
-
-    def spawn(self, title: str, control: socket.socket) -> int:
-        """Start a supervisor in a session of its own, holding nothing of the daemon but `control`
-        (as descriptor 3); returns its pid. All signals are blocked and have their default action."""
-        os.set_inheritable(control.fileno(), False)
-        return os.posix_spawn(
-            f"/proc/self/fd/{self._descriptor}",
-            ["cove-init", title],
-            self._environment,
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
-                (os.POSIX_SPAWN_DUP2, 0, 1),
-                (os.POSIX_SPAWN_DUP2, 0, 2),
-                (os.POSIX_SPAWN_DUP2, control.fileno(), 3),
-            ],
-            setsid=True,
-            setsigmask=_ALL_SIGNALS,
-            setsigdef=_ALL_SIGNALS,
-        )
-
-    def close(self) -> None:
-        os.close(self._descriptor)
-
-
-def control_pair() -> tuple[socket.socket, socket.socket]:
-    """Both ends of a control connection; the daemon's doesn't block, the other isn't 0, 1, 2 or 3
-    (so that giving it to the child as 3 overwrites nothing)."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.setblocking(False)
-    if theirs.fileno() < _LOW:
-        moved = fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD_CLOEXEC, _LOW)
-        theirs.close()
-        theirs = socket.socket(fileno=moved)
-    return ours, theirs
+def control_pair() -> tuple[socket.socket, int]:
+    """Both ends of a control connection, as `executor.control_pair`; the daemon's doesn't block."""
+    ours, theirs = executor.control_pair()
+    control = socket.socket(fileno=ours.detach())
+    control.setblocking(False)
+    return control, theirs
 
 
 def listen_control(state_dir: int) -> socket.socket:
