@@ -96,3 +96,7 @@ class Host:
         tuple[int, int], ...
     ] = ()  # RLIMIT_* -> what can't be exceeded, without CAP_SYS_RESOURCE
     oom_score_adj: int = 0  # this daemon's own, which its children inherit
+    limits: tuple[tuple[int, int], ...] = ()  # RLIMIT_* -> this daemon's own hard limit, where there is one
+    in_user_namespace: bool = False  # this daemon isn't root of the whole machine: no mknod(2), for one
+    security_modules: frozenset[str] = frozenset()  # apparmor, selinux
+    resctrl: str = ""  # where the resctrl file system is mounted, for intelRdt

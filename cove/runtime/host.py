@@ -41,6 +41,10 @@ def find_host(cgroups: Layout) -> Host:
         filesystems=_filesystems(),
         hard_limits=_hard_limits(),
         oom_score_adj=_oom_score_adj(),
+        limits=_own_limits(),
+        in_user_namespace=_in_user_namespace(),
+        security_modules=_security_modules(),
+        resctrl=_find_resctrl(),
     )
 
 
@@ -56,10 +60,40 @@ def _bounding_mask() -> int:
 
 def _hard_limits() -> tuple[tuple[int, int], ...]:
     """getrlimit(2): raising a hard limit needs CAP_SYS_RESOURCE; with it there is nothing to mind."""
-    if _bounding_mask() >> capabilities.NUMBERS["CAP_SYS_RESOURCE"] & 1:
-        return ()
+    return () if _bounding_mask() >> capabilities.NUMBERS["CAP_SYS_RESOURCE"] & 1 else _own_limits()
+
+
+def _own_limits() -> tuple[tuple[int, int], ...]:
     hard = [(number, resource.getrlimit(number)[1]) for number in range(16)]
     return tuple((number, value) for number, value in hard if value != resource.RLIM_INFINITY)
+
+
+def _in_user_namespace() -> bool:
+    """user_namespaces(7): the first one's map is the whole range onto itself."""
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        return file.read().split() != ["0", "0", "4294967295"]
+
+
+def _security_modules() -> frozenset[str]:
+    found = set()
+    if _read_flag("/sys/module/apparmor/parameters/enabled") == "Y":
+        found.add("apparmor")
+    if _read_flag("/sys/fs/selinux/enforce"):  # 0 is permissive: labels count all the same
+        found.add("selinux")
+    return frozenset(found)
+
+
+def _read_flag(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def _find_resctrl() -> str:
+    directory = "/sys/fs/resctrl"
+    return directory if os.path.exists(f"{directory}/schemata") else ""
 
 
 def _oom_score_adj() -> int:

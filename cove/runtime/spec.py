@@ -20,33 +20,13 @@ from cove.runtime.cgroups_devices import ALLOW_ALL, DEFAULT_RULES, parse_rule
 from cove.runtime.cgroups_limits import plan_resources
 from cove.runtime.facts import DEFAULT_SYSCTLS, READONLY_PATHS, Host, check_parent
 from cove.runtime.plan_cgroups import NO_RESOURCES, device_rules
+from cove.runtime.plan_inputs import Overlay, PlanFacts, RootSource
+from cove.runtime.plan_process import RLIMITS
 from cove.runtime.users import Resolved
 
 DEFAULT_SHM_BYTES = 64 << 20
 PLAN_GROUPS = 256  # of SetIds (native/src/process.c)
 DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Overlay:
-    """An overlay root. `lower` are layers, the lowest first, relative to `layers_dir` or absolute."""
-
-    lower: tuple[str, ...]
-    layers_dir: str
-    upper: str
-    work: str
-    merged: str  # an empty directory to mount on
-    volatile: bool = False  # nothing is synced (Linux 5.10): for roots that don't outlive a crash anyway
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Directory:
-    """A directory that is the root as it is."""
-
-    path: str
-
-
-RootSource = Overlay | Directory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,11 +115,6 @@ def _seccomp_text(spec: ContainerSpec) -> str:
     return "unconfined" if spec.privileged and not spec.seccomp else spec.seccomp
 
 
-RLIMITS = {
-    "cpu": 0, "fsize": 1, "data": 2, "stack": 3, "core": 4, "rss": 5, "nproc": 6, "nofile": 7,
-    "memlock": 8, "as": 9, "locks": 10, "sigpending": 11, "msgqueue": 12, "nice": 13, "rtprio": 14,
-    "rttime": 15,
-}  # fmt: skip
 _INFINITY = 2**64 - 1
 
 
@@ -240,6 +215,18 @@ def plan_spec(container: Container, facts: StartFacts, host: Host) -> oci.Config
             masked_paths=_hidden(spec, spec.masked_paths, host.masked_paths),
             readonly_paths=_hidden(spec, spec.readonly_paths, READONLY_PATHS),
         ),
+    )
+
+
+def plan_facts(container: Container, start: StartFacts, *, network_ready: bool) -> PlanFacts:
+    """The facts for a container's plan. `--init` counts only with a pid namespace of its own."""
+    spec = container.spec
+    return PlanFacts(
+        id=container.id,
+        root=start.root,
+        network_ready=network_ready,
+        init=spec.init and spec.pid_mode in ("", "private"),
+        group_add=spec.group_add,
     )
 
 

@@ -22,8 +22,9 @@ from cove.runtime.cgroups_detect import detect_cgroups
 from cove.runtime.facts import Host
 from cove.runtime.host import find_devices, find_host, open_tree
 from cove.runtime.launch import ExitStatus, StepFailed, Task
-from cove.runtime.plan import Slot, plan_exec, plan_facts, plan_start
-from cove.runtime.spec import Overlay, StartFacts, plan_exec_process, plan_spec
+from cove.runtime.plan import plan_exec, plan_start
+from cove.runtime.plan_inputs import Overlay, Slot
+from cove.runtime.spec import StartFacts, plan_exec_process, plan_facts, plan_spec
 from tests.leaks import unique_name
 from tests.system.native_support import APPLETS, Box, make_launcher, needs_root, run
 from tests.unit.runtime_samples import container

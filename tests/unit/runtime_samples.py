@@ -8,8 +8,9 @@ from cove.model.container import Container, ContainerSpec
 from cove.runtime import capabilities
 from cove.runtime.cgroups_limits import FEATURES
 from cove.runtime.facts import Hierarchy, Host, Layout
-from cove.runtime.plan import PlanFacts, Slot, plan_facts, plan_start
-from cove.runtime.spec import Overlay, StartFacts, plan_spec
+from cove.runtime.plan import plan_start
+from cove.runtime.plan_inputs import Overlay, PlanFacts, Slot
+from cove.runtime.spec import StartFacts, plan_facts, plan_spec
 from cove.runtime.steps import Plan
 from cove.runtime.users import Resolved
 

@@ -15,9 +15,10 @@ import pytest
 from cove.model.container import Device, MountPoint, Resources, ThrottleDevice, Ulimit
 from cove.runtime import oci
 from cove.runtime.facts import Host
-from cove.runtime.plan import plan_exec, plan_facts
+from cove.runtime.plan import plan_exec
 from cove.runtime.plan_explain import explain
-from cove.runtime.spec import Directory, plan_exec_process, plan_spec
+from cove.runtime.plan_inputs import Directory
+from cove.runtime.spec import plan_exec_process, plan_facts, plan_spec
 from cove.runtime.steps import Plan
 from tests.unit.runtime_samples import HOST_V1, HOST_V2, ROOT_USER, container, facts, plan_of
 
