@@ -18,11 +18,15 @@ MAX_DETACH_KEYS = 16
 MAX_GROUPS = 1024
 MAX_ENV_ADDITIONS = 16
 MAX_ANSWER = 32 * 1024
+MAX_HOOK_INPUT = MAX_ANSWER - 8
 
 # to the supervisor
-START, RESOLVED, UNRESOLVED, ATTACH, RESIZE, CLOSE_STDIN, QUERY = 1, 2, 3, 4, 5, 6, 7
+START, RESOLVED, UNRESOLVED, ATTACH, RESIZE, CLOSE_STDIN, QUERY, CONTINUE = 1, 2, 3, 4, 5, 6, 7, 8
 # to the daemon
 RESOLVE, STARTED, FAILED, REFUSED, DONE, DETACHED, STATE, EXITED = 16, 17, 18, 19, 20, 21, 22, 23
+CLONED, PAUSED, TERMINAL, LISTENER = 24, 25, 26, 27
+
+SUPERVISE, DETACHED_MODE = 0, 1  # modes of a start
 
 SECTIONS = ("before", "clone", "parent", "child", "exit")
 LOG_DRIVERS = {"none": 0, "local": 1, "json-file": 2}
@@ -53,11 +57,12 @@ class Start:
     stdin_once: bool
     slots: int
     attaches: int  # that many Attach messages follow at once
+    mode: int = SUPERVISE  # DETACHED_MODE: beside it come the plan and the slots alone
 
     def encode(self) -> bytes:
         return _START.pack(
             START, 0, self.plan_size, self.log_max_bytes, self.log_max_files, self.log_driver,
-            self.terminal, self.stdin, self.stdin_once, self.slots, self.attaches, 0,
+            self.terminal, self.stdin, self.stdin_once, self.slots, self.attaches, self.mode,
         )  # fmt: skip
 
 
@@ -98,6 +103,13 @@ def encode_resolved(uid: int, gid: int, groups: tuple[int, ...], env: tuple[str,
     if len(message) > MAX_ANSWER:
         raise ValueError(f"variables added for the user take {len(message)} bytes, at most {MAX_ANSWER}")
     return message
+
+
+def encode_continue(text: bytes) -> bytes:
+    """The answer to PAUSED; `text` is the input of later RunHook steps. Raises ValueError when it is too long."""
+    if len(text) > MAX_HOOK_INPUT:
+        raise ValueError(f"the input of hooks takes {len(text)} bytes, at most {MAX_HOOK_INPUT} are possible")
+    return _HEAD.pack(CONTINUE, 0) + text
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +174,44 @@ class Exited:
     log_dropped_bytes: int
 
 
-Message = Resolve | Started | Failed | Refused | Done | Detached | StateReport | Exited
+@dataclass(frozen=True, slots=True)
+class Cloned:
+    """The child exists and runs its steps; beside it: its pidfd."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """The child has reached the Pause step with that index, and waits for CONTINUE or UNRESOLVED."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Master:
+    """Detached mode: the terminal has been made; beside it: its master."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """The filter has been installed; beside it: its listener (seccomp_unotify(2))."""
+
+
+Message = (
+    Resolve
+    | Started
+    | Failed
+    | Refused
+    | Done
+    | Detached
+    | StateReport
+    | Exited
+    | Cloned
+    | Paused
+    | Master
+    | Listener
+)
 
 
 def decode(data: bytes) -> Message | None:
@@ -176,6 +225,14 @@ def decode(data: bytes) -> Message | None:
             return Resolve()
         if kind == STARTED:
             return Started(_STARTED.unpack_from(data)[2])
+        if kind == CLONED:
+            return Cloned(_STARTED.unpack_from(data)[2])
+        if kind == PAUSED:
+            return Paused(_STARTED.unpack_from(data)[2])
+        if kind == TERMINAL:
+            return Master()
+        if kind == LISTENER:
+            return Listener()
         if kind == FAILED:
             _, _, section, index, errno = _FAILED.unpack_from(data)
             return Failed(SECTIONS[section], index, errno)
