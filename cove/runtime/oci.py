@@ -16,8 +16,8 @@ from typing import Annotated, TypeVar
 
 import msgspec
 
-from cove.model.errors import Invalid
 from cove.runtime.capabilities import NUMBERS
+from cove.runtime.oci_words import invalid
 
 VERSION = "1.2.0"
 MAX_BYTES = 16 << 20  # of a config.json; the largest real ones have some hundred kilobytes
@@ -422,7 +422,7 @@ def parse_resources(text: bytes | str) -> Resources:
 
 def _parse(text: bytes | str, shape: type[T], name: str, *, versioned: bool = False) -> T:
     if len(text) > MAX_BYTES:
-        raise Invalid(f"{name}: {len(text)} bytes is too long: write less than {MAX_BYTES >> 20} MiB")
+        raise invalid(f"{name}: {len(text)} bytes is too long: write less than {MAX_BYTES >> 20} MiB")
     try:
         data = text.encode() if isinstance(text, str) else text
         value = _decode(data, shape, name, versioned)
@@ -457,16 +457,16 @@ _LONG_NUMBER = b"0" * 20  # 2**64 and more
 def _check_version(version: str, name: str) -> None:
     """Any 1.x (semver.org): later ones only add fields, which are passed over."""
     if not version:
-        raise Invalid(
+        raise invalid(
             f'{name}: ociVersion: is missing: name the version of the specification, e.g. "{VERSION}"'
         )
     numbers = version.partition("+")[0].partition("-")[0].split(".")
     if len(numbers) != 3 or not all(number.isascii() and number.isdigit() for number in numbers):
-        raise Invalid(
+        raise invalid(
             f'{name}: ociVersion: "{version}" is no version of the specification: use e.g. "{VERSION}"'
         )
     if numbers[0] != "1":
-        raise Invalid(f'{name}: ociVersion: "{version}" is not supported: use 1.0.0 to 1.x, e.g. "{VERSION}"')
+        raise invalid(f'{name}: ociVersion: "{version}" is not supported: use 1.0.0 to 1.x, e.g. "{VERSION}"')
 
 
 def _settle_mount(index: int, mount: Mount, warnings: list[str]) -> Mount:
@@ -480,7 +480,7 @@ def _settle_mount(index: int, mount: Mount, warnings: list[str]) -> Mount:
         return mount
     if not given.startswith("/"):
         if not given:
-            raise Invalid(
+            raise invalid(
                 f"config.json: mounts[{index}].destination: is empty: give an absolute path, e.g. /data"
             )
         warnings.append(
@@ -498,26 +498,49 @@ def _settle_mount(index: int, mount: Mount, warnings: list[str]) -> Mount:
 
 def _settle_process(process: Process, place: str, warnings: list[str]) -> Process:
     if not process.args:
-        raise Invalid(f"{place}args: is empty: name the program to run")
+        raise invalid(f"{place}args: is empty: name the program to run")
     if not process.cwd.startswith("/"):
-        raise Invalid(f'{place}cwd: "{process.cwd}" must be an absolute path, e.g. /')
-    sets = process.capabilities
-    if sets is None:
+        raise invalid(f'{place}cwd: "{process.cwd}" must be an absolute path, e.g. /')
+    if process.capabilities is None:
         return process
+    sets = _settle_capabilities(process.capabilities, f"{place}capabilities", warnings)
+    return process if sets is process.capabilities else msgspec.structs.replace(process, capabilities=sets)
+
+
+def _settle_capabilities(sets: Capabilities, place: str, warnings: list[str]) -> Capabilities:
+    """Leave out what no process can have: unknown ones, and ambient ones that aren't permitted and inheritable
+    (capabilities(7)), which `runc spec` writes."""
+    raisable = set(sets.permitted) & set(sets.inheritable)
     kept = {}
     for kind in Capabilities.__struct_fields__:
         names: tuple[str, ...] = getattr(sets, kind)
         unknown = [name for name in names if name not in NUMBERS]
         if unknown:
-            kept[kind] = tuple(name for name in names if name in NUMBERS)
+            warnings.append(f"{place}.{kind}: left out, for they are unknown: {', '.join(unknown)}")
+        futile = [name for name in names if kind == "ambient" and name in NUMBERS and name not in raisable]
+        if futile:
             warnings.append(
-                f"{place}capabilities.{kind}: left out, for they are unknown: {', '.join(unknown)}"
+                f"{place}.ambient: left out, for they aren't in permitted and inheritable: {', '.join(futile)}"
             )
-    return (
-        process
-        if not kept
-        else msgspec.structs.replace(process, capabilities=msgspec.structs.replace(sets, **kept))
+        if unknown or futile:
+            kept[kind] = tuple(name for name in names if name not in unknown and name not in futile)
+    return msgspec.structs.replace(sets, **kept) if kept else sets
+
+
+def place_in_bundle(config: Config, bundle: str) -> Config:
+    """The config with absolute host paths: root.path and sources of binds are relative to the bundle (config.md)."""
+    mounts = tuple(
+        msgspec.structs.replace(mount, source=f"{bundle}/{mount.source}")
+        if mount.source
+        and not mount.source.startswith("/")
+        and (mount.type == "bind" or "bind" in mount.options or "rbind" in mount.options)
+        else mount
+        for mount in config.mounts
     )
+    root = config.root
+    if not root.path.startswith("/"):
+        root = msgspec.structs.replace(root, path=f"{bundle}/{root.path}")
+    return msgspec.structs.replace(config, root=root, mounts=mounts)
 
 
 def encode_config(config: Config) -> bytes:

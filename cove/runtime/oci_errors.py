@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from cove.model.errors import Invalid
+from cove.runtime.oci_words import invalid
 
 _TYPES = {
     "int": "an integer",
@@ -67,11 +68,11 @@ def without_nulls(text: bytes | str, name: str) -> bytes:
         reason = str(error).removeprefix("JSON is malformed: ")
         if "truncated" in reason:
             reason = "it ends too early"
-        raise Invalid(f"{name}: is no JSON: {reason}") from None
+        raise invalid(f"{name}: is no JSON: {reason}") from None
     except UnicodeError:
-        raise Invalid(f"{name}: is no JSON: it holds bytes that aren't UTF-8") from None
+        raise invalid(f"{name}: is no JSON: it holds bytes that aren't UTF-8") from None
     except RecursionError:
-        raise Invalid(f"{name}: is nested too deeply: write less than some hundred levels") from None
+        raise invalid(f"{name}: is nested too deeply: write less than some hundred levels") from None
 
 
 def _drop_nulls(value: Any) -> Any:
@@ -101,7 +102,7 @@ def explain(error: msgspec.ValidationError, data: bytes, shape: type[Any], name:
         text = f"expected a number from {bound} up" if ">=" in text else f"expected a number up to {bound}"
     else:
         text = text[:1].lower() + text[1:]
-    return Invalid(f"{name}: {path}: {text}" if path else f"{name}: {text}")
+    return invalid(f"{name}: {path}: {text}" if path else f"{name}: {text}")
 
 
 def _kind(words: str) -> str:
@@ -131,9 +132,9 @@ def check_values(value: Any, name: str) -> None:
         raw.pop("annotations", None)
     for path, leaf in _leaves(raw, ""):
         if isinstance(leaf, str) and "\0" in leaf:
-            raise Invalid(f"{name}: {path}: holds a NUL character, leave it out")
+            raise invalid(f"{name}: {path}: holds a NUL character, leave it out")
         if isinstance(leaf, int) and leaf > _MAX_UINT64:
-            raise Invalid(f"{name}: {path}: expected a number up to {_MAX_UINT64}")
+            raise invalid(f"{name}: {path}: expected a number up to {_MAX_UINT64}")
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
