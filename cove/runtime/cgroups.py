@@ -6,43 +6,60 @@ a container's cgroup; a `Cgroups` (cgroups_v1.py, cgroups_v2.py) does the rest: 
 killing, statistics, OOM events, removing what was left.
 
 A container's cgroup is named by a path relative to every hierarchy: "cove/ID", or "PARENT/ID" with
-`--cgroup-parent PARENT`. Nothing outside the parents that Cove made itself, or was told to use, is touched.
+`--cgroup-parent PARENT`; the OCI runtime's are where its callers want them (`find_path`), and `prepare` makes the way
+there. Nothing outside of the parents that Cove made itself, or was told to use, is touched.
+
+cgroups have no event for most of what has to be waited for. So what waits is a generator that yields the seconds
+until it wants to look again: the daemon sleeps on its loop in between (`freeze`, `kill` …), the runtime command, which
+has none, sleeps (`wait_here(cgroups.freezing(path))`).
 """
 
 from __future__ import annotations
 
-import asyncio
-import errno
-import os
-import signal
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator
 
-from cove.model.errors import HostError, Invalid, Unavailable
+from cove.model.errors import Conflict, HostError, Invalid, Unavailable
 from cove.runtime import oci
-from cove.runtime.cgroups_stats import Stats
+from cove.runtime.cgroups_files import (
+    missing_file,
+    read_file,
+    read_pids,
+    remove_directories,
+    remove_tree,
+    signal_all,
+    subdirectories,
+    walk,
+)
 from cove.runtime.facts import GUARDED, Layout
+from cove.runtime.plan_limits import limit_writes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cove.runtime.cgroups_oom import OomWatch
+    from cove.runtime.cgroups_stats import Stats
+
+Waits = Iterator[float]
+"""Seconds to sleep before the next look; what it was for has happened when it ends."""
 
 
-class OomWatch(ABC):
-    """A source of OOM events: `fileno` becomes readable when the cgroup ran out of memory."""
+def wait_here(waits: Waits) -> None:
+    """Run one of the waiting methods to its end, in a program without an event loop."""
+    for delay_s in waits:
+        time.sleep(delay_s)
 
-    @abstractmethod
-    def fileno(self) -> int:
-        """The descriptor for `loop.add_reader`; it is non-blocking."""
 
-    @abstractmethod
-    def take(self) -> bool:
-        """Consume what is pending; True when memory ran out since the last call (on v1 the kill itself may be a
-        moment away, or be forbidden; on v2 it has happened)."""
+async def wait_on_loop(waits: Waits) -> None:
+    """Run one of the waiting methods to its end, beside everything else on the loop."""
+    from asyncio import sleep
 
-    @abstractmethod
-    def close(self) -> None:
-        """Idempotent."""
+    for delay_s in waits:
+        await sleep(delay_s)
 
 
 class Cgroups(ABC):
-    """The effects. Methods that wait are coroutines and bounded; the others take microseconds."""
+    """The effects. What waits is bounded in time; the other methods take microseconds."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -74,20 +91,59 @@ class Cgroups(ABC):
             found.update(entry for entry in subdirectories(directory) if entry != GUARDED)
         return sorted(f"{self.layout.parent}/{name}" for name in found)
 
+    # --- a container anywhere ---------------------------------------------------------------------
+
+    def prepare(self, path: str, resources: oci.Resources) -> list[str]:
+        """Make the cgroup `path` and all above it, in every hierarchy, ready for a process with these limits (which the
+        plan sets). Returns the directories that weren't there, for `undo`.
+
+        Raises Conflict when processes live in it or it is frozen, Unavailable when this host or user can't have it or
+        one of the limits, Invalid for a path or limits that can't be; nothing is left behind then.
+        """
+        if pids := self.list_pids(path):
+            raise Conflict(f"container's cgroup is not empty: {len(pids)} process(es) found in {path}")
+        if self.is_frozen(path):
+            raise Conflict(f"container's cgroup unexpectedly frozen: thaw {path}, or name another one")
+        writes = limit_writes(self.layout, resources)
+        made: list[str] = []
+        try:
+            self._make_way(path, made)
+            missing = missing_file(self._directory_of(path), writes)
+            if missing is not None:
+                raise Unavailable(
+                    f"{missing.field}: this host can't do {missing.file} (no such control file): leave that limit out"
+                )
+        except BaseException:
+            self.undo(made)
+            raise
+        return made
+
+    def undo(self, made: list[str]) -> None:
+        """Remove what `prepare` made, unless it is in use. Idempotent."""
+        remove_directories(reversed(made))
+
+    @abstractmethod
+    def _make_way(self, path: str, made: list[str]) -> None:
+        """Make the directories of `path`, each of which goes into `made`."""
+
+    @abstractmethod
+    def _directory_of(self, path: str) -> dict[str, str]:
+        """The cgroup's directory by controller."""
+
     # --- one container ----------------------------------------------------------------------------
 
     @abstractmethod
     def update(self, path: str, resources: oci.Resources) -> None:
-        """Change the limits of a living container. Only fields that are set are written, in an order in which
-        lowering and raising memory and swap both pass. Raises Invalid when the kernel refuses a value (memory
-        in use is above the limit), NotFound without such a cgroup, HostError otherwise."""
+        """Change the limits and device rules of a living container. Only fields that are set are written, in an order
+        in which lowering and raising memory and swap both pass. Raises Invalid when the kernel refuses a value
+        (memory in use is above the limit), NotFound without such a cgroup, HostError otherwise."""
 
     @abstractmethod
-    async def freeze(self, path: str, timeout_s: float = 10.0) -> None:
+    def freezing(self, path: str, timeout_s: float = 10.0) -> Waits:
         """Freeze every process and wait until all are. Raises HostError after `timeout_s`, thawed again."""
 
     @abstractmethod
-    async def thaw(self, path: str, timeout_s: float = 10.0) -> None:
+    def thawing(self, path: str, timeout_s: float = 10.0) -> Waits:
         """Let them run again; fine when they do."""
 
     @abstractmethod
@@ -95,7 +151,7 @@ class Cgroups(ABC):
         """Whether the cgroup is, or is about to be, frozen; False when it doesn't exist."""
 
     @abstractmethod
-    async def kill(self, path: str, timeout_s: float = 10.0) -> None:
+    def killing(self, path: str, timeout_s: float = 10.0) -> Waits:
         """SIGKILL to every process of the cgroup and those below it, and wait until none is left. Fine when
         there is none. Raises HostError when one remains after `timeout_s` (in uninterruptible sleep)."""
 
@@ -115,130 +171,80 @@ class Cgroups(ABC):
         """The processes (host pids) in the cgroup and those below it, whichever hierarchy they joined."""
         found: set[int] = set()
         for directory in self._directories(path):
-            for each in [directory, *_walk(directory)]:
-                found.update(_read_pids(each))
+            for each in [directory, *walk(directory)]:
+                found.update(read_pids(each))
         return sorted(found)
 
-    async def remove(self, path: str, timeout_s: float = 2.0) -> None:
+    def signal(self, path: str, signo: int) -> None:
+        """Send a signal to every process of the cgroup and those below it. Frozen ones get it when they are thawed."""
+        signal_all(self.list_pids(path), signo)
+
+    def removing(self, path: str, timeout_s: float = 2.0) -> Waits:
         """Remove the cgroup, and what the container made below it, in every hierarchy. Fine when it is gone.
 
         Retries for `timeout_s` while the kernel still lets the last process go; then raises HostError that
         names the processes left.
         """
-        deadline = asyncio.get_running_loop().time() + timeout_s
-        delay_s = 0.001
+        deadline, delay_s = time.monotonic() + timeout_s, 0.001
         while True:
             gone = [remove_tree(directory) for directory in self._directories(path)]
             if all(gone):
                 return
-            if asyncio.get_running_loop().time() >= deadline:
+            if time.monotonic() >= deadline:
                 left = ", ".join(map(str, self.list_pids(path)[:8])) or "none visible"
                 raise HostError(f"cgroup {path} is still busy after {timeout_s:g} s (processes: {left})")
-            await asyncio.sleep(delay_s)
+            yield delay_s
             delay_s = min(delay_s * 2, 0.1)
 
-
-# --- files and processes, shared by both versions ---------------------------------------------------
-
-
-def read_file(path: str) -> str:
-    """The content of a control file; "" when there is none."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""
-
-
-def write_file(path: str, data: str) -> None:
-    """One write(2) to a control file, as the kernel wants it. Raises OSError."""
-    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.write(fd, data.encode())
-    finally:
-        os.close(fd)
-
-
-def write_limit(path: str, value: str, *, optional: bool = False) -> None:
-    """Write a limit. Raises Invalid for a value that the kernel refuses, Unavailable when there is no such file
-    (unless it is `optional`), HostError otherwise."""
-    try:
-        write_file(path, value)
-    except FileNotFoundError:
-        if not optional:
-            raise Unavailable(f"this host can't do {os.path.basename(path)}: leave that limit out") from None
-    except OSError as error:
-        if error.errno in (errno.EBUSY, errno.EINVAL, errno.ERANGE, errno.ENOSPC):
-            name = os.path.basename(path)
-            raise Invalid(f"the kernel refuses {value} for {name}: {error.strerror}") from None
-        raise HostError(f"can't write {value!r} to {path}: {error.strerror}") from None
-
-
-def make_directory(directory: str) -> None:
-    """mkdir(2), there already is fine. Raises HostError."""
-    try:
-        os.mkdir(directory, 0o755)
-    except FileExistsError:
-        return
-    except OSError as error:
-        raise HostError(f"can't make cgroup {directory}: {error.strerror}") from None
-
-
-def _read_pids(directory: str) -> list[int]:
-    try:
-        with open(f"{directory}/cgroup.procs", encoding="ascii") as file:
-            return [int(line) for line in file]
-    except OSError:  # gone, or a threaded cgroup (EOPNOTSUPP), whose processes its parent lists
-        return []
-
-
-def subdirectories(directory: str) -> list[str]:
-    try:
-        with os.scandir(directory) as entries:
-            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-    except OSError:
-        return []
-
-
-def _walk(directory: str) -> Iterator[str]:
-    """Every cgroup below `directory`, the deepest first."""
-    for name in subdirectories(directory):
-        child = f"{directory}/{name}"
-        yield from _walk(child)
-        yield child
-
-
-def remove_tree(directory: str) -> bool:
-    """rmdir(2) from the leaves up; True when the directory is gone. Control files go with it."""
-    gone = True
-    for each in [*_walk(directory), directory]:
-        try:
-            os.rmdir(each)
-        except FileNotFoundError:
-            continue
-        except OSError:
-            gone = False
-    return gone
-
-
-def signal_all(pids: Sequence[int], signo: int = signal.SIGKILL) -> None:
-    for pid in pids:
-        try:
-            os.kill(pid, signo)
-        except ProcessLookupError:
-            continue
-
-
-async def wait_until_empty(cgroups: Cgroups, path: str, timeout_s: float, *, killing: bool) -> bool:
-    """Wait, with growing steps, until the cgroup has no process; `killing` sends SIGKILL each time, to catch
-    what was forked meanwhile. cgroup v1 has no event for this. False after `timeout_s`."""
-    loop = asyncio.get_running_loop()
-    deadline, delay_s = loop.time() + timeout_s, 0.001
-    while pids := cgroups.list_pids(path):
-        if killing:
+    def _emptying(self, path: str, timeout_s: float) -> Generator[float, None, None]:
+        """Wait until the cgroup has no process; SIGKILL goes out each time, to catch what was forked meanwhile."""
+        deadline, delay_s = time.monotonic() + timeout_s, 0.001
+        while pids := self.list_pids(path):
             signal_all(pids)
-        if loop.time() >= deadline:
-            return False
-        await asyncio.sleep(delay_s)
-        delay_s = min(delay_s * 2, 0.05)
-    return True
+            if time.monotonic() >= deadline:
+                left = ", ".join(map(str, pids[:8]))
+                raise HostError(
+                    f"cgroup {path}: processes {left} did not die within {timeout_s:g} s of SIGKILL"
+                )
+            yield delay_s
+            delay_s = min(delay_s * 2, 0.05)
+
+    # --- the same on an event loop ----------------------------------------------------------------
+
+    async def freeze(self, path: str, timeout_s: float = 10.0) -> None:
+        await wait_on_loop(self.freezing(path, timeout_s))
+
+    async def thaw(self, path: str, timeout_s: float = 10.0) -> None:
+        await wait_on_loop(self.thawing(path, timeout_s))
+
+    async def kill(self, path: str, timeout_s: float = 10.0) -> None:
+        await wait_on_loop(self.killing(path, timeout_s))
+
+    async def remove(self, path: str, timeout_s: float = 2.0) -> None:
+        await wait_on_loop(self.removing(path, timeout_s))
+
+
+def find_path(layout: Layout, cgroups_path: str, container_id: str) -> str:
+    """Where linux.cgroupsPath leads: the path in every hierarchy, without a slash at its ends.
+
+    An absolute path counts from the hierarchies' roots. A relative one, or none (it is the container's id then), does
+    so on v1, too; on v2 it counts from the cgroup above the caller's own, as with runc: the caller's has processes,
+    so it can't be a parent. Raises Invalid for a path that leads elsewhere.
+    """
+    name = cgroups_path or container_id
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if not parts or ".." in parts or "\0" in name or len(name) > 2048:
+        raise Invalid(
+            f"linux.cgroupsPath: {cgroups_path!r} names no cgroup: give a path without .., e.g. /batch/{container_id}"
+        )
+    if layout.version == 2 and not name.startswith("/"):
+        parts[:0] = [part for part in own_path().split("/")[:-1] if part]
+    return "/".join(parts)
+
+
+def own_path(pid: str = "self") -> str:
+    """The v2 cgroup of a process, "/user.slice/…", as seen from this process's cgroup namespace; "/" without one."""
+    for line in read_file(f"/proc/{pid}/cgroup").splitlines():
+        if line.startswith("0::"):
+            return line[3:]
+    return "/"

@@ -6,7 +6,8 @@ import os
 from dataclasses import replace
 
 from cove.model.errors import Unavailable
-from cove.runtime.cgroups import Cgroups, read_file
+from cove.runtime.cgroups import Cgroups
+from cove.runtime.cgroups_files import read_file
 from cove.runtime.cgroups_v1 import CgroupsV1
 from cove.runtime.cgroups_v2 import CgroupsV2
 from cove.runtime.facts import Hierarchy, Layout, check_parent
@@ -67,5 +68,5 @@ def _find_hierarchies(root: str) -> tuple[Hierarchy, ...]:
 
 
 V1_CONTROLLERS = frozenset(
-    "cpu cpuacct cpuset memory devices freezer blkio pids net_cls net_prio perf_event hugetlb misc".split()
+    "cpu cpuacct cpuset memory devices freezer blkio pids net_cls net_prio perf_event hugetlb rdma misc".split()
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 from cove.model.errors import Invalid
@@ -71,6 +71,16 @@ def is_unrestricted(rules: Iterable[DeviceRule]) -> bool:
     return allowed
 
 
+def effective_rules(rules: tuple[DeviceRule, ...]) -> tuple[DeviceRule, ...]:
+    """The rules of a config, and after them those of the default devices, which every container may use whatever the
+    config says (config-linux.md, "Default Devices"). None at all: the default rules."""
+    if not rules:
+        return DEFAULT_RULES
+    if rules[: len(DEFAULT_RULES)] == DEFAULT_RULES or is_unrestricted(rules):
+        return rules
+    return rules + DEFAULT_RULES[1:]
+
+
 def v1_lines(rules: Sequence[DeviceRule]) -> list[tuple[str, str]]:
     """(file, line) pairs for a v1 cgroup, to be written in order: ("devices.deny", "a"), …"""
     return [("devices.allow" if rule.allow else "devices.deny", v1_line(rule)) for rule in rules]
@@ -80,6 +90,57 @@ def v1_line(rule: DeviceRule) -> str:
     if is_any(rule):
         return "a"
     return f"{rule.type or 'a'} {_star(rule.major)}:{_star(rule.minor)} {rule.access or 'rwm'}"
+
+
+_Key = tuple[str, int | None, int | None]  # b or c, major, minor (None: any)
+
+
+def v1_changes(listed: str, rules: Sequence[DeviceRule]) -> list[tuple[str, str]]:
+    """What to write, as `v1_lines`, to a cgroup whose devices.list is `listed`, so that `rules` hold, without refusing
+    in between what is allowed before and after: what is new is allowed, then what went is denied."""
+    before_all, before = _exceptions(
+        parse_rule(line) for line in listed.splitlines() if _RULE.fullmatch(line.strip())
+    )
+    after_all, after = _exceptions(rules)
+    if after_all:  # everything but some
+        return [("devices.allow", "a"), *(("devices.deny", line) for line in _lines(after, {}))]
+    if before_all:
+        return [("devices.deny", "a"), *(("devices.allow", line) for line in _lines(after, {}))]
+    return [
+        *(("devices.allow", line) for line in _lines(after, before)),
+        *(("devices.deny", line) for line in _lines(before, after)),
+    ]
+
+
+def _exceptions(rules: Iterable[DeviceRule]) -> tuple[bool, dict[_Key, str]]:
+    """Rules as v1 keeps them: whether everything is allowed, and the exceptions to that."""
+    allowed = False
+    exceptions: dict[_Key, str] = {}
+    for rule in rules:
+        if is_any(rule):
+            allowed = rule.allow
+            exceptions.clear()
+            continue
+        for kind in rule.type if rule.type in ("b", "c") else "bc":
+            key = (kind, _number(rule.major), _number(rule.minor))
+            access, old = rule.access or "rwm", exceptions.get(key, "")
+            if rule.allow == allowed:
+                exceptions[key] = "".join(letter for letter in old if letter not in access)
+            else:
+                exceptions[key] = "".join(letter for letter in "rwm" if letter in old + access)
+    return allowed, {key: access for key, access in exceptions.items() if access}
+
+
+def _number(number: int | None) -> int | None:
+    return None if number is None or number < 0 else number
+
+
+def _lines(wanted: dict[_Key, str], without: dict[_Key, str]) -> Iterator[str]:
+    """Lines for the access in `wanted` that isn't in `without`."""
+    for (kind, major, minor), access in wanted.items():
+        more = "".join(letter for letter in access if letter not in without.get((kind, major, minor), ""))
+        if more:
+            yield f"{kind} {_star(major)}:{_star(minor)} {more}"
 
 
 def _star(number: int | None) -> str:

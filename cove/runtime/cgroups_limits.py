@@ -6,7 +6,6 @@ so, and refused where Docker does. `FEATURES` are the names in `Layout.features`
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 
 from msgspec.structs import replace
@@ -312,18 +311,3 @@ def _plan_io(r: Resources, numbers: Mapping[str, tuple[int, int]]) -> oci.BlockI
         throttle_write_iops_device=throttles(r.write_iops),
     )
     return io if io != oci.BlockIo() else None
-
-
-def weight_of_shares(shares: int) -> int:
-    """cpu.weight (1-10000) for v1's cpu.shares (2-262144), so that the defaults 1024 and 100 meet.
-
-    A parabola in logarithms through (2, 1), (1024, 100) and (262144, 10000), as newer runtimes have it; the
-    older linear formula made 39 of the default.
-    """
-    log = math.log2(min(max(shares, 2), 262144))
-    return min(max(math.ceil(10 ** ((log * log + 125 * log) / 612 - 7 / 34) - 1e-6), 1), 10000)
-
-
-def io_weight_of_blkio(weight: int) -> int:
-    """io.weight (1-10000) for v1's blkio.weight (10-1000), linear as in runc."""
-    return 1 + (min(max(weight, 10), 1000) - 10) * 9999 // 990

@@ -6,37 +6,43 @@ before the first container and is never changed afterwards.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
+import time
 from dataclasses import replace
 
 from cove.model.errors import HostError, NotFound, Unavailable
 from cove.runtime import oci
-from cove.runtime.cgroups import (
-    Cgroups,
-    OomWatch,
+from cove.runtime.cgroups import Cgroups, Waits
+from cove.runtime.cgroups_devices import DEFAULT_RULES, effective_rules, v1_changes, v1_lines
+from cove.runtime.cgroups_files import (
+    list_files,
     make_directory,
     read_file,
     signal_all,
     subdirectories,
-    wait_until_empty,
     write_file,
-    write_limit,
+    write_limits,
 )
-from cove.runtime.cgroups_devices import DEFAULT_RULES, v1_lines
 from cove.runtime.cgroups_stats import (
     CpuStats,
+    HugePageStats,
     IoStats,
     MemoryStats,
     PidsStats,
     Stats,
+    huge_page_stats,
     parse_blkio,
     parse_flat,
     parse_number,
+    parse_rdma,
 )
 from cove.runtime.facts import GUARDED, check_parent
-from cove.runtime.plan_cgroups import Write, limit_writes
+from cove.runtime.plan_limits import limit_writes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cove.runtime.cgroups_oom import OomWatch
 
 # feature -> (controller, file of a child cgroup)
 _FEATURE_FILES = {
@@ -102,7 +108,26 @@ class CgroupsV1(Cgroups):
                 directory = f"{directory}/{part}"
                 make_directory(directory)
                 if "cpuset" in hierarchy.controllers:
+                    _write_cpuset(directory, "cgroup.clone_children", "1")
                     _fill_cpuset(directory)
+
+    def _make_way(self, path: str, made: list[str]) -> None:
+        for hierarchy in self.layout.hierarchies:
+            directory = f"{self.layout.root}/{hierarchy.directory}"
+            for part in path.strip("/").split("/"):
+                directory = f"{directory}/{part}"
+                if make_directory(directory):
+                    made.append(directory)
+                if "cpuset" in hierarchy.controllers:
+                    _fill_cpuset(directory)
+
+    def _directory_of(self, path: str) -> dict[str, str]:
+        path = path.strip("/")
+        return {
+            controller: f"{self.layout.root}/{hierarchy.directory}/{path}"
+            for hierarchy in self.layout.hierarchies
+            for controller in hierarchy.controllers
+        }
 
     # --- limits -----------------------------------------------------------------------------------
 
@@ -112,12 +137,18 @@ class CgroupsV1(Cgroups):
             raise NotFound(f"cgroup {path} does not exist: start the container first")
         for controller in {write.controller for write in writes}:
             self._join_late(controller, path)
-        memory = resources.memory
-        if memory is not None and memory.limit is not None and memory.swap is not None:
-            writes = self._order_memory(path, memory.limit, writes)
-        for write in writes:
-            target = f"{self.layout.directory(write.controller, path)}/{write.file}"
-            write_limit(target, write.value, optional=write.optional)
+        write_limits(self._directory_of(path), writes)
+        if resources.devices and "devices" in self.layout.controllers:
+            self._change_devices(self.layout.directory("devices", path.strip("/")), resources.devices)
+
+    def _change_devices(self, directory: str, rules: tuple[oci.DeviceRule, ...]) -> None:
+        for file, line in v1_changes(read_file(f"{directory}/devices.list"), effective_rules(rules)):
+            try:
+                write_file(f"{directory}/{file}", line)
+            except OSError as error:
+                raise HostError(
+                    f"cgroup {directory}: can't write {line!r} to {file}: {error.strerror}"
+                ) from None
 
     def _join_late(self, controller: str, path: str) -> None:
         """A hierarchy that the container didn't join at its start (cpuset, without a need) is joined now."""
@@ -125,6 +156,8 @@ class CgroupsV1(Cgroups):
         if os.path.isdir(directory):
             return
         make_directory(directory)
+        if controller == "cpuset":
+            _fill_cpuset(directory)
         moved: set[int] = set()
         while new := set(self.list_pids(path)) - moved:
             for pid in new:
@@ -138,39 +171,30 @@ class CgroupsV1(Cgroups):
                     ) from None
             moved |= new
 
-    def _order_memory(self, path: str, limit: int, writes: list[Write]) -> list[Write]:
-        """memory.limit_in_bytes may never exceed memory.memsw.limit_in_bytes: raise the second one first."""
-        swap_file = f"{self.layout.directory('memory', path)}/memory.memsw.limit_in_bytes"
-        current = parse_number(read_file(swap_file))
-        if current and (limit < 0 or limit > current):
-            first = [write for write in writes if write.file == "memory.memsw.limit_in_bytes"]
-            return first + [write for write in writes if write not in first]
-        return writes
-
     # --- processes --------------------------------------------------------------------------------
 
-    async def freeze(self, path: str, timeout_s: float = 10.0) -> None:
+    def freezing(self, path: str, timeout_s: float = 10.0) -> Waits:
         directory = self._freezer(path)
-        loop = asyncio.get_running_loop()
-        deadline, delay_s = loop.time() + timeout_s, 0.0005
+        deadline, delay_s = time.monotonic() + timeout_s, 0.0005
         while True:
             # written again each time: a process that was being forked makes the state fall back to FREEZING
             self._set_frozen(directory, "FROZEN")
             if read_file(f"{directory}/freezer.state").strip() == "FROZEN":
                 return
-            if loop.time() >= deadline:
+            if time.monotonic() >= deadline:
                 self._set_frozen(directory, "THAWED")
                 raise HostError(
                     f"cgroup {path}: not all processes could be frozen within {timeout_s:g} s, they run again"
                 )
-            await asyncio.sleep(delay_s)
+            yield delay_s
             delay_s = min(delay_s * 2, 0.05)
 
-    async def thaw(self, path: str, timeout_s: float = 10.0) -> None:
+    def thawing(self, path: str, timeout_s: float = 10.0) -> Waits:
         directory = self._freezer(path)
         self._set_frozen(directory, "THAWED")
         if read_file(f"{directory}/freezer.state").strip() == "FROZEN":
             raise HostError(f"cgroup {path}: an outer cgroup is frozen, thaw that first")
+        yield from ()
 
     def is_frozen(self, path: str) -> bool:
         if "freezer" not in self.layout.controllers:
@@ -191,28 +215,33 @@ class CgroupsV1(Cgroups):
         except OSError as error:
             raise HostError(f"cgroup {directory}: can't write {state}: {error.strerror}") from None
 
-    async def kill(self, path: str, timeout_s: float = 10.0) -> None:
+    def killing(self, path: str, timeout_s: float = 10.0) -> Waits:
         if not self.list_pids(path):
             return
         # frozen processes can't fork away from the signals; they die when thawed
         if "freezer" in self.layout.controllers and os.path.isdir(self.layout.directory("freezer", path)):
             try:
-                await self.freeze(path, min(timeout_s, 1.0))
+                yield from self.freezing(path, min(timeout_s, 1.0))
             except (HostError, NotFound):  # the last process may have gone meanwhile, and the cgroup with it
                 pass
             signal_all(self.list_pids(path))
             with contextlib.suppress(NotFound):
-                await self.thaw(path)
-        if not await wait_until_empty(self, path, timeout_s, killing=True):
-            left = ", ".join(map(str, self.list_pids(path)[:8]))
-            raise HostError(f"cgroup {path}: processes {left} did not die within {timeout_s:g} s of SIGKILL")
+                yield from self.thawing(path)
+        yield from self._emptying(path, timeout_s)
 
     # --- observation ------------------------------------------------------------------------------
 
     def read_stats(self, path: str) -> Stats:
         if not any(os.path.isdir(directory) for directory in self._directories(path)):
             raise NotFound(f"cgroup {path} does not exist: the container is not running")
-        return Stats(cpu=self._cpu(path), memory=self._memory(path), pids=self._pids(path), io=self._io(path))
+        return Stats(
+            cpu=self._cpu(path),
+            memory=self._memory(path),
+            pids=self._pids(path),
+            io=self._io(path),
+            huge_pages=self._huge_pages(path),
+            rdma=parse_rdma(self._file("rdma", path, "rdma.current")),
+        )
 
     def _file(self, controller: str, path: str, name: str) -> str:
         if controller not in self.layout.controllers:
@@ -235,6 +264,8 @@ class CgroupsV1(Cgroups):
             periods=throttling.get("nr_periods", 0),
             throttled_periods=throttling.get("nr_throttled", 0),
             throttled_ns=throttling.get("throttled_time", 0),
+            bursts=throttling.get("nr_bursts", 0),
+            burst_ns=throttling.get("burst_time", 0),
         )
 
     def _memory(self, path: str) -> MemoryStats:
@@ -244,6 +275,8 @@ class CgroupsV1(Cgroups):
             limit_bytes=parse_number(self._file("memory", path, "memory.limit_in_bytes")),
             failures=parse_number(self._file("memory", path, "memory.failcnt")),
             oom_kills=parse_flat(self._file("memory", path, "memory.oom_control")).get("oom_kill", 0),
+            swap_usage_bytes=parse_number(self._file("memory", path, "memory.memsw.usage_in_bytes")),
+            swap_limit_bytes=parse_number(self._file("memory", path, "memory.memsw.limit_in_bytes")),
             stat=parse_flat(self._file("memory", path, "memory.stat")),
         )
 
@@ -260,10 +293,24 @@ class CgroupsV1(Cgroups):
             operations_recursive=parse_blkio(self._file("blkio", path, f"{prefix}.io_serviced_recursive")),
         )
 
+    def _huge_pages(self, path: str) -> dict[str, HugePageStats]:
+        if "hugetlb" not in self.layout.controllers:
+            return {}
+        directory = self.layout.directory("hugetlb", path.strip("/"))
+        return huge_page_stats(
+            list_files(directory),
+            lambda name: read_file(f"{directory}/{name}"),
+            "usage_in_bytes",
+            "max_usage_in_bytes",
+            "failcnt",
+        )
+
     def watch_oom(self, path: str) -> OomWatch:
         if "memory" not in self.layout.controllers:
             raise Unavailable("OOM events need the memory cgroup, which is not mounted on this host")
-        return _OomWatchV1(self.layout.directory("memory", path))
+        from cove.runtime.cgroups_oom import OomWatchV1
+
+        return OomWatchV1(self.layout.directory("memory", path))
 
     def _directories(self, path: str) -> list[str]:
         path = path.strip("/")
@@ -281,56 +328,16 @@ class CgroupsV1(Cgroups):
         return sorted(found)
 
 
-class _OomWatchV1(OomWatch):
-    """memory.oom_control by cgroup.event_control and an eventfd(2) (cgroup-v1/memory.rst of the kernel).
-
-    The counter goes up by one each time memory runs out, before the kill, and by one more when the cgroup is
-    removed: that one is taken off.
-    """
-
-    def __init__(self, directory: str) -> None:
-        self._control = f"{directory}/memory.oom_control"
-        self._signals = self._told = 0
-        self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        try:
-            control = os.open(self._control, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                write_file(f"{directory}/cgroup.event_control", f"{self._event} {control}")
-            finally:
-                os.close(control)
-        except FileNotFoundError:
-            self.close()
-            raise NotFound(f"cgroup {directory} does not exist: start the container first") from None
-        except OSError as error:
-            self.close()
-            raise HostError(f"cgroup {directory}: no OOM events: {error.strerror}") from None
-
-    def fileno(self) -> int:
-        return self._event
-
-    def take(self) -> bool:
-        try:
-            self._signals += os.eventfd_read(self._event)
-        except BlockingIOError:
-            pass
-        # looked at after the counter: a removal in between makes us tell later, never wrongly
-        happened = self._signals if os.path.exists(self._control) else self._signals - 1
-        before, self._told = self._told, max(happened, self._told)
-        return self._told > before
-
-    def close(self) -> None:
-        if self._event >= 0:
-            os.close(self._event)
-            self._event = -1
-
-
 def _fill_cpuset(directory: str) -> None:
-    """A new cpuset is empty and takes no process; children made later are to be like their parent."""
+    """A new cpuset is empty and takes no process: it gets its parent's processors and nodes."""
     outer = os.path.dirname(directory)
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        if not read_file(f"{directory}/{name}").strip():
+            _write_cpuset(directory, name, read_file(f"{outer}/{name}").strip())
+
+
+def _write_cpuset(directory: str, name: str, value: str) -> None:
     try:
-        write_file(f"{directory}/cgroup.clone_children", "1")
-        for name in ("cpuset.cpus", "cpuset.mems"):
-            if not read_file(f"{directory}/{name}").strip():
-                write_file(f"{directory}/{name}", read_file(f"{outer}/{name}").strip())
+        write_file(f"{directory}/{name}", value)
     except OSError as error:
-        raise HostError(f"can't prepare cgroup {directory}: {error.strerror}") from None
+        raise HostError(f"can't prepare cgroup {directory}: {name}: {error.strerror}") from None

@@ -6,39 +6,56 @@ processes" rule, cgroups(7)).
 
 from __future__ import annotations
 
-import asyncio
-import ctypes
 import errno
 import os
+import time
+from collections.abc import Iterable
 from dataclasses import replace
 
 import msgspec.structs
 
-from cove.model.errors import HostError, NotFound, Unavailable
+from cove.model.errors import HostError, Invalid, NotFound, Unavailable
 from cove.runtime import oci
-from cove.runtime.cgroups import (
-    Cgroups,
-    OomWatch,
+from cove.runtime.cgroups import Cgroups, Waits
+from cove.runtime.cgroups_devices import effective_rules, is_unrestricted, v2_program
+from cove.runtime.cgroups_files import (
+    list_files,
     make_directory,
     read_file,
     signal_all,
-    wait_until_empty,
     write_file,
-    write_limit,
+    write_limits,
 )
 from cove.runtime.cgroups_stats import (
     CpuStats,
+    HugePageStats,
     MemoryStats,
     PidsStats,
     Stats,
+    huge_page_stats,
     parse_flat,
     parse_io_stat,
     parse_number,
+    parse_pressure,
+    parse_rdma,
 )
 from cove.runtime.facts import check_parent
-from cove.runtime.plan_cgroups import limit_writes
+from cove.runtime.plan_limits import limit_writes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cove.runtime.cgroups_oom import OomWatch
 
 _CONTROLLERS = ("cpu", "cpuset", "io", "memory", "pids")
+_ALWAYS_WRITABLE = (
+    "cpu",
+    "cpuset",
+    "io",
+    "memory",
+    "pids",
+    "hugetlb",
+    "rdma",
+)  # what limits name, there or not
 
 # feature -> a file of a child cgroup
 _FEATURE_FILES = {
@@ -76,28 +93,50 @@ class CgroupsV2(Cgroups):
 
     def ensure_parent(self, parent: str) -> None:
         directory = self.layout.root
-        self._delegate(directory)
+        self._delegate(directory, _CONTROLLERS)
         for part in check_parent(parent).split("/"):
             directory = f"{directory}/{part}"
             make_directory(directory)
-            self._delegate(directory)
+            if not self._delegate(directory, _CONTROLLERS):
+                raise HostError(
+                    f"cgroup {directory} has processes of its own, so it can't be a parent: move them to a "
+                    "cgroup below it, or use another --cgroup-parent"
+                )
 
-    def _delegate(self, directory: str) -> None:
-        """Enable the controllers for the cgroups below; one at a time, as one refused refuses all."""
+    def _make_way(self, path: str, made: list[str]) -> None:
+        """All controllers there are, for what the container may ask for later. What can't be enabled above a cgroup
+        (which has processes of its own, say) is missed when a limit needs it."""
+        directory = self.layout.root
+        for part in path.strip("/").split("/"):
+            self._delegate(directory, read_file(f"{directory}/cgroup.controllers").split())
+            directory = f"{directory}/{part}"
+            if make_directory(directory):
+                made.append(directory)
+            kind = read_file(f"{directory}/cgroup.type").strip()
+            if kind in ("domain invalid", "threaded"):
+                raise Invalid(
+                    f"linux.cgroupsPath: {directory} is {kind}, it takes threads only: name a path that isn't below a "
+                    "threaded cgroup (cgroups(7), cgroup.type)"
+                )
+
+    def _delegate(self, directory: str, controllers: Iterable[str]) -> bool:
+        """Enable controllers for the cgroups below; one at a time, as one refused refuses all. False when processes
+        of its own forbid it; the limits that need others that are refused are reported as missing."""
         have = read_file(f"{directory}/cgroup.subtree_control").split()
         available = read_file(f"{directory}/cgroup.controllers").split()
-        for controller in _CONTROLLERS:
+        for controller in controllers:
             if controller not in available or controller in have:
                 continue
             try:
                 write_file(f"{directory}/cgroup.subtree_control", f"+{controller}")
             except OSError as error:
                 if error.errno == errno.EBUSY and directory != self.layout.root:
-                    raise HostError(
-                        f"cgroup {directory} has processes of its own, so it can't be a parent: move them to a "
-                        "cgroup below it, or use another --cgroup-parent"
-                    ) from None
-                # the limits that need this controller are reported as missing
+                    return False
+        return True
+
+    def _directory_of(self, path: str) -> dict[str, str]:
+        directory = f"{self.layout.root}/{path.strip('/')}"
+        return dict.fromkeys(("cgroup", *self.layout.controllers, *_ALWAYS_WRITABLE), directory)
 
     # --- limits and processes ---------------------------------------------------------------------
 
@@ -107,40 +146,50 @@ class CgroupsV2(Cgroups):
         if memory is not None and memory.swap is not None and memory.limit is None:
             # swap is given together with memory, and written without: it takes the limit that holds
             limit = parse_number(read_file(f"{directory}/memory.max")) or -1
-            kept = msgspec.structs.replace(memory, limit=limit)
-            resources = msgspec.structs.replace(resources, memory=kept)
-        for write in limit_writes(self.layout, resources):
-            write_limit(f"{directory}/{write.file}", write.value, optional=write.optional)
+            memory = msgspec.structs.replace(memory, limit=limit)
+            resources = msgspec.structs.replace(resources, memory=memory)
+        if memory is not None and memory.check_before_update and memory.limit is not None:
+            used = parse_number(read_file(f"{directory}/memory.current"))
+            if 0 < memory.limit < used:
+                raise Invalid(
+                    f"linux.resources.memory.limit: {memory.limit} is less than the {used} bytes in use: give more, or "
+                    "leave checkBeforeUpdate out to have the container's processes reclaimed from or killed"
+                )
+        write_limits(self._directory_of(path), limit_writes(self.layout, resources))
+        if resources.devices:
+            from cove.runtime.cgroups_bpf import replace_programs
 
-    async def freeze(self, path: str, timeout_s: float = 10.0) -> None:
+            rules = effective_rules(resources.devices)
+            replace_programs(directory, None if is_unrestricted(rules) else v2_program(rules))
+
+    def freezing(self, path: str, timeout_s: float = 10.0) -> Waits:
         try:
-            await self._set_frozen(path, True, timeout_s)
+            yield from self._set_frozen(path, True, timeout_s)
         except HostError:
             write_file(f"{self._existing(path)}/cgroup.freeze", "0")
             raise
 
-    async def thaw(self, path: str, timeout_s: float = 10.0) -> None:
-        await self._set_frozen(path, False, timeout_s)
+    def thawing(self, path: str, timeout_s: float = 10.0) -> Waits:
+        yield from self._set_frozen(path, False, timeout_s)
 
-    async def _set_frozen(self, path: str, frozen: bool, timeout_s: float) -> None:
+    def _set_frozen(self, path: str, frozen: bool, timeout_s: float) -> Waits:
         directory = self._existing(path)
-        loop = asyncio.get_running_loop()
-        deadline, delay_s = loop.time() + timeout_s, 0.0005
+        deadline, delay_s = time.monotonic() + timeout_s, 0.0005
         try:
             write_file(f"{directory}/cgroup.freeze", str(int(frozen)))
         except OSError as error:
             raise HostError(f"cgroup {directory}: can't be frozen or thawed: {error.strerror}") from None
         while parse_flat(read_file(f"{directory}/cgroup.events")).get("frozen") != int(frozen):
-            if loop.time() >= deadline:
+            if time.monotonic() >= deadline:
                 done = "frozen" if frozen else "thawed"
                 raise HostError(f"cgroup {path}: not all processes were {done} within {timeout_s:g} s")
-            await asyncio.sleep(delay_s)
+            yield delay_s
             delay_s = min(delay_s * 2, 0.05)
 
     def is_frozen(self, path: str) -> bool:
         return read_file(f"{self.layout.root}/{path.strip('/')}/cgroup.freeze").strip() == "1"
 
-    async def kill(self, path: str, timeout_s: float = 10.0) -> None:
+    def killing(self, path: str, timeout_s: float = 10.0) -> Waits:
         directory = f"{self.layout.root}/{path.strip('/')}"
         if not self.list_pids(path):
             return
@@ -148,9 +197,7 @@ class CgroupsV2(Cgroups):
             write_file(f"{directory}/cgroup.kill", "1")  # Linux 5.14
         except OSError:
             signal_all(self.list_pids(path))
-        if not await wait_until_empty(self, path, timeout_s, killing=True):
-            left = ", ".join(map(str, self.list_pids(path)[:8]))
-            raise HostError(f"cgroup {path}: processes {left} did not die within {timeout_s:g} s of SIGKILL")
+        yield from self._emptying(path, timeout_s)
 
     # --- observation ------------------------------------------------------------------------------
 
@@ -172,6 +219,9 @@ class CgroupsV2(Cgroups):
                 periods=cpu.get("nr_periods", 0),
                 throttled_periods=cpu.get("nr_throttled", 0),
                 throttled_ns=cpu.get("throttled_usec", 0) * 1000,
+                bursts=cpu.get("nr_bursts", 0),
+                burst_ns=cpu.get("burst_usec", 0) * 1000,
+                pressure=parse_pressure(read_file(f"{directory}/cpu.pressure")),
             ),
             memory=MemoryStats(
                 usage_bytes=parse_number(read_file(f"{directory}/memory.current")),
@@ -179,58 +229,37 @@ class CgroupsV2(Cgroups):
                 limit_bytes=parse_number(read_file(f"{directory}/memory.max")),
                 failures=events.get("max", 0),
                 oom_kills=events.get("oom_kill", 0),
+                swap_usage_bytes=parse_number(read_file(f"{directory}/memory.swap.current")),
+                swap_limit_bytes=parse_number(read_file(f"{directory}/memory.swap.max")),
                 stat=parse_flat(read_file(f"{directory}/memory.stat")),
+                pressure=parse_pressure(read_file(f"{directory}/memory.pressure")),
             ),
             pids=PidsStats(
                 current=parse_number(read_file(f"{directory}/pids.current")),
                 limit=parse_number(read_file(f"{directory}/pids.max")),
             ),
-            io=parse_io_stat(read_file(f"{directory}/io.stat")),
+            io=msgspec.structs.replace(
+                parse_io_stat(read_file(f"{directory}/io.stat")),
+                pressure=parse_pressure(read_file(f"{directory}/io.pressure")),
+            ),
+            huge_pages=self._huge_pages(directory),
+            rdma=parse_rdma(read_file(f"{directory}/rdma.current")),
+        )
+
+    def _huge_pages(self, directory: str) -> dict[str, HugePageStats]:
+        if "hugetlb" not in self.layout.controllers:
+            return {}
+        return huge_page_stats(
+            list_files(directory), lambda name: read_file(f"{directory}/{name}"), "current", "", "events"
         )
 
     def watch_oom(self, path: str) -> OomWatch:
         events = f"{self._existing(path)}/memory.events"
         if not os.path.exists(events):
             raise Unavailable("OOM events need the memory controller, which this host's cgroups don't have")
-        return _OomWatchV2(events)
+        from cove.runtime.cgroups_oom import OomWatchV2
+
+        return OomWatchV2(events)
 
     def _directories(self, path: str) -> list[str]:
         return [f"{self.layout.root}/{path.strip('/')}"]
-
-
-_IN_MODIFY = 0x2
-_IN_NONBLOCK, _IN_CLOEXEC = os.O_NONBLOCK, os.O_CLOEXEC
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-class _OomWatchV2(OomWatch):
-    """memory.events is "modified" when one of its numbers grows (cgroup-v2.rst of the kernel): inotify(7)."""
-
-    def __init__(self, events: str) -> None:
-        self._events = events
-        self._inotify = _libc.inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC)
-        if self._inotify < 0 or _libc.inotify_add_watch(self._inotify, os.fsencode(events), _IN_MODIFY) < 0:
-            number = ctypes.get_errno()
-            self.close()
-            raise HostError(f"no OOM events of {events}: {os.strerror(number)}")
-        self._seen = self._kills()
-
-    def _kills(self) -> int:
-        return parse_flat(read_file(self._events)).get("oom_kill", 0)
-
-    def fileno(self) -> int:
-        return int(self._inotify)
-
-    def take(self) -> bool:
-        try:
-            while os.read(self._inotify, 4096):
-                pass
-        except BlockingIOError:
-            pass
-        before, self._seen = self._seen, max(self._kills(), self._seen)
-        return self._seen > before
-
-    def close(self) -> None:
-        if self._inotify >= 0:
-            os.close(self._inotify)
-            self._inotify = -1

@@ -27,15 +27,14 @@ from cove.runtime.cgroups_devices import (
 from cove.runtime.cgroups_limits import (
     FEATURES,
     check_resources,
-    io_weight_of_blkio,
     missing_features,
     parse_set,
     plan_resources,
-    weight_of_shares,
 )
 from cove.runtime.cgroups_stats import parse_blkio, parse_flat, parse_io_stat, parse_number, parse_proc_stat
 from cove.runtime.facts import Layout, check_parent
-from cove.runtime.plan_cgroups import NO_RESOURCES, limit_writes, plan_cgroup
+from cove.runtime.plan_cgroups import NO_RESOURCES, plan_cgroup
+from cove.runtime.plan_limits import io_weight_of_blkio, limit_writes, weight_of_shares
 from cove.runtime.steps import AttachDeviceProgram
 from tests.unit.runtime_samples import LAYOUT_V1, LAYOUT_V2
 
