@@ -6,7 +6,7 @@ field; unknown fields are passed over when reading, as the specification demands
 tuples, so that constant parts are shared between containers and can be cache keys.
 
 `parse_config` answers for shape, ranges and version; what must fit together is for oci_check.py, and what this
-host lacks for oci_host.py. Text comes from outside; a `Config` that the daemon makes itself is checked by its maker.
+host lacks for host_check.py. Text comes from outside; a `Config` that the daemon makes itself is checked by its maker.
 """
 
 from __future__ import annotations

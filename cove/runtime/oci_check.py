@@ -1,6 +1,6 @@
 """What must fit together in a config.json: combinations that no kernel could execute, and words that nobody knows.
 
-Pure. `oci.parse_config` has answered for types and ranges before; what this host lacks is oci_host.py's. The rules
+Pure. `oci.parse_config` has answered for types and ranges before; what this host lacks is host_check.py's. The rules
 are those of the OCI runtime-spec, of the man pages that each check names, and, where these are silent, runc's
 (libcontainer/configs/validate). A refusal names the field by its JSON path, the rule, and a value that works.
 """

@@ -73,7 +73,7 @@ def _check_namespaces(namespaces: Sequence[oci.Namespace]) -> dict[str, oci.Name
 
 
 def _check_user_namespace(linux: oci.Linux, kinds: dict[str, oci.Namespace]) -> None:
-    """user_namespaces(7). Mappings beside a path describe the namespace that is joined (oci_host.py compares)."""
+    """user_namespaces(7). Mappings beside a path describe the namespace that is joined (host_check.py compares)."""
     user = kinds.get("user")
     both = (("uidMappings", linux.uid_mappings), ("gidMappings", linux.gid_mappings))
     for name, mappings in both:

@@ -18,8 +18,8 @@ from cove.model.errors import CoveError, Invalid, Unavailable
 from cove.runtime import oci
 from cove.runtime.default_spec import default_spec
 from cove.runtime.features import features
+from cove.runtime.host_check import check_host
 from cove.runtime.oci_check import check_config
-from cove.runtime.oci_host import check_host
 from tests.unit.runtime_samples import HOST_V1
 
 Change = Callable[[dict[str, Any]], object]
