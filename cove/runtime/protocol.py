@@ -9,7 +9,8 @@ of an earlier release may still run, so a number is never given another meaning.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+
+import msgspec
 
 MAX_MESSAGE = 160 * 1024  # below the kernel's default socket buffer (net.core.wmem_default, 208 KiB)
 MAX_SLOTS = 64
@@ -38,26 +39,33 @@ _RESIZE = struct.Struct("<IIII")
 _ANSWER = struct.Struct("<IIIIII")
 _FAILED = struct.Struct("<IIIIi")
 _STARTED = struct.Struct("<III")
+_STATUS = struct.Struct("<Ii")
 _DONE = struct.Struct("<IIi")
 _STATE = struct.Struct("<IIIIQ")
 _EXITED = struct.Struct("<IIIIQQ")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
+class Start(msgspec.Struct, frozen=True, kw_only=True):
     """The first message. Beside it: the plan (memfd), the state directory, the listening control
-    socket, the log directory (unless the driver is none), then the slots."""
+    socket, the log directory (unless the driver is none), then the slots.
+
+    With `mode` DETACHED_MODE: the plan and the slots only, no log and no attaches. Then the process is a child of
+    whoever started the supervisor, in a session of its own, and keeps that one's 0, 1 and 2 unless it has a
+    terminal; the supervisor ends once it has sent Started. That one gets a second child, which has ended, by a SetNs
+    of `before`, and by one of `child` that joins a pid namespace: the process is then the one of Started, and the
+    one of Cloned has ended.
+    """
 
     plan_size: int
-    log_max_bytes: int
-    log_max_files: int
-    log_driver: int
+    log_max_bytes: int = 0
+    log_max_files: int = 0
+    log_driver: int = 0
     terminal: bool
-    stdin: bool
-    stdin_once: bool
+    stdin: bool = False
+    stdin_once: bool = False
     slots: int
-    attaches: int  # that many Attach messages follow at once
-    mode: int = SUPERVISE  # DETACHED_MODE: beside it come the plan and the slots alone
+    attaches: int = 0  # that many Attach messages follow at once
+    mode: int = SUPERVISE
 
     def encode(self) -> bytes:
         return _START.pack(
@@ -91,6 +99,23 @@ def encode_simple(kind: int, ident: int) -> bytes:
     return _HEAD.pack(kind, ident)
 
 
+def encode_go(text: bytes) -> bytes:
+    """What starts a held process, written to its FIFO `go`; `text` and errors as with encode_continue."""
+    _check_text(text)
+    return len(text).to_bytes(4, "little") + text
+
+
+def decode_status(data: bytes) -> tuple[int, int] | None:
+    """What a held process wrote to its FIFO `status` before it was closed: None when it was executed, or the
+    index of the child's step that failed and an errno. Raises ValueError for anything else."""
+    if not data:
+        return None
+    if len(data) != _STATUS.size:
+        raise ValueError(f"malformed status of {len(data)} bytes from a process")
+    index, errno = _STATUS.unpack(data)
+    return index, errno
+
+
 def encode_resolved(uid: int, gid: int, groups: tuple[int, ...], env: tuple[str, ...]) -> bytes:
     """The answer to RESOLVE. Raises ValueError, naming the limit, when it's too large to apply."""
     if len(groups) > MAX_GROUPS:
@@ -106,26 +131,30 @@ def encode_resolved(uid: int, gid: int, groups: tuple[int, ...], env: tuple[str,
 
 
 def encode_continue(text: bytes) -> bytes:
-    """The answer to PAUSED; `text` is the input of later RunHook steps. Raises ValueError when it is too long."""
-    if len(text) > MAX_HOOK_INPUT:
-        raise ValueError(f"the input of hooks takes {len(text)} bytes, at most {MAX_HOOK_INPUT} are possible")
+    """The answer to PAUSED; `text` is the input of later RunHook steps. (UNRESOLVED is the other answer: the step
+    fails with ECANCELED.) Raises ValueError, naming the limit, when it is too long."""
+    _check_text(text)
     return _HEAD.pack(CONTINUE, 0) + text
 
 
-@dataclass(frozen=True, slots=True)
-class Resolve:
+def _check_text(text: bytes) -> None:
+    if len(text) > MAX_HOOK_INPUT:
+        raise ValueError(
+            f"the state for hooks takes {len(text)} bytes, at most {MAX_HOOK_INPUT} are possible"
+        )
+
+
+class Resolve(msgspec.Struct, frozen=True):
     """Look the user up; beside it: a descriptor (O_PATH) of the container's root."""
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(msgspec.Struct, frozen=True):
     """The process has been executed; beside it: its pidfd."""
 
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(msgspec.Struct, frozen=True):
     """A step failed, and what was made is undone. `errno` is a positive number."""
 
     section: str
@@ -133,8 +162,7 @@ class Failed:
     errno: int
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True):
     """The plan didn't pass the check; nothing was run."""
 
     section: str
@@ -142,23 +170,20 @@ class Refused:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(msgspec.Struct, frozen=True):
     """The answer to a request: 0 or an errno."""
 
     ident: int
     errno: int
 
 
-@dataclass(frozen=True, slots=True)
-class Detached:
+class Detached(msgspec.Struct, frozen=True):
     """The client of that Attach typed its detach keys."""
 
     ident: int
 
 
-@dataclass(frozen=True, slots=True)
-class StateReport:
+class StateReport(msgspec.Struct, frozen=True):
     """The answer to QUERY; beside it: pidfds of the supervisor and of the process."""
 
     pid: int
@@ -166,35 +191,30 @@ class StateReport:
     log_dropped_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Exited:
+class Exited(msgspec.Struct, frozen=True):
     exit_code: int
     oom_killed: bool
     finished_ns: int
     log_dropped_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Cloned:
+class Cloned(msgspec.Struct, frozen=True):
     """The child exists and runs its steps; beside it: its pidfd."""
 
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
-class Paused:
+class Paused(msgspec.Struct, frozen=True):
     """The child has reached the Pause step with that index, and waits for CONTINUE or UNRESOLVED."""
 
     index: int
 
 
-@dataclass(frozen=True, slots=True)
-class Master:
+class Master(msgspec.Struct, frozen=True):
     """Detached mode: the terminal has been made; beside it: its master."""
 
 
-@dataclass(frozen=True, slots=True)
-class Listener:
+class Listener(msgspec.Struct, frozen=True):
     """The filter has been installed; beside it: its listener (seccomp_unotify(2))."""
 
 

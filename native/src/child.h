@@ -16,8 +16,10 @@ int wait_for_go(struct context *context);
 /* The last preparations for execve(2), before a system call filter can forbid them. Once. */
 int prepare_exec(struct context *context);
 
-/* The parent-death signal is lost at changes of identity: ask for it (again). */
+/* The parent-death signal is lost at changes of identity: ask for it (again). A detached process outlives its
+ * supervisor, so there it has none. */
 int die_with_parent(void);
+int die_with_supervisor(const struct context *context);
 
 /* When a pid namespace is joined: split off the process that lives there; returns in it alone. */
 int split_off(struct context *context);
@@ -26,6 +28,15 @@ int split_off(struct context *context);
  * can do nothing else; and its mount with MOUNT_ATTR_* at a place. A descriptor, 0, or -errno. */
 int open_joined_proc(int namespace);
 int mount_joined_proc(int context, int target, unsigned int attributes);
+
+/* Close every descriptor above 2 but these; each is -1 or above 2. */
+int close_others(int a, int b, int c);
+
+/* Look a program up as the exec will: 0, or why it can't be executed. */
+int find_program(const char *name, const char *path);
+
+/* The signal mask and the actions of signals as a program expects them. */
+int reset_signals(void);
 
 /* With `init`: split off the process to be executed; returns in it alone. */
 int become_init(struct context *context);

@@ -63,14 +63,32 @@ static void own_null(struct context *c)
 		dup2(fd, 0);
 }
 
+int close_others(int a, int b, int c)
+{
+	int keep[3] = { a, b, c }, from = 3, r = 0;
+
+	for (int i = 0; i < 3; i++)
+		for (int j = i + 1; j < 3; j++)
+			if (keep[j] < keep[i]) {
+				int swapped = keep[i];
+
+				keep[i] = keep[j];
+				keep[j] = swapped;
+			}
+	for (int i = 0; i < 3 && r == 0; i++) {
+		if (keep[i] > from)
+			r = sys_close_range((unsigned int)from, (unsigned int)keep[i] - 1, 0);
+		if (keep[i] >= from)
+			from = keep[i] + 1;
+	}
+	return r < 0 ? r : sys_close_range((unsigned int)from, ~0u, 0);
+}
+
 /* Who is split off shows itself to strangers before its exec: it must hold nothing but its own. */
 static int leave_nothing(struct context *c)
 {
-	unsigned int sync = (unsigned int)c->sync;
-	int r = sync > 3 ? sys_close_range(3, sync - 1, 0) : 0;
+	int r = close_others(c->sync, c->go, c->status);
 
-	if (r == 0)
-		r = sys_close_range(sync + 1, ~0u, 0);
 	if (r == 0 && madvise(c->born, sizeof(*c->born), MADV_DONTFORK) < 0)
 		r = -errno;
 	return r;
@@ -92,7 +110,7 @@ int wait_for_go(struct context *c)
 }
 
 /* posix_spawn(3) has reset all signals but those the C library keeps for itself, which it left ignored. */
-static void reset_internal_signals(void)
+int reset_signals(void)
 {
 	static const struct {
 		void *handler;
@@ -100,15 +118,16 @@ static void reset_internal_signals(void)
 		void *restorer;
 		uint64_t mask;
 	} initial;
+	uint64_t none = 0;
 
 	for (int signo = 32; signo < 35; signo++)
 		syscall(SYS_rt_sigaction, signo, &initial, NULL, sizeof(initial.mask));
+	return (int)checked(syscall(SYS_rt_sigprocmask, SIG_SETMASK, &none, NULL, sizeof(none)));
 }
 
 int prepare_exec(struct context *c)
 {
 	struct sync_message message = { .type = SYNC_EXEC };
-	uint64_t none = 0;
 	int r;
 
 	if (c->exec_ready)
@@ -117,7 +136,6 @@ int prepare_exec(struct context *c)
 	r = wait_for_go(c);
 	if (r < 0)
 		return r;
-	reset_internal_signals();
 	if (!c->has_stdin)
 		own_null(c);
 	if (!c->umask_set)
@@ -130,9 +148,7 @@ int prepare_exec(struct context *c)
 	if (r < 0)
 		return r;
 	r = send_message(c->sync, &message, sizeof(message), NULL, 0);
-	if (r < 0)
-		return r;
-	return (int)checked(syscall(SYS_rt_sigprocmask, SIG_SETMASK, &none, NULL, sizeof(none)));
+	return r < 0 ? r : reset_signals();
 }
 
 static const char *find_variable(char *const *env, const char *name)
@@ -145,38 +161,64 @@ static const char *find_variable(char *const *env, const char *name)
 	return NULL;
 }
 
+/* What to do with each file that the name may mean: -errno, or 0 when it is the one. */
+typedef int attempt(const char *file, char *const *args, char *const *env);
+
 /* As execvpe(3), but an unknown format is reported instead of handed to a shell, and an empty part of
- * PATH isn't the working directory. Returns only in failure. */
-static int execute(char *const *args, char *const *env)
+ * PATH isn't the working directory. */
+static int search(const char *name, const char *path, attempt *try, char *const *args, char *const *env)
 {
-	const char *path = find_variable(env, "PATH");
-	size_t name = strlen(args[0]);
+	size_t size = strlen(name);
 	char candidate[PATH_MAX];
 	int result = -ENOENT;
 
-	if (strchr(args[0], '/')) {
-		execve(args[0], args, env);
-		return -errno;
-	}
+	if (strchr(name, '/'))
+		return try(name, args, env);
 	if (!path || !*path)
 		path = DEFAULT_PATH;
 	for (;;) {
 		size_t length = strcspn(path, ":");
 
-		if (length && length + 1 + name < sizeof(candidate)) {
+		if (length && length + 1 + size < sizeof(candidate)) {
+			int r;
+
 			memcpy(candidate, path, length);
 			candidate[length] = '/';
-			memcpy(candidate + length + 1, args[0], name + 1);
-			execve(candidate, args, env);
-			if (errno == EACCES)
-				result = -EACCES;
-			else if (errno != ENOENT && errno != ENOTDIR)
-				return -errno;
+			memcpy(candidate + length + 1, name, size + 1);
+			r = try(candidate, args, env);
+			if (r == -EACCES)
+				result = r;
+			else if (r != -ENOENT && r != -ENOTDIR)
+				return r;
 		}
 		if (!path[length])
 			return result;
 		path += length + 1;
 	}
+}
+
+static int execute(const char *file, char *const *args, char *const *env)
+{
+	execve(file, args, env);
+	return -errno;
+}
+
+static int look_at(const char *file, char *const *args, char *const *env)
+{
+	struct stat st;
+
+	(void)args;
+	(void)env;
+	if (stat(file, &st) < 0)
+		return -errno;
+	if (!S_ISREG(st.st_mode))
+		return -EACCES;
+	return (int)checked(syscall(SYS_faccessat2, AT_FDCWD, file, X_OK, AT_EACCESS));
+}
+
+int find_program(const char *name, const char *path)
+{
+	return search(name, path, look_at, NULL, NULL);
 }
 
 int split_off(struct context *c)
@@ -190,11 +232,14 @@ int split_off(struct context *c)
 		return child;
 	if (child)
 		_exit(0);
-	die_with_parent();
+	c->joins_pid = false; /* done */
+	die_with_supervisor(c);
 	/* if the supervisor was killed before that, the signal never comes */
 	if (recv(c->sync, &peeked, sizeof(peeked), MSG_PEEK | MSG_DONTWAIT) == 0)
 		_exit(127);
-	if (c->wants_terminal && (setsid() < 0 || ioctl(0, TIOCSCTTY, 0) < 0))
+	if ((c->wants_terminal || c->detached) && setsid() < 0)
+		return -errno;
+	if (c->wants_terminal && ioctl(0, TIOCSCTTY, 0) < 0)
 		return -errno;
 	return 0;
 }
@@ -275,5 +320,5 @@ int run_exec(const struct value *v, struct context *c)
 	for (uint32_t i = 0; i < c->identity.env_count; i++)
 		env[count++] = c->identity.env[i]; /* plan.c left room for MAX_ENV_ADDITIONS */
 	env[count] = NULL;
-	return execute(v[0].list, env);
+	return search(v[0].list[0], find_variable(env, "PATH"), execute, v[0].list, env);
 }

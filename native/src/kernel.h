@@ -14,10 +14,14 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #ifndef AT_RECURSIVE
 #define AT_RECURSIVE 0x8000
+#endif
+#ifndef P_PIDFD
+#define P_PIDFD 3
 #endif
 #ifndef MNT_DETACH
 #define MNT_DETACH 2
@@ -101,6 +105,11 @@ static inline int sys_close_range(unsigned int first, unsigned int last, unsigne
 static inline int sys_pidfd_open(pid_t pid)
 {
 	return (int)checked(syscall(SYS_pidfd_open, pid, 0));
+}
+
+static inline int sys_pidfd_getfd(int pidfd, int fd)
+{
+	return (int)checked(syscall(SYS_pidfd_getfd, pidfd, fd, 0));
 }
 
 static inline int sys_pidfd_send_signal(int pidfd, int signo)

@@ -3,7 +3,7 @@
  * as descriptor 3, every signal blocked, and in a session of its own; it outlives the daemon.
  *
  * Signals stay blocked for good: nothing but SIGKILL ends a supervisor, and the process's end comes
- * by its pidfd.
+ * by its pidfd. Of a detached process it is just the midwife: once that is executed, or held, it ends.
  */
 #include <signal.h>
 #include <sys/prctl.h>
@@ -32,6 +32,7 @@ int main(void)
 	controls_init(s);
 	if (streams_init(&s->streams) < 0 || receive_start(s) < 0 || start_process(s) < 0)
 		return 1;
-	supervise(s);
+	if (!s->context.detached)
+		supervise(s);
 	return 0;
 }

@@ -40,26 +40,6 @@ int open_null(int root)
 	return take(&fd);
 }
 
-int run_set_ns(const struct value *v, struct context *c)
-{
-	int fd = c->slots[v[0].number], r;
-
-	if (c->born && c->wants_proc && (v[1].number & CLONE_NEWPID)) {
-		/* first: whom we clone later is born there */
-		c->proc = open_joined_proc(fd);
-		if (c->proc < 0)
-			return c->proc;
-	}
-	r = sys_setns(fd, (int)v[1].number);
-	if (r == 0 && c->born && (v[1].number & CLONE_NEWPID))
-		c->joins_pid = true; /* which setns(2) does for children alone */
-
-	/* the root may have been that of the namespace we left */
-	if (r == 0 && (v[1].number & CLONE_NEWNS))
-		close_fd(&c->root);
-	return r;
-}
-
 int run_propagate(const struct value *v, struct context *c)
 {
 	(void)c;
@@ -151,16 +131,6 @@ int run_bind(const struct value *v, struct context *c)
 int run_attach_tree(const struct value *v, struct context *c)
 {
 	return attach_tree(c->slots[v[0].number], &v[1], c);
-}
-
-int run_unshare(const struct value *v, struct context *c)
-{
-	/* The root of a cgroup namespace is the cgroup of whoever makes it: parent steps come before. */
-	int r = v[0].number & CLONE_NEWCGROUP ? wait_for_go(c) : 0;
-
-	if (r < 0)
-		return r;
-	return unshare((int)v[0].number) < 0 ? -errno : 0;
 }
 
 int run_make_dir(const struct value *v, struct context *c)

@@ -12,9 +12,16 @@
 
 static const char *check_set_ns(const struct value *v, enum section section)
 {
-	if (section == BEFORE && v[1].number != CLONE_NEWPID)
-		return "only a pid namespace can be joined before the clone";
+	(void)section;
 	return v[1].number ? NULL : "no namespace is named";
+}
+
+/* The supervisor stays where it is; of these two only its children see anything. */
+static const char *check_unshare(const struct value *v, enum section section)
+{
+	if (section == BEFORE && v[0].number != CLONE_NEWTIME)
+		return "only a time namespace can be made before the clone";
+	return NULL;
 }
 
 static const char *check_program(const struct value *v, enum section section)
@@ -37,6 +44,13 @@ static const char *check_key(const struct value *v, enum section section)
 	if (!v->size || v->text[0] == '/' || strstr(v->text, ".."))
 		return "expected a relative path without .. in it";
 	return NULL;
+}
+
+static const char *check_self(const struct value *v, enum section section)
+{
+	if (section == BEFORE && strcmp(v[0].text, "timens_offsets"))
+		return "only timens_offsets can be written before the clone";
+	return check_key(v, section);
 }
 
 static const char *check_link(const struct value *v, enum section section)
@@ -71,6 +85,18 @@ static const char *check_ids(const struct value *v, enum section section)
 	return v[2].size <= 256 ? NULL : "more than 256 groups";
 }
 
+/* The kernel takes whole words: more processors or nodes than it knows are of no use, but do no harm. */
+static const char *check_mask(const struct value *v, enum section section)
+{
+	(void)section;
+	return v->size && v->size % 8 == 0 && v->size <= 1024 ? NULL : "a mask has 8 to 1024 bytes, whole words";
+}
+
+static const char *check_policy(const struct value *v, enum section section)
+{
+	return v[1].size ? check_mask(&v[1], section) : NULL;
+}
+
 static const struct operation operations[] = {
 	{ MAKE_HOST_DIR, HOST_ONLY, false, "MakeHostDir", "hui", run_make_host_dir, NULL },
 	{ WRITE_HOST, HOST_ONLY, false, "WriteHost", "hsi", run_write_host, NULL },
@@ -95,16 +121,21 @@ static const struct operation operations[] = {
 	{ PIVOT_ROOT, CHILD_ONLY, false, "PivotRoot", "", run_pivot_root, NULL },
 	{ ROOT_READONLY, CHILD_ONLY, false, "RootReadonly", "", run_root_readonly, NULL },
 	{ ROOT_PROPAGATION, CHILD_ONLY, false, "RootPropagation", "u", run_root_propagation, NULL },
-	{ UNSHARE, CHILD_ONLY, false, "Unshare", "u", run_unshare, NULL },
+	{ UNSHARE, CHILD_ONLY | IN(BEFORE), false, "Unshare", "u", run_unshare, check_unshare },
 	{ ATTACH_TREE, CHILD_ONLY, false, "AttachTree", "driuuu", run_attach_tree, NULL },
+	{ ATTACH_ROOT, CHILD_ONLY, false, "AttachRoot", "dh", run_attach_root, NULL },
+	{ CHROOT, CHILD_ONLY, false, "Chroot", "h", run_chroot, NULL },
 
 	{ HOSTNAME, CHILD_ONLY, false, "Hostname", "s", run_hostname, NULL },
 	{ DOMAINNAME, CHILD_ONLY, false, "Domainname", "s", run_domainname, NULL },
 	{ SYSCTL, CHILD_ONLY, false, "Sysctl", "ss", run_sysctl, check_key },
 	{ LINK_UP, CHILD_ONLY, false, "LinkUp", "s", run_link_up, check_link },
-	{ WRITE_SELF, CHILD_ONLY, false, "WriteSelf", "ssi", run_write_self, check_key },
+	{ WRITE_SELF, CHILD_ONLY | IN(BEFORE), false, "WriteSelf", "ssi", run_write_self, check_self },
+	{ BECOME_ROOT, CHILD_ONLY, false, "BecomeRoot", "", run_become_root, NULL },
+	{ PAUSE, CHILD_ONLY, false, "Pause", "s", run_pause, NULL },
+	{ RUN_HOOK, CHILD_ONLY, false, "RunHook", "hllu", run_hook, NULL },
 
-	{ RLIMIT, CHILD_ONLY, false, "Rlimit", "uii", run_rlimit, NULL },
+	{ RLIMIT, CHILD_ONLY | IN(PARENT), false, "Rlimit", "uii", run_rlimit, NULL },
 	{ UMASK, CHILD_ONLY, false, "Umask", "u", run_umask, NULL },
 	{ SESSION_KEYRING, CHILD_ONLY, false, "SessionKeyring", "s", run_session_keyring, NULL },
 	{ TERMINAL, CHILD_ONLY, false, "Terminal", "uuiu", run_terminal, NULL },
@@ -116,6 +147,12 @@ static const struct operation operations[] = {
 	{ SECCOMP, CHILD_ONLY, false, "Seccomp", "bu", run_seccomp, check_program },
 	{ CHDIR, CHILD_ONLY, false, "Chdir", "ri", run_chdir, NULL },
 	{ EXEC, CHILD_ONLY, false, "Exec", "lli", run_exec, check_exec },
+	{ HOLD, CHILD_ONLY, false, "Hold", "ddss", run_hold, NULL },
+	{ AFFINITY, CHILD_ONLY, false, "Affinity", "b", run_affinity, check_mask },
+	{ SCHEDULER, CHILD_ONLY, false, "Scheduler", "uiiuiii", run_scheduler, NULL },
+	{ IO_PRIORITY, CHILD_ONLY, false, "IoPriority", "uu", run_io_priority, NULL },
+	{ PERSONALITY, CHILD_ONLY, false, "Personality", "u", run_personality, NULL },
+	{ MEMORY_POLICY, CHILD_ONLY, false, "MemoryPolicy", "ub", run_memory_policy, check_policy },
 };
 
 const struct operation *find_operation(uint32_t kind)

@@ -35,6 +35,12 @@ enum kind {
 	SYSCTL = 34,
 	LINK_UP = 35,
 	WRITE_SELF = 36,
+	BECOME_ROOT = 37,
+	PAUSE = 38,
+	RUN_HOOK = 39,
+	ATTACH_ROOT = 40,
+	CHROOT = 41,
+	COPY_UP = 42,
 	RLIMIT = 48,
 	UMASK = 49,
 	SESSION_KEYRING = 50,
@@ -47,6 +53,12 @@ enum kind {
 	SECCOMP = 57,
 	CHDIR = 58,
 	EXEC = 59,
+	HOLD = 60,
+	AFFINITY = 61,
+	SCHEDULER = 62,
+	IO_PRIORITY = 63,
+	PERSONALITY = 64,
+	MEMORY_POLICY = 65,
 };
 
 /* What ResolveUser brought: it replaces the ids of SetIds and adds to the environment of Exec. */
@@ -63,9 +75,12 @@ struct identity {
 /* What steps share. One exists in the supervisor, and the child has a copy of it. */
 struct context {
 	int slots[MAX_SLOTS];
-	pid_t child;      /* parent steps: whom WritePid names */
+	bool detached;    /* the process is a child of whoever started the supervisor, and outlives it */
+	bool unprivileged; /* the supervisor isn't root: of its user namespace, if it lives in one */
+	bool helper_joins; /* before steps: SetNs is left to a helper (clone.c) */
+	pid_t child;      /* parent steps: whom WritePid and Rlimit name; 0 in the child itself */
 	bool oom_killed;  /* exit steps: set by ReadOom */
-	int control;      /* child: the daemon, for ResolveUser */
+	int control;      /* child: the daemon, for ResolveUser and Pause */
 	int sync;         /* child: the supervisor */
 	bool joins_pid;   /* child: the process is to be split off into a pid namespace (see split_off) */
 	bool wants_terminal; /* child: who is split off makes 0 its controlling terminal */
@@ -76,12 +91,18 @@ struct context {
 	int null;         /* child: the root's /dev/null (O_PATH), opened by the first Mask that needs it */
 	int empty;        /* child: the empty directory of Mask, mounted by the first that needs it */
 	bool held;        /* child: the parent steps may not be done yet */
+	int go;           /* child: the FIFOs of Hold, -1 without one */
+	int status;
+	bool released;    /* child: Hold has told the supervisor; what fails from here on goes to `status` */
+	bool keeps_groups; /* child: BecomeRoot found that the user namespace denies setgroups(2) */
 	bool has_stdin;   /* child: 0 is a pipe, or will be the terminal */
 	bool umask_set;
 	bool exec_ready;
 	uint32_t index;   /* of the step that runs */
 	struct identity identity;
 	void *answer;     /* memory for the daemon's answer to ResolveUser, MAX_ANSWER bytes */
+	char *text;       /* memory for the text that came with the last Pause or Hold, MAX_ANSWER bytes */
+	size_t text_size;
 };
 
 typedef int run_step(const struct value *values, struct context *context);
@@ -111,9 +132,10 @@ run_step run_make_host_dir, run_write_host, run_write_pid, run_join_cgroup, run_
 	run_attach_device_program;
 run_step run_set_ns, run_propagate, run_mount_root, run_bind_root, run_mount_in, run_bind, run_make_dir,
 	run_make_node, run_make_symlink, run_mask, run_readonly_path, run_pivot_root, run_root_readonly,
-	run_root_propagation, run_unshare, run_attach_tree;
-run_step run_hostname, run_domainname, run_sysctl, run_link_up, run_write_self;
+	run_root_propagation, run_unshare, run_attach_tree, run_attach_root, run_chroot;
+run_step run_hostname, run_domainname, run_sysctl, run_link_up, run_write_self, run_become_root, run_pause, run_hook;
 run_step run_rlimit, run_umask, run_session_keyring, run_terminal, run_resolve_user, run_set_ids,
-	run_drop_bounding, run_capabilities, run_no_new_privs, run_seccomp, run_chdir, run_exec;
+	run_drop_bounding, run_capabilities, run_no_new_privs, run_seccomp, run_chdir, run_exec, run_hold;
+run_step run_affinity, run_scheduler, run_io_priority, run_personality, run_memory_policy;
 
 #endif

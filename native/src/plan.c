@@ -212,7 +212,7 @@ int plan_decode_section(const void *data, size_t size, uint32_t count, enum sect
 /* What no single step shows: one root, pivoted into once, and one Exec, which is last. */
 static int check_child(const struct steps *child, struct refusal *why)
 {
-	bool root = false, pivoted = false, terminal = false, resolved = false;
+	bool root = false, pivoted = false, terminal = false, resolved = false, hold = false;
 
 	if (!child->count || child->steps[child->count - 1].operation->kind != EXEC)
 		return refuse(why, CHILD, child->count, "the last step of the child must be Exec");
@@ -220,6 +220,7 @@ static int check_child(const struct steps *child, struct refusal *why)
 		switch (child->steps[i].operation->kind) {
 		case MOUNT_ROOT:
 		case BIND_ROOT:
+		case ATTACH_ROOT:
 			if (root)
 				return refuse(why, CHILD, i, "the root is mounted already");
 			root = true;
@@ -238,6 +239,11 @@ static int check_child(const struct steps *child, struct refusal *why)
 			if (resolved)
 				return refuse(why, CHILD, i, "the user is looked up already");
 			resolved = true;
+			break;
+		case HOLD:
+			if (hold)
+				return refuse(why, CHILD, i, "the process is held already");
+			hold = true;
 			break;
 		case EXEC:
 			if (i != child->count - 1)
@@ -296,4 +302,12 @@ int plan_decode(const void *data, size_t size, uint32_t slots, struct arena *are
 	if (r.left)
 		return refuse(why, EXIT, 0, "there is something behind the last section");
 	return check_child(&plan->sections[CHILD], why);
+}
+
+bool has_step(const struct steps *steps, bool (*is_it)(const struct step *step))
+{
+	for (uint32_t i = 0; i < steps->count; i++)
+		if (is_it(&steps->steps[i]))
+			return true;
+	return false;
 }

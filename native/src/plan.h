@@ -43,6 +43,9 @@ struct steps {
 	uint32_t count;
 };
 
+/* Is there such a step among these? */
+bool has_step(const struct steps *steps, bool (*is_it)(const struct step *step));
+
 struct plan {
 	uint64_t clone_flags;
 	const char *cgroup_path; /* "" for none */

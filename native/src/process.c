@@ -29,8 +29,7 @@ int run_rlimit(const struct value *v, struct context *c)
 {
 	uint64_t limit[2] = { v[1].number, v[2].number }; /* struct rlimit64; ~0 is RLIM64_INFINITY */
 
-	(void)c;
-	return (int)checked(syscall(SYS_prlimit64, 0, (unsigned int)v[0].number, limit, NULL));
+	return (int)checked(syscall(SYS_prlimit64, c->child, (unsigned int)v[0].number, limit, NULL));
 }
 
 int run_umask(const struct value *v, struct context *c)
@@ -94,33 +93,89 @@ int run_resolve_user(const struct value *v, struct context *c)
 	return apply_answer(c->answer, (size_t)size, &c->identity);
 }
 
+int run_pause(const struct value *v, struct context *c)
+{
+	struct msg_paused question = { .head = { .type = MSG_PAUSED }, .index = c->index };
+	/* Who isn't root may write the maps of a process only if it could trace it (user_namespaces(7)). */
+	bool open = c->unprivileged && !strcmp(v[0].text, "user");
+	struct msg_head answer;
+	struct iovec parts[2] = { { &answer, sizeof(answer) }, { c->text, MAX_ANSWER } };
+	int r = wait_for_go(c);
+	size_t none = 0;
+	ssize_t size;
+
+	if (r < 0)
+		return r;
+	if (open && prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) < 0)
+		return -errno;
+	/* The supervisor doesn't read its control connection before the exec: the child may use it. */
+	r = send_message(c->control, &question, sizeof(question), NULL, 0);
+	if (r < 0)
+		return r;
+	size = receive_message(c->control, parts, 2, NULL, &none, 0);
+	if (size < 0)
+		return (int)size;
+	if (open && prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
+		return -errno;
+	if (size == 0)
+		return -EPIPE;
+	if ((size_t)size < sizeof(answer) || answer.type != MSG_CONTINUE)
+		return (size_t)size >= sizeof(answer) && answer.type == MSG_UNRESOLVED ? -ECANCELED : -EPROTO;
+	c->text_size = (size_t)size - sizeof(answer);
+	return 0;
+}
+
 int die_with_parent(void)
 {
 	return prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0 ? -errno : 0;
 }
 
-static int set_groups(const struct value *list, const struct identity *identity)
+int die_with_supervisor(const struct context *c)
 {
+	return c->detached ? 0 : die_with_parent();
+}
+
+static int set_groups(const struct value *list, const struct context *c)
+{
+	const struct identity *identity = &c->identity;
 	gid_t groups[256]; /* check_ids: they fit */
 
 	if (identity->resolved)
 		return (int)checked(syscall(SYS_setgroups, (size_t)identity->group_count, identity->groups));
+	if (!list->size && c->keeps_groups)
+		return 0;
 	for (size_t i = 0; i < list->size; i++)
 		groups[i] = (gid_t)strtoul(list->list[i], NULL, 10);
 	return (int)checked(syscall(SYS_setgroups, list->size, groups));
 }
 
-/* The process may reopen /dev/stdout, which leads to our pipe: that needs its owner's rights. */
+/* The process may reopen /dev/stdout, which leads to a pipe: that needs its owner's rights. A pipe that was
+ * inherited may be another's, or of another user namespace: then it can't. */
 static int give_pipes(uid_t uid)
 {
 	for (int fd = 0; fd < 3; fd++) {
 		struct stat st;
 
 		if (fstat(fd, &st) == 0 && S_ISFIFO(st.st_mode) && st.st_uid != uid &&
-		    fchown(fd, uid, (gid_t)-1) < 0)
+		    fchown(fd, uid, (gid_t)-1) < 0 && errno != EPERM && errno != EROFS)
 			return -errno;
 	}
 	return 0;
+}
+
+int run_become_root(const struct value *v, struct context *c)
+{
+	int r = (int)checked(syscall(SYS_setgroups, 0, NULL));
+
+	(void)v;
+	c->keeps_groups = r == -EPERM;
+	if (r == 0 || c->keeps_groups)
+		r = (int)checked(syscall(SYS_setresgid, 0, 0, 0));
+	if (r == 0)
+		r = (int)checked(syscall(SYS_setresuid, 0, 0, 0));
+	if (r == 0 && prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
+		r = -errno;
+	return r < 0 ? r : die_with_supervisor(c);
 }
 
 int run_set_ids(const struct value *v, struct context *c)
@@ -137,12 +192,12 @@ int run_set_ids(const struct value *v, struct context *c)
 			return -errno;
 	}
 	/* The C library's functions also signal other threads, of which there are none. */
-	r = set_groups(&v[2], &c->identity);
+	r = set_groups(&v[2], c);
 	if (r == 0)
 		r = (int)checked(syscall(SYS_setresgid, gid, gid, gid));
 	if (r == 0)
 		r = (int)checked(syscall(SYS_setresuid, uid, uid, uid));
-	return r < 0 ? r : die_with_parent();
+	return r < 0 ? r : die_with_supervisor(c);
 }
 
 int run_drop_bounding(const struct value *v, struct context *c)
@@ -166,7 +221,6 @@ int run_capabilities(const struct value *v, struct context *c)
 	struct __user_cap_data_struct data[2];
 	int r;
 
-	(void)c;
 	for (unsigned int i = 0; i < 2; i++) {
 		data[i].effective = (uint32_t)(v[0].number >> 32 * i);
 		data[i].permitted = (uint32_t)(v[1].number >> 32 * i);
@@ -178,7 +232,7 @@ int run_capabilities(const struct value *v, struct context *c)
 	for (unsigned long cap = 0; cap < 64; cap++)
 		if (v[3].number >> cap & 1 && prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0) < 0)
 			return -errno;
-	return die_with_parent();
+	return die_with_supervisor(c);
 }
 
 int run_no_new_privs(const struct value *v, struct context *c)
@@ -188,15 +242,40 @@ int run_no_new_privs(const struct value *v, struct context *c)
 	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ? -errno : 0;
 }
 
+/* The supervisor takes the listener out of the child, which may have no system call left to send it by: it is told
+ * beforehand which descriptor that will be. Then read(2) is all that the child needs. */
+static int announce_listener(const struct context *c, int *number)
+{
+	struct sync_message message = { .type = SYNC_LISTENER };
+
+	*number = fcntl(c->sync, F_DUPFD_CLOEXEC, 0); /* the lowest that is free, as seccomp(2) takes */
+	if (*number < 0)
+		return -errno;
+	close(*number);
+	message.index = (uint32_t)*number;
+	return send_message(c->sync, &message, sizeof(message), NULL, 0);
+}
+
 int run_seccomp(const struct value *v, struct context *c)
 {
 	struct sock_fprog program = {
 		.len = (unsigned short)(v[0].size / 8),
 		.filter = (struct sock_filter *)(uintptr_t)v[0].data,
 	};
-	int r = prepare_exec(c);
+	bool listens = v[1].number & SECCOMP_FILTER_FLAG_NEW_LISTENER;
+	struct sync_message go;
+	int r = prepare_exec(c), number;
+	ssize_t size;
 
+	if (r == 0 && listens)
+		r = announce_listener(c, &number);
 	if (r < 0)
 		return r;
-	return (int)checked(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, (unsigned int)v[1].number, &program));
+	r = (int)checked(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, (unsigned int)v[1].number, &program));
+	if (r < 0 || !listens)
+		return r;
+	do {
+		size = read(c->sync, &go, sizeof(go));
+	} while (size < 0 && errno == EINTR);
+	return size == sizeof(go) ? 0 : size < 0 ? -errno : -EPIPE;
 }

@@ -28,6 +28,7 @@ enum message_type {
 	MSG_RESIZE = 5,
 	MSG_CLOSE_STDIN = 6,
 	MSG_QUERY = 7,
+	MSG_CONTINUE = 8,
 	/* to the daemon */
 	MSG_RESOLVE = 16,
 	MSG_STARTED = 17,
@@ -37,12 +38,18 @@ enum message_type {
 	MSG_DETACHED = 21,
 	MSG_STATE = 22,
 	MSG_EXITED = 23,
+	MSG_CLONED = 24,
+	MSG_PAUSED = 25,
+	MSG_TERMINAL = 26,
+	MSG_LISTENER = 27,
 };
 
 struct msg_head {
 	uint32_t type;
 	uint32_t id;
 };
+
+enum start_mode { MODE_SUPERVISE, MODE_DETACHED };
 
 struct msg_start {
 	struct msg_head head;
@@ -55,7 +62,7 @@ struct msg_start {
 	uint32_t stdin_once;
 	uint32_t slots;
 	uint32_t attaches;
-	uint32_t reserved;
+	uint32_t mode;
 };
 
 enum { ATTACH_STDIN = 1, ATTACH_STDOUT = 2, ATTACH_STDERR = 4, ATTACH_MULTIPLEX = 8 };
@@ -90,9 +97,15 @@ struct msg_failed {
 	int32_t error; /* a positive errno; 0 in a refusal, where the reason follows */
 };
 
+/* STARTED and CLONED. */
 struct msg_started {
 	struct msg_head head;
 	uint32_t pid;
+};
+
+struct msg_paused {
+	struct msg_head head;
+	uint32_t index; /* of the step */
 };
 
 struct msg_done {
@@ -115,8 +128,9 @@ struct msg_exited {
 	uint64_t log_dropped;
 };
 
-/* Between child and supervisor. SYNC_GO comes from the supervisor, the others go to it. */
-enum sync_type { SYNC_GO = 1, SYNC_FAILED, SYNC_TERMINAL, SYNC_EXEC };
+/* Between child and supervisor. SYNC_GO comes from the supervisor, the others go to it. SYNC_LISTENER names, as
+ * `index`, the descriptor in the child that a listener is about to be. */
+enum sync_type { SYNC_GO = 1, SYNC_FAILED, SYNC_TERMINAL, SYNC_EXEC, SYNC_HELD, SYNC_LISTENER };
 
 struct sync_message {
 	uint32_t type;

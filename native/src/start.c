@@ -13,30 +13,37 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/wait.h>
 
-#include "child.h"
 #include "kernel.h"
 #include "supervise.h"
 
-#ifndef P_PIDFD
-#define P_PIDFD 3
-#endif
-
-/* Both ends of the child's standard streams, and of the pair to talk over; -1 where there is none. */
-struct ends {
-	int in[2], out[2], err[2], sync[2];
-};
-
-static void reap(idtype_t type, id_t id)
+void wait_end(const struct supervisor *s, int pidfd)
 {
-	while (waitid(type, id, NULL, WEXITED | __WALL) < 0 && errno == EINTR)
-		;
+	struct pollfd ended = { .fd = pidfd, .events = POLLIN };
+
+	if (s->context.detached)
+		while (poll(&ended, 1, -1) < 0 && errno == EINTR)
+			;
+	else
+		while (waitid(P_PIDFD, (id_t)pidfd, NULL, WEXITED | __WALL) < 0 && errno == EINTR)
+			;
+}
+
+/* Whom the child has split off by a failure is ours to end, too; from now on nobody else can be. */
+static void end_born(const struct supervisor *s)
+{
+	pid_t born = s->context.born ? *s->context.born : 0;
+	CLOSE_AT_END int pidfd = born > 0 ? sys_pidfd_open(born) : -1;
+
+	if (pidfd < 0)
+		return;
+	sys_pidfd_send_signal(pidfd, SIGKILL);
+	wait_end(s, pidfd);
 }
 
 static int fail(struct supervisor *s, enum section section, uint32_t index, int error)
@@ -50,12 +57,8 @@ static int fail(struct supervisor *s, enum section section, uint32_t index, int 
 
 	if (s->child > 0) {
 		sys_pidfd_send_signal(s->child_pidfd, SIGKILL);
-		reap(P_PIDFD, (id_t)s->child_pidfd);
-		/* and whom it has split off: from now on nobody else can be */
-		if (s->context.born && *s->context.born > 0) {
-			kill(*s->context.born, SIGKILL);
-			reap(P_PID, (id_t)*s->context.born);
-		}
+		wait_end(s, s->child_pidfd);
+		end_born(s);
 	}
 	run_exit_steps(s, true);
 	run_exit_steps(s, false);
@@ -102,13 +105,14 @@ static int read_plan(struct supervisor *s, int memory)
 	if (s->plan_memory == MAP_FAILED)
 		return refuse("the plan can't be mapped");
 	s->plan_memory_size = size;
-	/* behind the arena there is room for the daemon's answer to ResolveUser */
-	s->arena_size = plan_arena_size(size) + MAX_ANSWER;
+	/* behind the arena there is room for the daemon's answers to ResolveUser and to Pause */
+	s->arena_size = plan_arena_size(size) + 2 * MAX_ANSWER;
 	s->arena_memory = take_memory(s->arena_size);
 	if (!s->arena_memory)
 		return refuse("there is no memory for the plan");
 	arena = (struct arena){ s->arena_memory, (char *)s->arena_memory + plan_arena_size(size) };
 	s->context.answer = arena.end;
+	s->context.text = arena.end + MAX_ANSWER;
 	if (plan_decode(s->plan_memory, size, s->setup.slots, &arena, &s->plan, &why) < 0)
 		return refuse_plan(&why);
 
@@ -129,31 +133,23 @@ static bool is_terminal(const struct step *step)
 	return step->operation->kind == TERMINAL;
 }
 
-static bool splits_off(const struct step *step)
+static bool pauses(const struct step *step)
 {
-	return step->operation->kind == SET_NS && (step->values[1].number & CLONE_NEWPID);
+	return step->operation->kind == PAUSE;
 }
 
-static bool mounts_proc(const struct step *step)
+/* A detached process has nobody to log its output or to serve clients. */
+static bool fits_mode(const struct msg_start *m)
 {
-	return step->operation->kind == MOUNT_IN && !strcmp(step->values[0].text, "proc");
-}
-
-static bool has_step(const struct plan *plan, bool (*is_it)(const struct step *step))
-{
-	const struct steps *child = &plan->sections[CHILD];
-
-	for (uint32_t i = 0; i < child->count; i++)
-		if (is_it(&child->steps[i]))
-			return true;
-	return false;
+	return m->mode == MODE_SUPERVISE ||
+	       (m->mode == MODE_DETACHED && m->log_driver == LOG_NONE && !m->attaches);
 }
 
 int receive_start(struct supervisor *s)
 {
 	struct iovec part = { &s->setup, sizeof(s->setup) };
 	int fds[MAX_MESSAGE_FDS];
-	size_t count = MAX_MESSAGE_FDS, fixed;
+	size_t count = MAX_MESSAGE_FDS, fixed = 1;
 	ssize_t size = receive_message(CONTROL_FD, &part, 1, fds, &count, 0);
 
 	if (size == 0 || size == -ECONNRESET)
@@ -162,13 +158,18 @@ int receive_start(struct supervisor *s)
 		return refuse("the first message must be START");
 	if (s->setup.log_driver > LOG_JSON || s->setup.log_max_files > 1000)
 		return refuse("the log's driver is unknown, or it has more than 1000 files");
-	fixed = s->setup.log_driver == LOG_NONE ? 3 : 4;
+	if (!fits_mode(&s->setup))
+		return refuse("a detached process has no log and no clients, and there is no other mode");
+	s->context.detached = s->setup.mode == MODE_DETACHED;
+	s->context.unprivileged = geteuid() != 0;
+	if (!s->context.detached)
+		fixed = s->setup.log_driver == LOG_NONE ? 3 : 4;
 	if (s->setup.slots > MAX_SLOTS || count != fixed + s->setup.slots)
 		return refuse("START came with another number of descriptors than it says");
 
 	CLOSE_AT_END int memory = fds[0];
-	s->state_dir = fds[1];
-	s->listener = fds[2];
+	s->state_dir = s->context.detached ? -1 : fds[1];
+	s->listener = s->context.detached ? -1 : fds[2];
 	s->streams.log.driver = (enum log_driver)s->setup.log_driver;
 	s->streams.log.dir = fixed == 4 ? fds[3] : -1;
 	s->streams.log.max_bytes = s->setup.log_max_bytes;
@@ -179,7 +180,7 @@ int receive_start(struct supervisor *s)
 		s->context.slots[i] = fds[fixed + i];
 	if (read_plan(s, memory) < 0)
 		return -1;
-	if (has_step(&s->plan, is_terminal) != !!s->setup.terminal)
+	if (has_step(&s->plan.sections[CHILD], is_terminal) != !!s->setup.terminal)
 		return refuse("a terminal is asked for by the plan or by the streams, but not by both");
 	for (uint32_t i = 0; i < s->setup.attaches; i++) {
 		int r = control_receive_attach(s);
@@ -203,146 +204,12 @@ void run_exit_steps(struct supervisor *s, bool first)
 	}
 }
 
-static int make_pipe(int pipe_ends[2], int ours)
-{
-	if (pipe2(pipe_ends, O_CLOEXEC) < 0)
-		return -errno;
-	return fcntl(pipe_ends[ours], F_SETFL, O_NONBLOCK) < 0 ? -errno : 0;
-}
-
-static int make_ends(struct supervisor *s, struct ends *ends)
-{
-	int r = 0;
-
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends->sync) < 0)
-		return -errno;
-	if (s->setup.terminal)
-		return 0;
-	if (s->setup.has_stdin)
-		r = make_pipe(ends->in, 1);
-	if (r == 0)
-		r = make_pipe(ends->out, 0);
-	if (r == 0)
-		r = make_pipe(ends->err, 0);
-	return r;
-}
-
-static int child_streams(const struct ends *ends)
-{
-	/* The supervisor's own 0, 1 and 2 are /dev/null, so none of the ends is one of these. */
-	if ((ends->in[0] >= 0 && dup2(ends->in[0], 0) < 0) || (ends->out[1] >= 0 && dup2(ends->out[1], 1) < 0) ||
-	    (ends->err[1] >= 0 && dup2(ends->err[1], 2) < 0))
-		return -errno;
-	return 0;
-}
-
-static int run_child(struct supervisor *s, const struct ends *ends)
-{
-	struct context *c = &s->context;
-	struct sync_message peeked;
-	int r = die_with_parent();
-
-	if (r < 0)
-		return r;
-	/* If the supervisor was killed before that, the signal never comes; the pair tells. */
-	if (recv(ends->sync[1], &peeked, sizeof(peeked), MSG_PEEK | MSG_DONTWAIT) == 0)
-		return -EPIPE;
-	r = child_streams(ends);
-	return r < 0 ? r : run_steps(&s->plan.sections[CHILD], c);
-}
-
-static _Noreturn void child_main(struct supervisor *s, struct ends *ends)
-{
-	struct sync_message message = { .type = SYNC_FAILED };
-
-	close(ends->sync[0]);
-	s->context.sync = ends->sync[1];
-	s->context.control = CONTROL_FD;
-	s->context.has_stdin = ends->in[0] >= 0;
-	s->context.held = s->plan.sections[PARENT].count;
-	message.error = -run_child(s, ends);
-	message.index = s->context.index;
-	send_message(ends->sync[1], &message, sizeof(message), NULL, 0);
-	_exit(127);
-}
-
-/* Clone; in the child it doesn't return. */
-static int clone_child(struct supervisor *s, struct ends *ends)
-{
-	struct clone_args args = { .flags = s->plan.clone_flags | CLONE_PIDFD, .exit_signal = SIGCHLD };
-	int pidfd = -1;
-	pid_t pid;
-	CLOSE_AT_END int cgroup = -1;
-
-	if (s->plan.cgroup_path[0]) {
-		cgroup = open(s->plan.cgroup_path, O_PATH | O_DIRECTORY | O_CLOEXEC);
-		if (cgroup < 0)
-			return -errno;
-		args.flags |= CLONE_INTO_CGROUP;
-		args.cgroup = (uint64_t)cgroup;
-	}
-	if (has_step(&s->plan, splits_off)) {
-		void *p = mmap(NULL, sizeof(pid_t), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-
-		if (p == MAP_FAILED)
-			return -errno;
-		s->context.born = p;
-		s->context.wants_proc = has_step(&s->plan, mounts_proc);
-	}
-	args.pidfd = (uintptr_t)&pidfd;
-	pid = sys_clone3(&args);
-	if (pid < 0)
-		return pid;
-	if (pid == 0)
-		child_main(s, ends);
-	s->child = pid;
-	s->child_pidfd = pidfd;
-	s->context.child = pid;
-	return 0;
-}
-
 static void let_plan_go(struct supervisor *s)
 {
 	munmap(s->plan_memory, s->plan_memory_size);
 	munmap(s->arena_memory, s->arena_size);
 	for (uint32_t i = 0; i < s->setup.slots; i++)
 		close_fd(&s->context.slots[i]);
-}
-
-/* Listen to the child until the exec. Returns 0, or the child's own failure with its step's index.
- * With MSG_DONTWAIT: -EAGAIN when it hasn't failed yet. */
-static int wait_for_exec(struct supervisor *s, int sync, uint32_t *index, int flags)
-{
-	uint32_t steps = s->plan.sections[CHILD].count;
-	bool executing = false;
-
-	for (;;) {
-		struct sync_message message = { 0 };
-		struct iovec part = { &message, sizeof(message) };
-		int fd = -1;
-		size_t count = 1;
-		ssize_t size = receive_message(sync, &part, 1, &fd, &count, flags);
-
-		/* It ended with our word to go on unread. The kernel tells that once, before what it said itself. */
-		if (size == -ECONNRESET)
-			continue;
-		if (size < 0)
-			return (int)size;
-		if (size == 0)
-			/* Closed without a word: killed, by the OOM killer for one. */
-			return executing ? 0 : -ECHILD;
-		if (message.type == SYNC_FAILED) {
-			*index = message.index < steps ? message.index : steps - 1;
-			return message.error > 0 ? -message.error : -EIO;
-		}
-		/* Behind SYNC_EXEC it may be a stranger who speaks: a container's process that traces the child. */
-		if (message.type == SYNC_TERMINAL && count && s->master < 0 && !executing)
-			s->master = fd;
-		else if (count)
-			close(fd);
-		if (message.type == SYNC_EXEC)
-			executing = true;
-	}
 }
 
 /* After the exec: if the child has split a process off, that one is ours from now on. */
@@ -356,7 +223,7 @@ static int take_over(struct supervisor *s)
 	pidfd = sys_pidfd_open(pid);
 	if (pidfd < 0)
 		return pidfd;
-	reap(P_PIDFD, (id_t)s->child_pidfd);
+	wait_end(s, s->child_pidfd);
 	close(s->child_pidfd);
 	s->child = pid;
 	s->child_pidfd = pidfd;
@@ -384,63 +251,73 @@ static int open_streams(struct supervisor *s, struct ends *ends)
 	return 0;
 }
 
-static void close_ends(struct ends *ends)
+static int tell_process(const struct supervisor *s, enum message_type type)
 {
-	int *all[] = { ends->in, ends->out, ends->err, ends->sync };
+	struct msg_started message = { .head = { .type = type }, .pid = (uint32_t)s->child };
 
-	for (size_t i = 0; i < ARRAY_SIZE(all); i++) {
-		close_fd(&all[i][0]);
-		close_fd(&all[i][1]);
-	}
+	return send_message(CONTROL_FD, &message, sizeof(message), &s->child_pidfd, 1);
+}
+
+/* Run the parent steps, with the child at its own meanwhile, and let it go on. */
+static int run_parent(struct supervisor *s, int sync)
+{
+	struct sync_message go = { .type = SYNC_GO };
+	int r = run_steps(&s->plan.sections[PARENT], &s->context);
+
+	if (r == 0 && s->context.held)
+		send_message(sync, &go, sizeof(go), NULL, 0); /* its failure is the child's end, seen next */
+	return r;
 }
 
 int start_process(struct supervisor *s)
 {
 	struct ends ends = { { -1, -1 }, { -1, -1 }, { -1, -1 }, { -1, -1 } };
-	struct sync_message go = { .type = SYNC_GO };
-	struct msg_started started = { .head = { .type = MSG_STARTED } };
-	uint32_t index = 0;
+	bool paused = has_step(&s->plan.sections[CHILD], pauses);
+	uint32_t index = UINT32_MAX;
 	int r;
 
+	s->context.helper_joins = wants_helper(&s->plan);
+	s->context.held = paused || s->plan.sections[PARENT].count;
 	r = run_steps(&s->plan.sections[BEFORE], &s->context);
 	if (r < 0)
 		return fail(s, BEFORE, s->context.index, r);
 	r = make_ends(s, &ends);
 	if (r == 0)
-		r = clone_child(s, &ends);
+		r = clone_child(s, &ends, &index);
 	if (r < 0) {
 		close_ends(&ends);
-		return fail(s, CLONE, 0, r);
+		return index == UINT32_MAX ? fail(s, CLONE, 0, r) : fail(s, BEFORE, index, r);
 	}
 	close_fd(&ends.in[0]);
 	close_fd(&ends.out[1]);
 	close_fd(&ends.err[1]);
 	close_fd(&ends.sync[1]);
+	index = 0;
 
-	if (s->plan.sections[PARENT].count) {
-		r = run_steps(&s->plan.sections[PARENT], &s->context);
-		if (r < 0) {
-			/* A child that failed meanwhile is the cause: it has ended, and can't be put anywhere. */
-			int cause = wait_for_exec(s, ends.sync[0], &index, MSG_DONTWAIT);
+	if (paused || s->context.detached)
+		r = tell_process(s, MSG_CLONED);
+	if (r == 0)
+		r = run_parent(s, ends.sync[0]);
+	if (r < 0) {
+		/* A child that failed meanwhile is the cause: it has ended, and can't be put anywhere. */
+		int cause = watch_child(s, ends.sync[0], &index, MSG_DONTWAIT);
 
-			close_ends(&ends);
-			return cause < 0 && cause != -EAGAIN ? fail(s, CHILD, index, cause) :
-							       fail(s, PARENT, s->context.index, r);
-		}
-		send_message(ends.sync[0], &go, sizeof(go), NULL, 0); /* its failure is the child's end, seen next */
+		close_ends(&ends);
+		return cause < 0 && cause != -EAGAIN ? fail(s, CHILD, index, cause) :
+						       fail(s, PARENT, s->context.index, r);
 	}
 	let_plan_go(s);
-	r = wait_for_exec(s, ends.sync[0], &index, 0);
+	r = watch_child(s, ends.sync[0], &index, 0);
 	if (r == 0)
 		r = take_over(s);
-	if (r == 0)
+	if (r == 0 && !s->context.detached)
 		r = open_streams(s, &ends);
 	close_ends(&ends);
 	if (r < 0)
 		return fail(s, CHILD, index, r);
 
-	started.pid = (uint32_t)s->child;
-	/* A daemon that has just died doesn't take the container along: the next one finds it. */
-	send_message(CONTROL_FD, &started, sizeof(started), &s->child_pidfd, 1);
-	return 0;
+	r = tell_process(s, MSG_STARTED);
+	/* A daemon that has just died doesn't take the container along: the next one finds it. But nobody finds a
+	 * detached one. */
+	return r < 0 && s->context.detached ? fail(s, CHILD, index, r) : 0;
 }

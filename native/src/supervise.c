@@ -14,14 +14,9 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/wait.h>
 
 #include "kernel.h"
 #include "supervise.h"
-
-#ifndef P_PIDFD
-#define P_PIDFD 3
-#endif
 
 #define EVENTS 16
 #define IDLE_MS 1000	   /* after that long the buffers' memory is given back */

@@ -78,7 +78,7 @@ int run_terminal(const struct value *v, struct context *c)
 		return r;
 	/* A session's leader takes its terminal along when it ends, as the child does that splits a process off. */
 	c->wants_terminal = c->joins_pid;
-	if (!c->wants_terminal && (setsid() < 0 || ioctl(slave, TIOCSCTTY, 0) < 0))
+	if (!c->wants_terminal && ((!c->detached && setsid() < 0) || ioctl(slave, TIOCSCTTY, 0) < 0))
 		return -errno;
 	for (int fd = 0; fd < 3; fd++)
 		if (dup2(slave, fd) < 0)

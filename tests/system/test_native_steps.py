@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from cove.model.errors import HostError
-from cove.runtime.launch import StepFailed, StreamSetup, launch
+from cove.runtime.launch import StepFailed
 from cove.runtime.steps import (
     AttachDeviceProgram,
     AttachTree,
@@ -175,7 +175,7 @@ def test_a_readonly_bind_covers_submounts(box: Box, tmp_path: Path) -> None:
         printed = output(
             box,
             "touch /data/x 2>&1; touch /data/sub/x 2>&1; touch /flat/sub/x 2>&1 && echo flat",
-            inside=(bind_host(source, "/data", attr_set=1), bind_host(source, "/flat", recursive=0)),
+            inside=(bind_host(source, "/data", recursive_set=1), bind_host(source, "/flat", recursive=0)),
         )
     finally:
         subprocess.run(["umount", str(source / "sub")], check=True)
@@ -539,14 +539,6 @@ def test_an_exec_joins_all_namespaces_of_a_running_container(box: Box) -> None:
         assert (await first.wait()).exit_code == 137
 
     run(body())
-
-
-def test_only_a_pid_namespace_is_joined_before_the_clone(box: Box) -> None:
-    plan = Plan(
-        clone_flags=0, before=(SetNs(slot=0, flags=NEWNS),), child=(Exec(args=("/bin/true",), env=()),)
-    )
-    with pytest.raises(HostError, match="only a pid namespace can be joined before the clone"):
-        run(launch(box.launcher, plan, state_dir=box.state, slots=[0], streams=StreamSetup()))
 
 
 def test_a_plan_that_does_not_pass_the_check_runs_nothing(box: Box, tmp_path: Path) -> None:

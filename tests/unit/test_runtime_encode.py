@@ -89,7 +89,7 @@ def example(kind: type[Step]) -> Step:
         if name == "KIND":
             continue
         if hint is int:
-            values[name] = {"flags": 0x20000000, "slot": SLOTS - 1}.get(name, 7)
+            values[name] = {"flags": 0x20000000, "slot": SLOTS - 1, "go": 0, "status": 1}.get(name, 7)
         elif hint is bytes:
             values[name] = bytes(range(16))
         elif hint is str:
@@ -121,7 +121,8 @@ def test_every_kind_of_step_arrives_whole(decoder: Decoder, kind: type[Step]) ->
                 "the step can't stand in this section",
                 "the last step of the child must be Exec",
                 "Exec must be the last step",
-                "only a pid namespace can be joined before the clone",
+                "only a time namespace can be made before the clone",
+                "only timens_offsets can be written before the clone",
             )
 
 
@@ -204,6 +205,28 @@ def test_any_plan_arrives_whole(
             "child 0 a path has 1 to 4095 bytes",
         ),
         (Plan(clone_flags=0, child=(Exec(args=(), env=()),)), "child 0 there is nothing to execute"),
+        (
+            Plan(clone_flags=0, before=(vocabulary.Unshare(flags=0x40000000),), child=(LAST,)),
+            "before 0 only a time namespace can be made before the clone",
+        ),
+        (
+            Plan(
+                clone_flags=0, before=(vocabulary.WriteSelf(name="oom_score_adj", data="1"),), child=(LAST,)
+            ),
+            "before 0 only timens_offsets can be written before the clone",
+        ),
+        (
+            Plan(clone_flags=0, child=(*(vocabulary.Hold(go=0, status=1, program="x"),) * 2, LAST)),
+            "child 1 the process is held already",
+        ),
+        (
+            Plan(clone_flags=0, child=(vocabulary.RunHook(path="bin/hook"), LAST)),
+            "child 0 a host path must be absolute",
+        ),
+        (
+            Plan(clone_flags=0, child=(vocabulary.Affinity(mask=b"1234"), LAST)),
+            "child 0 a mask has 8 to 1024 bytes, whole words",
+        ),
     ],
 )
 def test_a_plan_that_cannot_work_is_refused_with_the_step_and_a_reason(
@@ -215,7 +238,8 @@ def test_a_plan_that_cannot_work_is_refused_with_the_step_and_a_reason(
 
 
 def whole_plan() -> bytes:
-    child = [example(kind) for kind in KINDS if kind not in (Exec, PivotRoot, vocabulary.MountRoot)]
+    roots = (vocabulary.MountRoot, vocabulary.AttachRoot)  # BindRoot is there
+    child = [example(kind) for kind in KINDS if kind not in (Exec, PivotRoot, *roots)]
     allowed = [step for step in child if type(step).KIND >= 16]
     before = (MakeHostDir(path="/a"), WriteHost(path="/b", data="c"))
     return encode(Plan(clone_flags=0x20000, before=before, child=(*allowed, LAST), exit=before))
