@@ -35,7 +35,14 @@ from cove.runtime.facts import Host
 from cove.runtime.plan_cgroups import NO_RESOURCES, CgroupPlan, plan_cgroup, plan_join
 from cove.runtime.plan_devices import plan_default_devices, plan_devices
 from cove.runtime.plan_inputs import Attached, Directory, Overlay, PlanFacts, Slot, Slots
-from cove.runtime.plan_mounts import MS_PRIVATE, MS_REC, ROOT_PROPAGATION, plan_mount
+from cove.runtime.plan_mounts import (
+    MS_PRIVATE,
+    MS_REC,
+    ROOT_PROPAGATION,
+    finish_mounts,
+    is_bind,
+    plan_mount,
+)
 from cove.runtime.plan_namespaces import (
     flag_of,
     has_user_namespace,
@@ -237,13 +244,14 @@ def _plan_filesystem(config: oci.Config, slots: Slots, host: Host, *, bound: boo
     for mount in config.mounts:
         yield from plan_mount(mount, config, host, slots)
         if mount.destination == "/dev":
-            own_dev = mount.type == "bind"
+            own_dev = is_bind(mount)
     if not own_dev:
         yield from plan_default_devices(bound=bound)
     if config.linux.devices:
         yield from plan_devices(config.linux.devices, bound=bound)
     yield from _hide_paths(config.linux.masked_paths, config.linux.readonly_paths)
     yield from plan_terminal(config.process, console=not own_dev)
+    yield from finish_mounts(config)
 
 
 @lru_cache(maxsize=64)

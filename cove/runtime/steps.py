@@ -182,7 +182,11 @@ class BindRoot(Step, frozen=True, kw_only=True):
 
 
 class MountIn(Step, frozen=True, kw_only=True):
-    """Mount a new filesystem at `target` inside the root, which is made (a directory) when missing."""
+    """Mount a new filesystem at `target` inside the root, which is made (a directory) when missing.
+
+    With MS_REMOUNT what is mounted there gets other flags. A proc or a sysfs isn't mounted through a symlink
+    (CVE-2019-19921), and nothing but what is named below /proc is mounted on a procfs.
+    """
 
     KIND: ClassVar[int] = 20
     fstype: str
@@ -191,9 +195,13 @@ class MountIn(Step, frozen=True, kw_only=True):
     flags: int  # MS_* of mount(2)
     data: str = ""
     optional: int = 0  # 1: a kernel that lacks it (ENODEV, EPERM, EINVAL) is passed over
+    propagation: int = 0  # MS_SHARED, MS_UNBINDABLE; 0: private, as every new mount
+    keep_mode: int = 0  # 1: its root gets the mode of the directory that was there, by the option mode=
 
     def describe(self) -> str:
         data = f" ({self.data})" if self.data else ""
+        if self.flags & 0x20:
+            return f"remount {self.target}{' read-only' if self.flags & 1 else ''}{data}"
         return f"mount {self.fstype} on {self.target}{data}"
 
 
@@ -201,19 +209,22 @@ class Bind(Step, frozen=True, kw_only=True):
     """Bind a host path into the root; `target` is made (file or directory, as the source) when missing.
 
     The source is opened once with open_tree(2) OPEN_TREE_CLONE, its attributes are set with
-    mount_setattr(2), recursively when `recursive`, and it is attached with move_mount(2).
+    mount_setattr(2), those of the mount itself before those of all mounts below it, too, and it is attached with
+    move_mount(2). On a kernel without these calls mount(2) does it, but for the attributes of all (EOPNOTSUPP).
     """
 
     KIND: ClassVar[int] = 21
     source: str
     target: str
     recursive: int = 1
-    attr_set: int = 0  # MOUNT_ATTR_*
+    attr_set: int = 0  # MOUNT_ATTR_* of the mount itself
     attr_clear: int = 0
-    propagation: int = 0  # MS_PRIVATE, MS_SLAVE, MS_SHARED, 0: leave
+    propagation: int = 0  # MS_PRIVATE, MS_SLAVE, MS_SHARED, MS_UNBINDABLE, with MS_REC for all; 0: leave
+    recursive_set: int = 0  # MOUNT_ATTR_* of all
+    recursive_clear: int = 0
 
     def describe(self) -> str:
-        readonly = " read-only" if self.attr_set & 1 else ""
+        readonly = _readonly(self)
         return f"bind {self.source} -> {self.target}{readonly}{' recursive' if self.recursive else ''}"
 
 
@@ -325,19 +336,26 @@ class AttachTree(Step, frozen=True, kw_only=True):
     """Attach the detached mount tree in `slot` (open_tree(2) OPEN_TREE_CLONE, made by the daemon in the
     host's mount namespace, so that it still is a peer of its source) at `target` inside the root, which is
     made (file or directory, as the tree's root) when missing. Attributes and move_mount(2) as in `Bind`,
-    which this is for sources with shared or slave propagation."""
+    which this is for sources with shared or slave propagation, and for idmapped ones."""
 
     KIND: ClassVar[int] = 31
     slot: int
     target: str
     recursive: int = 1
-    attr_set: int = 0  # MOUNT_ATTR_*
+    attr_set: int = 0  # as in Bind
     attr_clear: int = 0
-    propagation: int = 0  # MS_PRIVATE, MS_SLAVE, MS_SHARED, 0: leave
+    propagation: int = 0
+    recursive_set: int = 0
+    recursive_clear: int = 0
 
     def describe(self) -> str:
-        readonly = " read-only" if self.attr_set & 1 else ""
-        return f"attach the mounts of descriptor {self.slot} -> {self.target}{readonly}"
+        return f"attach the mounts of descriptor {self.slot} -> {self.target}{_readonly(self)}"
+
+
+def _readonly(step: Bind | AttachTree) -> str:
+    if step.recursive_set & 1 or (step.attr_set & 1 and not step.recursive):
+        return " read-only"
+    return " read-only (but for what is mounted below)" if step.attr_set & 1 else ""
 
 
 class AttachRoot(Step, frozen=True, kw_only=True):
@@ -363,13 +381,15 @@ class Chroot(Step, frozen=True, kw_only=True):
 
 
 class CopyUp(Step, frozen=True, kw_only=True):
-    """Mount a tmpfs at `target` inside the root that starts with a copy of what was there (option tmpcopyup)."""
+    """Mount a tmpfs at `target` inside the root that starts with a copy of what was there (option tmpcopyup): files,
+    directories, symlinks, devices and FIFOs with their modes, owners and times; sockets are left out, as by runc."""
 
     KIND: ClassVar[int] = 42
     target: str
     flags: int  # MS_* of mount(2); MS_RDONLY holds once the copy is made
     data: str = ""
     source: str = "tmpfs"
+    propagation: int = 0  # as in MountIn
 
     def describe(self) -> str:
         return f"mount a tmpfs on {self.target} that starts with a copy of what is there"

@@ -1,20 +1,25 @@
 /*
- * Steps of the child that build the mount tree. A directory is mounted upon by changing into its
- * descriptor and naming ".", a file by move_mount(2) onto its descriptor: no path of the image is
- * ever given to mount(2). Order that must hold: the root, then what lies in it, then the pivot.
+ * Steps of the child that build the mount tree. What is mounted upon is named by its descriptor, by
+ * changing into it and naming ".", or by move_mount(2) (tree.h): no path of the image is ever given to
+ * mount(2). Order that must hold: the root, then what lies in it, then the pivot.
+ *
+ * /proc is special: masks and checks go by it. The procfs that is mounted there is remembered, and what is
+ * hidden below it is looked up from that mount, wherever a rename may have taken the directory (CVE-2019-19921).
  */
 #include "util.h"
 
 #include <limits.h>
-#include <sched.h>
+#include <linux/magic.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <sys/vfs.h>
 
 #include "child.h"
 #include "kernel.h"
 #include "operations.h"
 #include "root.h"
+#include "tree.h"
 
 /* MS_* that are the same bits as MOUNT_ATTR_* */
 #define PROC_ATTRIBUTES (MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC)
@@ -70,35 +75,87 @@ int run_bind_root(const struct value *v, struct context *c)
 	return r < 0 ? r : take_root(v[0].text, c);
 }
 
+int check_place(int target, const char *path)
+{
+	struct statfs fs;
+
+	if (fstatfs(target, &fs) < 0)
+		return -errno;
+	return fs.f_type == PROC_SUPER_MAGIC && strncmp(path, "/proc", 5) ? -EXDEV : 0;
+}
+
+/* `data` with the mode of a directory, which what follows may override; of one page, as mount(2) wants it. */
+static int with_mode(int dir, const char *data, char page[4096])
+{
+	size_t length = strlen(data);
+	struct stat st;
+
+	if (fstat(dir, &st) < 0)
+		return -errno;
+	if (length >= 4096 - sizeof("mode=0000,"))
+		return -E2BIG;
+	memcpy(page, "mode=", 5);
+	for (int digit = 0; digit < 4; digit++)
+		page[5 + digit] = (char)('0' + (st.st_mode >> (9 - 3 * digit) & 7));
+	page[9] = ',';
+	memcpy(page + 10, data, length + 1);
+	return 0;
+}
+
 int run_mount_in(const struct value *v, struct context *c)
 {
-	const char *type = v[0].text, *source = v[1].text, *data = v[4].text;
+	const char *type = v[0].text, *path = v[2].text, *data = v[4].text;
+	bool is_proc = !strcmp(type, "proc"), made;
+	struct attributes propagation = { .propagation = v[6].number & ~(uint64_t)MS_REC };
+	char page[4096];
 	int root = child_root(c), r;
 
 	if (root < 0)
 		return root;
-	CLOSE_AT_END int target = root_make_dir(root, v[2].text, 0755, NULL);
+	if (v[3].number & MS_REMOUNT) {
+		CLOSE_AT_END int there = root_open(root, path, O_PATH);
+		return there < 0 ? there : tree_remount(there, type, v[3].number, data);
+	}
+	CLOSE_AT_END int target = is_proc || !strcmp(type, "sysfs") ? root_make_plain_dir(root, path, 0755, &made) :
+								      root_make_dir(root, path, 0755, &made);
 	if (target < 0)
 		return target;
-	if (c->joins_pid && !strcmp(type, "proc"))
+	r = check_place(target, path);
+	if (r == 0 && v[7].number && !made) {
+		r = with_mode(target, data, page);
+		data = page;
+	}
+	if (r < 0)
+		return r;
+	if (c->joins_pid && is_proc)
 		return mount_joined_proc(c->proc, target, v[3].number & PROC_ATTRIBUTES);
-	if (fchdir(target) < 0)
-		return -errno;
-	r = sys_mount(source, ".", type, v[3].number, data);
-	if (v[5].number && (r == -ENODEV || r == -EPERM || r == -EINVAL))
-		return 0;
+	if (!is_proc && !propagation.propagation) {
+		if (fchdir(target) < 0)
+			return -errno;
+		r = sys_mount(v[1].text, ".", type, v[3].number, data);
+		return v[5].number && (r == -ENODEV || r == -EPERM || r == -EINVAL) ? 0 : r;
+	}
+	CLOSE_AT_END int tree = tree_new(type, v[1].text, v[3].number, data);
+	if (tree < 0)
+		return v[5].number && (tree == -ENODEV || tree == -EPERM || tree == -EINVAL) ? 0 : tree;
+	r = tree_change(tree, &propagation);
+	if (r == 0)
+		r = tree_attach(tree, target);
+	if (r == 0 && is_proc && !strcmp(path, "/proc")) {
+		close_fd(&c->procfs);
+		c->procfs = take(&tree);
+	}
 	return r;
 }
 
-/* Attach a detached tree at a path, which is made when missing. `v`: path, recursive, attr_set,
- * attr_clear, propagation. */
-static int attach_tree(int tree, const struct value *v, struct context *c)
+/* Attach a detached tree at a path, which is made when missing. `v`: path, recursive, then attributes of the
+ * mount itself: set, clear, propagation, then those of all: set, clear. */
+static int attach_at(int tree, const struct value *v, struct context *c)
 {
-	struct mount_attr attr = {
-		.attr_set = v[2].number,
-		.attr_clr = v[3].number,
-		.propagation = v[4].number,
-	};
+	uint64_t propagation = v[4].number & ~(uint64_t)MS_REC;
+	bool spreads = v[4].number & MS_REC;
+	struct attributes own = { v[2].number, v[3].number, spreads ? 0 : propagation, false };
+	struct attributes all = { v[5].number, v[6].number, spreads ? propagation : 0, true };
 	int root = child_root(c), r;
 	struct stat st;
 
@@ -107,30 +164,28 @@ static int attach_tree(int tree, const struct value *v, struct context *c)
 	if (fstat(tree, &st) < 0)
 		return -errno;
 	CLOSE_AT_END int target = S_ISDIR(st.st_mode) ? root_make_dir(root, v[0].text, 0755, NULL) :
-							  root_make_file(root, v[0].text);
+							root_make_file(root, v[0].text);
 	if (target < 0)
 		return target;
-	/* A read-only bind remount covers the top mount only; mount_setattr(2) covers the whole tree, and
-	 * does it before anyone sees the mount. */
-	if (attr.attr_set || attr.attr_clr || attr.propagation) {
-		r = sys_mount_setattr(tree, v[1].number ? AT_RECURSIVE : 0, &attr);
-		if (r < 0)
-			return r;
-	}
-	return sys_move_mount(tree, target);
+	r = check_place(target, v[0].text);
+	/* before anyone sees the mount */
+	if (r == 0)
+		r = tree_change(tree, &own);
+	if (r == 0)
+		r = tree_change(tree, &all);
+	return r < 0 ? r : tree_attach(tree, target);
 }
 
 int run_bind(const struct value *v, struct context *c)
 {
-	unsigned int recursive = v[2].number ? AT_RECURSIVE : 0;
-	CLOSE_AT_END int tree = sys_open_tree(AT_FDCWD, v[0].text, OPEN_TREE_CLONE | recursive);
+	CLOSE_AT_END int tree = tree_clone(AT_FDCWD, v[0].text, v[2].number);
 
-	return tree < 0 ? tree : attach_tree(tree, &v[1], c);
+	return tree < 0 ? tree : attach_at(tree, &v[1], c);
 }
 
 int run_attach_tree(const struct value *v, struct context *c)
 {
-	return attach_tree(c->slots[v[0].number], &v[1], c);
+	return attach_at(c->slots[v[0].number], &v[1], c);
 }
 
 int run_make_dir(const struct value *v, struct context *c)
@@ -191,74 +246,74 @@ int run_make_symlink(const struct value *v, struct context *c)
 	return 0;
 }
 
+/* What is to be hidden: below /proc, from the procfs that this plan has mounted there. */
+static int open_hidden(const char *path, struct context *c)
+{
+	int root = child_root(c);
+
+	if (root < 0)
+		return root;
+	if (c->procfs >= 0 && !strncmp(path, "/proc/", 6))
+		return root_open(c->procfs, path + 6, O_PATH);
+	return root_open(root, path, O_PATH);
+}
+
 /* The first masked directory gets a new tmpfs, the others clones of that mount. */
 static int mask_directory(int target, struct context *c)
 {
-	int r;
+	unsigned long flags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC;
 
 	if (c->empty < 0) {
-		CLOSE_AT_END int fs = sys_fsopen("tmpfs");
-
-		if (fs < 0)
-			return fs;
-		r = sys_fsconfig(fs, FSCONFIG_SET_STRING, "mode", "0555");
-		if (r == 0)
-			r = sys_fsconfig(fs, FSCONFIG_SET_STRING, "nr_inodes", "2");
-		if (r == 0)
-			r = sys_fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL);
-		if (r < 0)
-			return r;
-		c->empty = sys_fsmount(fs, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
-		return c->empty < 0 ? c->empty : sys_move_mount(c->empty, target);
+		c->empty = tree_new("tmpfs", "tmpfs", flags, "mode=0555,nr_inodes=2");
+		return c->empty < 0 ? c->empty : tree_attach(c->empty, target);
 	}
-	CLOSE_AT_END int copy = sys_open_tree(c->empty, "", OPEN_TREE_CLONE | AT_EMPTY_PATH);
-	return copy < 0 ? copy : sys_move_mount(copy, target);
+	CLOSE_AT_END int copy = tree_clone(c->empty, "", false);
+	return copy < 0 ? copy : tree_attach(copy, target);
 }
 
-static int mask_file(int target, int root, struct context *c)
+static int mask_file(int target, struct context *c)
 {
 	if (c->null < 0)
-		c->null = open_null(root);
+		c->null = open_null(child_root(c));
 	if (c->null < 0)
 		return c->null;
-	CLOSE_AT_END int copy = sys_open_tree(c->null, "", OPEN_TREE_CLONE | AT_EMPTY_PATH);
-	return copy < 0 ? copy : sys_move_mount(copy, target);
+	CLOSE_AT_END int copy = tree_clone(c->null, "", false);
+	return copy < 0 ? copy : tree_attach(copy, target);
 }
 
 int run_mask(const struct value *v, struct context *c)
 {
-	int root = child_root(c);
 	struct stat st;
+	CLOSE_AT_END int target = open_hidden(v[0].text, c);
 
-	if (root < 0)
-		return root;
-	CLOSE_AT_END int target = root_open(root, v[0].text, O_PATH);
 	if (target == -ENOENT || target == -ENOTDIR)
 		return 0;
 	if (target < 0)
 		return target;
 	if (fstat(target, &st) < 0)
 		return -errno;
-	return S_ISDIR(st.st_mode) ? mask_directory(target, c) : mask_file(target, root, c);
+	return S_ISDIR(st.st_mode) ? mask_directory(target, c) : mask_file(target, c);
 }
 
 int run_readonly_path(const struct value *v, struct context *c)
 {
-	struct mount_attr attr = { .attr_set = MOUNT_ATTR_RDONLY };
-	int root = child_root(c), r;
+	struct attributes readonly = { .set = MOUNT_ATTR_RDONLY, .all = true };
+	int r;
+	CLOSE_AT_END int target = open_hidden(v[0].text, c);
 
-	if (root < 0)
-		return root;
-	CLOSE_AT_END int target = root_open(root, v[0].text, O_PATH);
 	if (target == -ENOENT || target == -ENOTDIR)
 		return 0;
 	if (target < 0)
 		return target;
-	CLOSE_AT_END int tree = sys_open_tree(target, "", OPEN_TREE_CLONE | AT_RECURSIVE | AT_EMPTY_PATH);
+	CLOSE_AT_END int tree = tree_clone(target, "", true);
 	if (tree < 0)
 		return tree;
-	r = sys_mount_setattr(tree, AT_RECURSIVE, &attr);
-	return r < 0 ? r : sys_move_mount(tree, target);
+	r = tree_change(tree, &readonly);
+	if (r == -EOPNOTSUPP) {
+		readonly.all = false; /* as runtimes did before Linux 5.12 */
+		r = tree_change(tree, &readonly);
+	}
+	return r < 0 ? r : tree_attach(tree, target);
 }
 
 int run_pivot_root(const struct value *v, struct context *c)
@@ -282,17 +337,16 @@ int run_pivot_root(const struct value *v, struct context *c)
 
 int run_root_readonly(const struct value *v, struct context *c)
 {
-	struct mount_attr attr = { .attr_set = MOUNT_ATTR_RDONLY };
 	int root = child_root(c);
 
 	(void)v;
-	return root < 0 ? root : sys_mount_setattr(root, 0, &attr);
+	return root < 0 ? root : tree_change(root, &(struct attributes){ .set = MOUNT_ATTR_RDONLY });
 }
 
 int run_root_propagation(const struct value *v, struct context *c)
 {
-	struct mount_attr attr = { .propagation = v[0].number & ~(uint64_t)MS_REC };
+	struct attributes attributes = { .propagation = v[0].number & ~(uint64_t)MS_REC, .all = v[0].number & MS_REC };
 	int root = child_root(c);
 
-	return root < 0 ? root : sys_mount_setattr(root, v[0].number & MS_REC ? AT_RECURSIVE : 0, &attr);
+	return root < 0 ? root : tree_change(root, &attributes);
 }

@@ -11,15 +11,20 @@
 #define IN_ROOT (RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
 #define MAX_LINKS 40 /* as the kernel's own MAXSYMLINKS */
 
-int root_open(int root, const char *path, int flags)
+static int resolve(int root, const char *path, int flags, uint64_t how)
 {
 	for (int tries = 0;; tries++) {
-		int fd = sys_openat2(root, path, (uint64_t)flags, 0, IN_ROOT);
+		int fd = sys_openat2(root, path, (uint64_t)flags, 0, how);
 
 		/* EAGAIN: a rename or mount elsewhere raced with a ".."; openat2(2) says to try again */
 		if (fd != -EAGAIN || tries == 32)
 			return fd;
 	}
+}
+
+int root_open(int root, const char *path, int flags)
+{
+	return resolve(root, path, flags, IN_ROOT);
 }
 
 /* Open the directory `name`, just found or made in `dir`: neither a symlink nor "..". */
@@ -118,6 +123,13 @@ int root_make_dir(int root, const char *path, mode_t mode, bool *made)
 		return -ENAMETOOLONG;
 	strcpy(copy, path);
 	return walk(root, copy, mode, made);
+}
+
+int root_make_plain_dir(int root, const char *path, mode_t mode, bool *made)
+{
+	CLOSE_AT_END int dir = root_make_dir(root, path, mode, made);
+
+	return dir < 0 ? dir : resolve(root, path, O_PATH | O_DIRECTORY, IN_ROOT | RESOLVE_NO_SYMLINKS);
 }
 
 int root_make_parent(int root, const char *path, char *name)

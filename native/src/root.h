@@ -6,6 +6,7 @@
 #ifndef COVE_ROOT_H
 #define COVE_ROOT_H
 
+#include <stdbool.h>
 #include <sys/types.h>
 
 /* Open a path inside `root`; returns a descriptor or -errno. */
@@ -14,6 +15,9 @@ int root_open(int root, const char *path, int flags);
 /* Make a directory and its missing parents (0755 for these); one that is there is fine.
  * Returns an O_PATH descriptor of it, or -errno. `made` (may be NULL) tells whether the last was made. */
 int root_make_dir(int root, const char *path, mode_t mode, bool *made);
+
+/* The same, but no part of the path may be a symlink: -ELOOP. */
+int root_make_plain_dir(int root, const char *path, mode_t mode, bool *made);
 
 /* The directory that `path` is to be made in, its missing parents made, and the last name in it,
  * copied to `name` (NAME_MAX + 1 bytes). -EEXIST when there is no such name, as with "/" or "a/..". */

@@ -17,7 +17,6 @@ from cove.runtime.facts import Host
 from cove.runtime.plan import overlay_options, plan_exec, plan_start
 from cove.runtime.plan_explain import explain
 from cove.runtime.plan_inputs import Directory, Overlay
-from cove.runtime.plan_mounts import parse_bind_options, parse_options
 from cove.runtime.plan_namespaces import sysctl_path
 from cove.runtime.spec import check_spec, plan_environment, plan_exec_process, plan_facts, plan_spec
 from cove.runtime.steps import Plan, Step
@@ -248,7 +247,7 @@ def test_readonly_binds_are_readonly_with_everything_below() -> None:
     bind = mounted_at(
         child_of(mounts=(MountPoint(kind="bind", target="/d", source="/s", readonly=True),)), "/d"
     )
-    assert (bind.attr_set, bind.recursive) == (1, 1)
+    assert (bind.recursive_set, bind.recursive) == (1, 1)
 
 
 def test_tmpfs_is_careful_unless_told_otherwise() -> None:
@@ -473,15 +472,6 @@ def test_more_layers_than_one_mount_takes_are_refused() -> None:
     root = Overlay(lower=("x" * 60,) * 100, layers_dir="/l", upper="/u", work="/w", merged="/m")
     with pytest.raises(Unavailable, match="100 layers, too many"):
         plan_of(container(), HOST_V1, facts(root=root))
-
-
-def test_mount_options_become_flags_and_data() -> None:
-    assert parse_options(("ro", "nosuid", "rw", "size=1m", "strictatime", "mode=755")) == (
-        0x2 | 1 << 24, "size=1m,mode=755", 0,
-    )  # fmt: skip
-    assert parse_bind_options(("rbind", "rro", "rslave")) == (True, 1, 0, (1 << 19) | 0x4000)
-    with pytest.raises(Invalid, match="no option 'size=1m'"):
-        parse_bind_options(("bind", "size=1m"))
 
 
 # --- exec ---------------------------------------------------------------------------------------------
