@@ -7,6 +7,10 @@
 /* The root (O_PATH): the new one, or that of the mount namespace. A descriptor or -errno. */
 int child_root(struct context *context);
 
+/* Whether a descriptor of what is to be mounted upon is on a procfs though the path doesn't say so: a link of the
+ * image may lead there. 0 or -EXDEV. */
+int check_place(int target, const char *path);
+
 /* The root's /dev/null (O_PATH), if it is the device: a descriptor or -errno. */
 int open_null(int root);
 

@@ -27,7 +27,7 @@ int main(void)
 	if (fcntl(CONTROL_FD, F_SETFD, FD_CLOEXEC) < 0)
 		return 2; /* not started by the daemon */
 	sys_close_range(CONTROL_FD + 1, ~0u, 0); /* whatever the daemon itself inherited and knows nothing of */
-	s->context.root = s->context.null = s->context.empty = -1;
+	s->context.root = s->context.null = s->context.empty = s->context.procfs = -1;
 	s->child_pidfd = s->master = -1;
 	controls_init(s);
 	if (streams_init(&s->streams) < 0 || receive_start(s) < 0 || start_process(s) < 0)

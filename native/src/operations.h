@@ -89,6 +89,7 @@ struct context {
 	pid_t *born;      /* memory shared with the supervisor: who was split off; NULL when nobody will be */
 	int root;         /* child: the new root (O_PATH), -1 before it is mounted */
 	int null;         /* child: the root's /dev/null (O_PATH), opened by the first Mask that needs it */
+	int procfs;       /* child: the root of the procfs mounted at /proc (O_PATH), -1 before it is */
 	int empty;        /* child: the empty directory of Mask, mounted by the first that needs it */
 	bool held;        /* child: the parent steps may not be done yet */
 	int go;           /* child: the FIFOs of Hold, -1 without one */
@@ -132,7 +133,7 @@ run_step run_make_host_dir, run_write_host, run_write_pid, run_join_cgroup, run_
 	run_attach_device_program;
 run_step run_set_ns, run_propagate, run_mount_root, run_bind_root, run_mount_in, run_bind, run_make_dir,
 	run_make_node, run_make_symlink, run_mask, run_readonly_path, run_pivot_root, run_root_readonly,
-	run_root_propagation, run_unshare, run_attach_tree, run_attach_root, run_chroot;
+	run_root_propagation, run_unshare, run_attach_tree, run_attach_root, run_chroot, run_copy_up;
 run_step run_hostname, run_domainname, run_sysctl, run_link_up, run_write_self, run_become_root, run_pause, run_hook;
 run_step run_rlimit, run_umask, run_session_keyring, run_terminal, run_resolve_user, run_set_ids,
 	run_drop_bounding, run_capabilities, run_no_new_privs, run_seccomp, run_chdir, run_exec, run_hold;

@@ -16,6 +16,7 @@
 #include "operations.h"
 #include "protocol.h"
 #include "root.h"
+#include "tree.h"
 
 #ifndef TIOCGPTPEER
 #define TIOCGPTPEER _IO('T', 0x41)
@@ -43,8 +44,8 @@ static int bind_console(int root, int slave)
 
 	if (target < 0)
 		return target;
-	CLOSE_AT_END int copy = sys_open_tree(slave, "", OPEN_TREE_CLONE | AT_EMPTY_PATH);
-	return copy < 0 ? copy : sys_move_mount(copy, target);
+	CLOSE_AT_END int copy = tree_clone(slave, "", false);
+	return copy < 0 ? copy : tree_attach(copy, target);
 }
 
 int run_terminal(const struct value *v, struct context *c)
