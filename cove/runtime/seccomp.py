@@ -2,20 +2,21 @@
 
 Pure. A profile is a list of rules that hold under conditions (`includes`, `excludes`: capabilities of the
 container, architecture, least kernel); `select` turns it into the unconditional form of the OCI config, which
-seccomp_compile.py turns into a program. The default policy follows moby's (github.com/moby/profiles): what it
-allows and under which capabilities is here as tables.
+seccomp_compile.py turns into a program. The default policy follows moby's (github.com/moby/profiles), but for
+sockets, where it is stricter: what it allows and under which capabilities is here as tables.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
-from typing import Annotated
 
 import msgspec
 
 from cove.model.errors import Invalid
 from cove.runtime import capabilities
 from cove.runtime.oci import Seccomp, SeccompArg, SeccompSyscall
+from cove.runtime.seccomp_check import ARCHITECTURES, check_filter
 
 # --- the profile format (moby's: the OCI form with conditions) --------------------------------------
 
@@ -29,7 +30,7 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class ProfileArg(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    index: Annotated[int, msgspec.Meta(ge=0, le=5)]
+    index: int
     value: int
     value_two: int = 0
     op: str = "SCMP_CMP_EQ"
@@ -61,6 +62,8 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     architectures: tuple[str, ...] | None = None
     arch_map: tuple[ArchMap, ...] | None = None
     flags: tuple[str, ...] | None = None
+    listener_path: str = ""
+    listener_metadata: str = ""
     syscalls: tuple[ProfileRule, ...] | None = None
 
 
@@ -77,10 +80,6 @@ _ARCH_NAMES = {
     "riscv64": "SCMP_ARCH_RISCV64",
     "s390x": "SCMP_ARCH_S390X",
 }
-ACTIONS = frozenset(
-    f"SCMP_ACT_{name}" for name in "KILL KILL_THREAD KILL_PROCESS TRAP ERRNO TRACE ALLOW LOG".split()
-)
-OPERATORS = frozenset(f"SCMP_CMP_{name}" for name in "NE LT LE EQ GE GT MASKED_EQ".split())
 
 
 @lru_cache(maxsize=64)
@@ -98,27 +97,46 @@ def parse_profile(text: str) -> Profile:
     rules = profile.syscalls or ()
     if not profile.default_action and rules:
         raise Invalid("seccomp profile: defaultAction is missing, e.g. SCMP_ACT_ERRNO")
-    for place, action in [("defaultAction", profile.default_action)] + [
-        (f"syscalls[{index}].action", rule.action) for index, rule in enumerate(rules)
-    ]:
-        if action and action not in ACTIONS:
-            raise Invalid(
-                f"seccomp profile: {place} {action!r} is not supported, use one of {sorted(ACTIONS)}"
-            )
-    for index, rule in enumerate(rules):
+    for rule in rules:
         if rule.name and rule.names:
             raise Invalid(
                 "both 'name' and 'names' are specified in the seccomp profile, use either 'name' or 'names'"
             )
-        for arg in rule.args or ():
-            if arg.op not in OPERATORS:
-                raise Invalid(
-                    f"seccomp profile: syscalls[{index}].args: op {arg.op!r} is none of {sorted(OPERATORS)}"
-                )
         for conditions in (rule.includes, rule.excludes):
             if conditions is not None and conditions.min_kernel:
                 _parse_kernel(conditions.min_kernel)
+    for index, entry in enumerate(profile.arch_map or ()):
+        for name in (entry.architecture, *(entry.sub_architectures or ())):
+            if name not in ARCHITECTURES:
+                raise Invalid(
+                    f"seccomp profile: archMap[{index}]: {name!r} is unknown, e.g. use SCMP_ARCH_X86_64"
+                )
+    if profile.default_action:
+        check_filter(_filter(profile, rules, profile.architectures or ()), "seccomp profile: ")
     return profile
+
+
+def _filter(profile: Profile, rules: Iterable[ProfileRule], architectures: tuple[str, ...]) -> Seccomp:
+    return Seccomp(
+        default_action=profile.default_action,
+        default_errno_ret=profile.default_errno_ret,
+        architectures=architectures,
+        flags=profile.flags or (),
+        listener_path=profile.listener_path,
+        listener_metadata=profile.listener_metadata,
+        syscalls=tuple(
+            SeccompSyscall(
+                names=rule.names or ((rule.name,) if rule.name else ()),
+                action=rule.action,
+                errno_ret=rule.errno_ret,
+                args=tuple(
+                    SeccompArg(index=arg.index, value=arg.value, value_two=arg.value_two, op=arg.op)
+                    for arg in rule.args or ()
+                ),
+            )
+            for rule in rules
+        ),
+    )
 
 
 def _parse_kernel(text: str) -> tuple[int, int]:
@@ -150,25 +168,8 @@ def select(text: str, bounding: int, architecture: str, kernel: tuple[int, int])
             architectures = (native, *(entry.sub_architectures or ()))
             break
     names = frozenset(capabilities.names(bounding))
-    return Seccomp(
-        default_action=profile.default_action,
-        default_errno_ret=profile.default_errno_ret,
-        architectures=architectures,
-        flags=profile.flags or (),
-        syscalls=tuple(
-            SeccompSyscall(
-                names=rule.names or (rule.name,),
-                action=rule.action,
-                errno_ret=rule.errno_ret,
-                args=tuple(
-                    SeccompArg(index=arg.index, value=arg.value, value_two=arg.value_two, op=arg.op)
-                    for arg in rule.args or ()
-                ),
-            )
-            for rule in profile.syscalls or ()
-            if _holds(rule, names, architecture, kernel)
-        ),
-    )
+    rules = (rule for rule in profile.syscalls or () if _holds(rule, names, architecture, kernel))
+    return _filter(profile, rules, architectures)
 
 
 def _holds(rule: ProfileRule, names: frozenset[str], architecture: str, kernel: tuple[int, int]) -> bool:
@@ -221,7 +222,7 @@ semop semtimedop semtimedop_time64 send sendfile sendfile64 sendmmsg sendmsg sen
 set_thread_area set_tid_address setfsgid setfsgid32 setfsuid setfsuid32 setgid setgid32 setgroups
 setgroups32 setitimer setpgid setpriority setregid setregid32 setresgid setresgid32 setresuid setresuid32
 setreuid setreuid32 setrlimit setsid setsockopt setuid setuid32 setxattr setxattrat shmat shmctl shmdt
-shmget shutdown sigaltstack signalfd signalfd4 sigprocmask sigreturn socketcall socketpair splice stat
+shmget shutdown sigaltstack signalfd signalfd4 sigprocmask sigreturn socketpair splice stat
 stat64 statfs statfs64 statmount statx symlink symlinkat sync sync_file_range syncfs sysinfo tee tgkill
 time timer_create timer_delete timer_getoverrun timer_gettime timer_gettime64 timer_settime
 timer_settime64 timerfd_create timerfd_gettime timerfd_gettime64 timerfd_settime timerfd_settime64 times
@@ -269,7 +270,8 @@ _SUB_ARCHITECTURES = {
 }
 
 _EPERM, _ENOSYS = 1, 38
-_AF_ALG, _AF_VSOCK = 38, 40
+_AF_ALG, _AF_VSOCK, _MAX_FAMILY = 38, 40, 63  # Linux 6.18 has 46
+_SYS_SOCKET, _SYS_SENDMMSG = 1, 20  # linux/net.h
 _NAMESPACE_FLAGS = 0x7E020000  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET}
 # personality(2): Linux, Linux with 16-bit uids, the same two for uname 2.6, and asking only
 _PERSONALITIES = (0x0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)
@@ -287,6 +289,20 @@ def _argument(index: int, op: str, value: int, value_two: int = 0) -> ProfileArg
     return ProfileArg(index=index, op=f"SCMP_CMP_{op}", value=value, value_two=value_two)
 
 
+def _allow_between(name: str, first: int, last: int) -> list[ProfileRule]:
+    """`name` with a first argument from `first` to `last`. As aligned blocks, which look at all 64 bits and let
+    nothing above through: the kernel drops the upper half of an int, so that 2**32 + 38 is AF_ALG to it and yet
+    greater than 40 to a filter."""
+    rules = []
+    while first <= last:
+        size = first & -first or 1 << last.bit_length()
+        while first + size - 1 > last:
+            size >>= 1
+        rules.append(_allow(name, _argument(0, "MASKED_EQ", 2**64 - size, first)))
+        first += size
+    return rules
+
+
 def _default_rules() -> list[ProfileRule]:
     no_admin = Conditions(caps=("CAP_SYS_ADMIN",))
     s390 = ("s390", "s390x")
@@ -294,11 +310,21 @@ def _default_rules() -> list[ProfileRule]:
         _allow(_ALWAYS),
         # ptrace(2) could be used to get around seccomp before Linux 4.8
         _allow("process_vm_readv process_vm_writev ptrace", includes=Conditions(min_kernel="4.8")),
-        # every address family but AF_ALG (kernel crypto) and AF_VSOCK (the hypervisor)
-        _allow("socket", _argument(0, "LT", _AF_ALG)),
-        _allow("socket", _argument(0, "EQ", _AF_ALG + 1)),
-        _allow("socket", _argument(0, "GT", _AF_VSOCK)),
     ]
+    # every address family but AF_ALG (kernel crypto) and AF_VSOCK (the hypervisor); socketcall(2) hides the family
+    # from a filter, so it makes no sockets (CVE-2026-31431): programs of today call socket(2) on 32 bits, too
+    rules += _allow_between("socket", 0, _AF_ALG - 1)
+    rules += _allow_between("socket", _AF_ALG + 1, _AF_VSOCK - 1)
+    rules += _allow_between("socket", _AF_VSOCK + 1, _MAX_FAMILY)
+    rules += _allow_between("socketcall", _SYS_SOCKET + 1, _SYS_SENDMMSG)
+    rules.append(
+        ProfileRule(
+            names=("socketcall",),
+            action="SCMP_ACT_ERRNO",
+            errno_ret=_ENOSYS,
+            args=(_argument(0, "EQ", _SYS_SOCKET),),
+        )
+    )
     rules += [_allow("personality", _argument(0, "EQ", value)) for value in _PERSONALITIES]
     rules += [_allow(names, includes=Conditions(arches=arches)) for arches, names in _BY_ARCHITECTURE.items()]
     rules += [_allow(names, includes=Conditions(caps=(cap,))) for cap, names in _BY_CAPABILITY.items()]

@@ -1,207 +1,290 @@
-"""Compile a system call filter: from the OCI config's form to a BPF program (struct sock_filter[]).
+"""Compile a system call filter: from the OCI config's form to a BPF program (struct sock_filter[], bpf(4)).
 
-libseccomp makes the program (a binary tree: its cost doesn't grow with the number of rules). Two things are
-ours. Names that this libseccomp doesn't know are passed over. And calls newer than any that the profile names
-get ENOSYS rather than the profile's errno: programs try new calls first and fall back on ENOSYS only, so that
-a profile written today doesn't break tomorrow's libraries.
+Libseccomp knows the calls' numbers on each architecture; the program is made here, since libseccomp 2.5 joins
+comparisons of one argument such that calls get through which no rule allows (tests/unit/test_runtime_seccomp.py
+compares ours with the rules' meaning). Per architecture it is a binary search among ranges of numbers that are
+treated alike; a call's conditions are tried one rule after the other. What holds:
 
-The result depends on the argument alone and touches nothing outside this process (libseccomp writes to a
-memfd); it is kept, for compiling takes 10 to 30 ms.
+    rules overlap      one without conditions, else the first whose conditions hold (libseccomp, and so runc,
+                       has the former rule, too)
+    32 bits            architectures with 32-bit arguments compare the lower halves
+    unknown names      of this libseccomp are passed over
+    unknown calls      newer than any that the profile names for their architecture: ENOSYS where the default
+                       action refuses or kills. Programs try new calls first and fall back on ENOSYS only, so
+                       that a profile written today doesn't break tomorrow's libraries
+    multiplexers       socketcall(2) and ipc(2) hide what they call from a filter: a rule without conditions, or
+                       one that refuses, holds for its call through them as well; one that allows doesn't
+    other systems      an architecture that isn't the machine's own and isn't named kills the process
+
+The result depends on the argument alone and touches nothing; it is kept, for compiling takes milliseconds.
 """
 
 from __future__ import annotations
 
 import errno
-import os
-import struct
+import sys
+from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Any
+from struct import pack
 
-from cove.model.errors import HostError, Invalid, Unavailable
-from cove.runtime.oci import Seccomp, SeccompSyscall
+from cove.model.errors import Invalid, Unavailable
+from cove.runtime.oci import Seccomp, SeccompArg, SeccompSyscall
+from cove.runtime.seccomp_check import (
+    ACTIONS,
+    ARCHITECTURES,
+    FLAGS,
+    NEW_LISTENER,
+    PERMISSIVE,
+    action_number,
+    check_filter,
+    notifies,
+)
 
-_ARCHES = {
-    "SCMP_ARCH_X86": "X86",
-    "SCMP_ARCH_X86_64": "X86_64",
-    "SCMP_ARCH_X32": "X32",
-    "SCMP_ARCH_ARM": "ARM",
-    "SCMP_ARCH_AARCH64": "AARCH64",
-    "SCMP_ARCH_MIPS": "MIPS",
-    "SCMP_ARCH_MIPS64": "MIPS64",
-    "SCMP_ARCH_MIPS64N32": "MIPS64N32",
-    "SCMP_ARCH_MIPSEL": "MIPSEL",
-    "SCMP_ARCH_MIPSEL64": "MIPSEL64",
-    "SCMP_ARCH_MIPSEL64N32": "MIPSEL64N32",
-    "SCMP_ARCH_PPC": "PPC",
-    "SCMP_ARCH_PPC64": "PPC64",
-    "SCMP_ARCH_PPC64LE": "PPC64LE",
-    "SCMP_ARCH_S390": "S390",
-    "SCMP_ARCH_S390X": "S390X",
-    "SCMP_ARCH_RISCV64": "RISCV64",
-}
-_OPERATORS = {
-    "SCMP_CMP_NE": "NE",
-    "SCMP_CMP_LT": "LT",
-    "SCMP_CMP_LE": "LE",
-    "SCMP_CMP_EQ": "EQ",
-    "SCMP_CMP_GE": "GE",
-    "SCMP_CMP_GT": "GT",
-    "SCMP_CMP_MASKED_EQ": "MASKED_EQ",
-}
-# seccomp(2); the listener and wait-killable flags are for supervisors, which Cove isn't
-FLAGS = {
-    "SECCOMP_FILTER_FLAG_TSYNC": 1,
-    "SECCOMP_FILTER_FLAG_LOG": 2,
-    "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 4,
-}
+Resolve = Callable[[int, str], int]  # architecture, name -> number; negative: there is none
+_Code = tuple[tuple[int, int, int, int], ...]  # operation, value, jump if true, jump if false
+
+_LOAD, _AND, _RETURN, _JUMP = 0x20, 0x54, 0x06, 0x05  # linux/bpf_common.h
+_JEQ, _JGT, _JGE = 0x15, 0x25, 0x35
+_NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # struct seccomp_data: int nr, u32 arch, u64 ip, u64 args[6]
+_LOW, _HIGH = (0, 4) if sys.byteorder == "little" else (4, 0)
+_FAR = 255  # the longest conditional jump
+_MAX_INSTRUCTIONS = 4096  # BPF_MAXINSNS
+
+_X86_64, _X32 = ARCHITECTURES["SCMP_ARCH_X86_64"], ARCHITECTURES["SCMP_ARCH_X32"]
 _X32_BIT = 0x40000000
+_SKIPPED = 0xFFFFFFFF  # -1: what a tracer sets to have a call skipped
+_64_BIT = 0x80000000
+_ENOSYS = action_number("SCMP_ACT_ERRNO", errno.ENOSYS)
+
+# linux/net.h SYS_*, linux/ipc.h: what the first argument of a multiplexer stands for
+_MULTIPLEXED_NUMBERS = -100  # libseccomp's numbers of these calls, where there is a multiplexer, are below
+_NUMBERS = 1024  # more than any architecture has calls
+_MULTIPLEXED = {
+    name: (multiplexer, number)
+    for multiplexer, names in (
+        (
+            "socketcall",
+            ". socket bind connect listen accept getsockname getpeername socketpair send recv sendto recvfrom "
+            "shutdown setsockopt getsockopt sendmsg recvmsg accept4 recvmmsg sendmmsg",
+        ),
+        (
+            "ipc",
+            ". semop semget semctl semtimedop . . . . . . msgsnd msgrcv msgget msgctl . . . . . . "
+            "shmat shmdt shmget shmctl",
+        ),
+    )
+    for number, name in enumerate(names.split())
+    if name != "."
+}
 
 
 def filter_flags(filter_: Seccomp) -> int:
-    """The flags for seccomp(2). TSYNC is left out: the process has one thread. Raises Invalid."""
+    """The flags for seccomp(2). A filter that asks an agent has a listener; without one there is nobody whose
+    waiting could be killable. TSYNC is left out: the process has one thread. Raises Invalid."""
+    check_filter(filter_)
     bits = 0
     for name in filter_.flags:
-        if name not in FLAGS:
-            raise Invalid(f"seccomp flag {name!r} is not supported, use some of {sorted(FLAGS)}")
         bits |= FLAGS[name]
-    return bits & ~FLAGS["SECCOMP_FILTER_FLAG_TSYNC"]
+    bits &= ~FLAGS["SECCOMP_FILTER_FLAG_TSYNC"]
+    if notifies(filter_):
+        return bits | NEW_LISTENER
+    return bits & ~FLAGS["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"]
 
 
 @lru_cache(maxsize=128)
 def compile_filter(filter_: Seccomp) -> bytes:
-    """The program. Raises Invalid for a rule that libseccomp refuses, Unavailable without libseccomp."""
-    library = _library()
-    default = _action(library, filter_.default_action, filter_.default_errno_ret)
-    tree = library.SyscallFilter(default)
-    native = library.system_arch()
-    known: dict[int, int] = {}  # architecture -> the highest number that the profile names
-    architectures = [native]
-    for name in filter_.architectures:
-        if name not in _ARCHES:
-            raise Invalid(f"seccomp architecture {name!r} is unknown, use some of {sorted(_ARCHES)}")
-        number = getattr(library.Arch, _ARCHES[name])
-        if number != native:
-            tree.add_arch(number)
-            architectures.append(number)
-    tree.set_attr(library.Attr.CTL_OPTIMIZE, 2)
+    """The program. Raises Invalid for what no filter can say or a program that is too long, Unavailable without
+    libseccomp."""
+    check_filter(filter_)
+    native, resolve = _libseccomp()
+    named = {native, *(ARCHITECTURES[name] for name in filter_.architectures)}
+    default = action_number(filter_.default_action, filter_.default_errno_ret)
+    unknown = default if filter_.default_action in PERMISSIVE else _ENOSYS
+    bad = _return(ACTIONS["SCMP_ACT_KILL_PROCESS"])
+    program: _Code = ((_LOAD, _ARCHITECTURE, 0, 0),)
+    for architecture in sorted(named - {_X32}, key=lambda each: each != native):
+        calls = _find_calls(filter_, architecture, default, resolve)
+        ranges = _ranges(calls, 0, _return(default), _return(unknown))
+        if architecture == _X86_64:  # x32 is the same to the kernel, but for a bit in the numbers
+            ranges.append((_X32_BIT, bad))
+            if _X32 in named:
+                calls = _find_calls(filter_, _X32, default, resolve)
+                ranges += _ranges(calls, _X32_BIT, _return(default), _return(unknown))
+        ranges.append((_SKIPPED, _return(default)))
+        program += _when(_JEQ, architecture, ((_LOAD, _NUMBER, 0, 0), *_search(_merge(ranges))))
+    program += bad
+    if len(program) > _MAX_INSTRUCTIONS:
+        raise Invalid(
+            f"linux.seccomp: the filter takes {len(program)} instructions, the kernel's limit is "
+            f"{_MAX_INSTRUCTIONS}: name fewer architectures or use fewer args"
+        )
+    return b"".join(pack("=HBBI", code, yes, no, value) for code, value, yes, no in program)
+
+
+# --- which calls ------------------------------------------------------------------------------------
+
+
+def _find_calls(filter_: Seccomp, architecture: int, default: int, resolve: Resolve) -> dict[int, _Code]:
+    """What becomes of each call that the profile names. A rule that says what holds anyway says nothing: where
+    another one overlaps it, that one holds."""
+    wide = bool(architecture & _64_BIT)
+    always: dict[int, int] = {}
+    conditional: dict[int, list[_Code]] = {}
     for rule in filter_.syscalls:
-        action = _action(library, rule.action, rule.errno_ret)
+        action = action_number(rule.action, rule.errno_ret)
         for name in rule.names:
-            number = library.resolve_syscall(native, name)
-            for architecture in architectures:
-                there = library.resolve_syscall(architecture, name)
-                if there >= 0:
-                    known[architecture] = max(known.get(architecture, 0), there)
-            if number == -1:  # __NR_SCMP_ERROR: newer than this libseccomp
-                continue
-            if action == default and not rule.args:
-                continue  # says what holds anyway; libseccomp would answer EACCES
-            _add(library, tree, action, number, rule, name)
-    program = _export(tree)
-    if filter_.default_action != "SCMP_ACT_ERRNO" or default == library.ERRNO(errno.ENOSYS):
-        return program
-    return _unknown_calls(library, known) + program
-
-
-def _library() -> Any:
-    try:
-        import pyseccomp  # imported late: it runs ldconfig(8) to find the library
-    except (ImportError, RuntimeError) as error:
-        raise Unavailable(f"seccomp filters need libseccomp (Debian: libseccomp2): {error}") from None
-    return pyseccomp
-
-
-def _action(library: Any, name: str, errno_ret: int | None) -> int:
-    number = errno.EPERM if errno_ret is None else errno_ret
-    if name == "SCMP_ACT_ERRNO":
-        return int(library.ERRNO(number))
-    if name == "SCMP_ACT_TRACE":
-        return int(library.TRACE(number))
-    table = {
-        "SCMP_ACT_KILL": library.KILL_THREAD,
-        "SCMP_ACT_KILL_THREAD": library.KILL_THREAD,
-        "SCMP_ACT_KILL_PROCESS": library.KILL_PROCESS,
-        "SCMP_ACT_TRAP": library.TRAP,
-        "SCMP_ACT_ALLOW": library.ALLOW,
-        "SCMP_ACT_LOG": library.LOG,
+            for number, args in _places(rule, name, architecture, resolve):
+                tests = conditional.setdefault(number, [])
+                if action == default:
+                    continue
+                if not args:
+                    always.setdefault(number, action)
+                # several conditions on one argument are alternatives, as in runc; else all hold
+                elif len({arg.index for arg in args}) < len(args):
+                    tests += [_test([arg], action, wide) for arg in args]
+                else:
+                    tests.append(_test(args, action, wide))
+    return {
+        number: _return(always[number])
+        if number in always
+        else tuple(line for test in tests for line in test) + _return(default)
+        for number, tests in conditional.items()
     }
-    if name not in table:
-        raise Invalid(f"seccomp action {name!r} is not supported, use SCMP_ACT_ERRNO, SCMP_ACT_ALLOW …")
-    return int(table[name])
 
 
-def _add(library: Any, tree: Any, action: int, number: int, rule: SeccompSyscall, name: str) -> None:
-    """One rule. Several conditions on one argument are alternatives, as in runc; else all hold."""
-    args = []
-    for arg in rule.args:
-        operator = getattr(library, _OPERATORS[arg.op])
-        if arg.op == "SCMP_CMP_MASKED_EQ":
-            args.append((arg.index, library.Arg(arg.index, operator, arg.value, arg.value_two)))
-        else:
-            args.append((arg.index, library.Arg(arg.index, operator, arg.value)))
-    indexes = [index for index, _ in args]
-    groups = [[arg] for _, arg in args] if len(set(indexes)) < len(indexes) else [[arg for _, arg in args]]
+def _places(
+    rule: SeccompSyscall, name: str, architecture: int, resolve: Resolve
+) -> Iterable[tuple[int, tuple[SeccompArg, ...]]]:
+    """Where a call is met on this architecture: its number, and a multiplexer's with a first argument."""
+    number = resolve(architecture, name)
+    if number >= 0:
+        yield number, rule.args
+    if name in _MULTIPLEXED and not (rule.args and rule.action in PERMISSIVE):
+        multiplexer, value = _MULTIPLEXED[name]
+        number = resolve(architecture, multiplexer)
+        if number >= 0:  # above them ipc(2) has a version
+            yield number, (SeccompArg(index=0, op="SCMP_CMP_MASKED_EQ", value=0xFFFF, value_two=value),)
+
+
+def _ranges(calls: dict[int, _Code], first: int, default: _Code, unknown: _Code) -> list[tuple[int, _Code]]:
+    """From which number on what holds, from `first` to the end of all numbers."""
+    ranges = [(first, default)]
+    for number, code in sorted(calls.items()):
+        ranges += [(number, code), (number + 1, default)]
+    if calls:
+        ranges[-1] = (ranges[-1][0], unknown)
+    return ranges
+
+
+def _merge(ranges: list[tuple[int, _Code]]) -> list[tuple[int, _Code]]:
+    """The same with neighbours that are treated alike as one; of two that begin at a number the later holds."""
+    merged: list[tuple[int, _Code]] = []
+    for start, code in ranges:
+        if merged and merged[-1][0] == start:
+            merged.pop()
+        if not merged or merged[-1][1] != code:
+            merged.append((start, code))
+    return merged
+
+
+# --- code -------------------------------------------------------------------------------------------
+
+
+def _return(action: int) -> _Code:
+    return ((_RETURN, action, 0, 0),)
+
+
+def _when(operation: int, value: int, code: _Code) -> _Code:
+    """Code that is run if the comparison holds, and jumped over if not."""
+    if len(code) <= _FAR:
+        return ((operation, value, 0, len(code)), *code)
+    return ((operation, value, 1, 0), (_JUMP, len(code), 0, 0), *code)
+
+
+def _search(ranges: list[tuple[int, _Code]]) -> _Code:
+    """Binary search for the range that the number (in the accumulator) lies in."""
+    if len(ranges) == 1:
+        return ranges[0][1]
+    middle = len(ranges) // 2
+    return _when(_JGE, ranges[middle][0], _search(ranges[middle:])) + _search(ranges[:middle])
+
+
+_NEXT = -1  # a jump to the end of the test: the next rule's turn
+
+
+def _test(args: Iterable[SeccompArg], action: int, wide: bool) -> _Code:
+    """One rule: returns the action if all conditions hold, else goes on after it."""
+    lines = [line for arg in args for line in _condition(arg, wide)]
+    lines.append((_RETURN, action, 0, 0))
+    end = len(lines) - 1
+    return tuple(
+        (code, value, end - at if yes == _NEXT else yes, end - at if no == _NEXT else no)
+        for at, (code, value, yes, no) in enumerate(lines)
+    )
+
+
+def _condition(arg: SeccompArg, wide: bool) -> list[tuple[int, int, int, int]]:
+    """Goes on when it holds, to the next rule when it doesn't; the upper half decides first."""
+    operator = arg.op.removeprefix("SCMP_CMP_")
+    value = arg.value & arg.value_two if operator == "MASKED_EQ" else arg.value
+    low, high = value & 0xFFFFFFFF, value >> 32
+    at = _ARGUMENTS + 8 * arg.index
+    load_low, load_high = (_LOAD, at + _LOW, 0, 0), (_LOAD, at + _HIGH, 0, 0)
+    match operator:
+        case "MASKED_EQ":
+            code = [load_low, (_AND, arg.value & 0xFFFFFFFF, 0, 0), (_JEQ, low, 0, _NEXT)]
+            upper = [load_high, (_AND, arg.value >> 32, 0, 0), (_JEQ, high, 0, _NEXT)]
+        case "EQ":
+            code = [load_low, (_JEQ, low, 0, _NEXT)]
+            upper = [load_high, (_JEQ, high, 0, _NEXT)]
+        case "NE":
+            code = [load_low, (_JEQ, low, _NEXT, 0)]
+            upper = [load_high, (_JEQ, high, 0, len(code))]
+        case "GT" | "GE":
+            code = [load_low, (_JGT if operator == "GT" else _JGE, low, 0, _NEXT)]
+            upper = [load_high, (_JGT, high, len(code) + 1, 0), (_JEQ, high, 0, _NEXT)]
+        case _:  # LT, LE
+            code = [load_low, (_JGE if operator == "LT" else _JGT, low, _NEXT, 0)]
+            upper = [load_high, (_JGT, high, _NEXT, 0), (_JEQ, high, 0, len(code))]
+    return upper + code if wide else code
+
+
+# --- numbers ----------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def _libseccomp() -> tuple[int, Resolve]:
+    """The machine's architecture, and who knows the numbers of calls."""
+    import ctypes  # imported late: most processes find their filters in a cache
+
     try:
-        for group in groups:
-            tree.add_rule(action, number, *group)
+        library = ctypes.CDLL("libseccomp.so.2")
     except OSError as error:
-        if error.errno == errno.EEXIST:
-            return
-        raise Invalid(f"seccomp rule for {name}: libseccomp refuses it: {error.strerror}") from None
+        raise Unavailable(f"seccomp filters need libseccomp (Debian: libseccomp2): {error}") from None
+    library.seccomp_arch_native.restype = ctypes.c_uint32
+    library.seccomp_syscall_resolve_name_arch.argtypes = (ctypes.c_uint32, ctypes.c_char_p)
+    library.seccomp_syscall_resolve_num_arch.argtypes = (ctypes.c_uint32, ctypes.c_int)
+    library.seccomp_syscall_resolve_num_arch.restype = ctypes.c_void_p
+    free = ctypes.CDLL(None).free
+    free.argtypes = (ctypes.c_void_p,)
 
+    def find(architecture: int, name: str) -> int:
+        return int(library.seccomp_syscall_resolve_name_arch(architecture, name.encode()))
 
-def _export(tree: Any) -> bytes:
-    descriptor = os.memfd_create("seccomp", os.MFD_CLOEXEC)
-    try:
-        with os.fdopen(descriptor, "rb") as file:
-            tree.export_bpf(file)
-            file.seek(0)
-            return file.read()
-    except OSError as error:
-        raise HostError(f"libseccomp couldn't make the program: {error.strerror}") from None
+    @lru_cache(maxsize=8)
+    def direct(architecture: int) -> dict[str, int]:
+        """The numbers of calls for which libseccomp names a multiplexer, by asking for the names of all."""
+        first = find(architecture, "socketcall") // 1000 * 1000  # 4000 on MIPS; names are asked for without
+        numbers = {}
+        for number in range(_NUMBERS):
+            text = library.seccomp_syscall_resolve_num_arch(architecture, number)
+            if text:
+                numbers[ctypes.string_at(text).decode()] = first + number
+                free(text)
+        return numbers
 
+    def resolve(architecture: int, name: str) -> int:
+        number = find(architecture, name)
+        return direct(architecture).get(name, -1) if number <= _MULTIPLEXED_NUMBERS else number
 
-# --- calls that the profile can't know ----------------------------------------------------------------
-
-_LOAD, _JEQ, _JGT, _JGE, _JA, _RETURN = 0x20, 0x15, 0x25, 0x35, 0x05, 0x06  # linux/bpf_common.h
-_NUMBER_OFFSET, _ARCH_OFFSET = 0, 4  # struct seccomp_data
-
-
-def _statement(code: int, value: int, yes: int = 0, no: int = 0) -> bytes:
-    return struct.pack("=HBBI", code, yes, no, value)
-
-
-def _unknown_calls(library: Any, known: dict[int, int]) -> bytes:
-    """A head for the program: numbers above the highest known one of their architecture return ENOSYS."""
-    enosys = library.ERRNO(errno.ENOSYS)
-    x32, x86_64 = library.Arch.X32, library.Arch.X86_64
-    blocks: list[tuple[int, list[bytes]]] = []
-    for architecture, highest in known.items():
-        if architecture == x32:
-            continue
-        body = [_statement(_LOAD, _NUMBER_OFFSET)]
-        if architecture == x86_64:
-            # x32 has the same audit number and a bit in the call's; -1 (a tracer's "skip") is for the tree
-            body.append(_statement(_JGE, _X32_BIT, 2 if x32 not in known else 3, 0))
-            body += [_statement(_JGT, highest, 0, 1), _statement(_RETURN, enosys)]
-            if x32 in known:
-                body.append(_statement(_JA, 3))
-                body += [
-                    _statement(_JEQ, 0xFFFFFFFF, 2, 0),
-                    _statement(_JGT, known[x32], 0, 1),
-                    _statement(_RETURN, enosys),
-                ]
-        else:
-            body += [
-                _statement(_JEQ, 0xFFFFFFFF, 2, 0),
-                _statement(_JGT, highest, 0, 1),
-                _statement(_RETURN, enosys),
-            ]
-        blocks.append((architecture, body))
-    head: list[bytes] = [_statement(_LOAD, _ARCH_OFFSET)]
-    sizes = [len(body) + 2 for _, body in blocks]  # the test before it, the jump to the tree after it
-    for index, (architecture, body) in enumerate(blocks):
-        head.append(_statement(_JEQ, architecture, 0, len(body) + 1))
-        head += body
-        head.append(_statement(_JA, sum(sizes[index + 1 :])))
-    return b"".join(head)
+    return library.seccomp_arch_native(), resolve

@@ -12,7 +12,7 @@ PURE = sorted(
     path
     for path in RUNTIME.glob("*.py")
     if path.name.startswith(("plan", "spec", "oci", "facts", "steps", "capabilities"))
-    or path.name in ("seccomp.py", "cgroups_limits.py", "cgroups_devices.py")
+    or path.name in ("seccomp.py", "seccomp_check.py", "cgroups_limits.py", "cgroups_devices.py")
 )
 # compiling a filter is a function of its rules; a user's ids are plain data
 ALLOWED = {path.stem for path in PURE} | {"seccomp_compile", "users"}
