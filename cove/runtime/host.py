@@ -1,19 +1,17 @@
-"""Looks at this host: the facts that planning goes by (once, at the daemon's start), devices, and mounts."""
+"""Looks at this host: the facts that planning goes by (once, at the daemon's start), and devices."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import re
 import resource
 import stat
-import threading
 from collections.abc import Sequence
 
-from cove.model.container import Device, MountPoint
+from cove.model.container import Device
 from cove.model.errors import Invalid
-from cove.runtime import capabilities, oci, users
+from cove.runtime import capabilities, oci
 from cove.runtime.facts import DEFAULT_SYSCTLS, Layout
 from cove.runtime.facts import MASKED_PATHS as MASKED_PATHS
 from cove.runtime.facts import READONLY_PATHS as READONLY_PATHS
@@ -220,108 +218,3 @@ def find_block_numbers(paths: Sequence[str]) -> dict[str, tuple[int, int]]:
             raise Invalid(f"{path}: not a block device, e.g. use /dev/vda")
         result[path] = (os.major(info.st_rdev), os.minor(info.st_rdev))
     return result
-
-
-# --- mount trees --------------------------------------------------------------------------------------
-
-_SYS_OPEN_TREE = 428  # the same number on every architecture
-_OPEN_TREE_CLONE, _AT_RECURSIVE, _AT_EMPTY_PATH = 1, 0x8000, 0x1000
-_CLONE_FS, _CLONE_NEWNS = 0x200, 0x20000
-_AT_FDCWD = -100
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def open_tree(path: str, *, recursive: bool, subpath: str = "") -> int:
-    """A detached clone of the mounts at `path` (open_tree(2)), a peer of theirs; the caller closes it.
-
-    `subpath` is looked up with the directory `path` as the root, so that no symlink there leads outside, at this
-    moment: whoever writes to the directory may change it at any time.
-
-    A path below /proc/PID/root is looked up in that process's mount namespace, which open_tree(2) demands, by a
-    thread that enters it; symlinks there are refused. Raises OSError.
-    """
-    if subpath:
-        root = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            place = users.open_in_root(root, subpath, os.O_PATH)
-        finally:
-            os.close(root)
-        return _clone_place(place, recursive, subpath)
-    match = re.fullmatch(r"/proc/([0-9]+)/root(/.*)", path)
-    if match is None:
-        return _clone_tree(path, recursive, symlinks=True)
-    namespace = os.open(f"/proc/{match[1]}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    answer: list[int | OSError] = []
-    try:
-        thread = threading.Thread(target=_clone_in, args=(namespace, match[2], recursive, answer))
-        thread.start()
-        thread.join()
-    finally:
-        os.close(namespace)
-    if isinstance(answer[0], OSError):
-        raise answer[0]
-    return answer[0]
-
-
-def _clone_in(namespace: int, path: str, recursive: bool, answer: list[int | OSError]) -> None:
-    """Runs in a thread of its own, which ends with it: namespace and root are the thread's, descriptors are shared."""
-    try:
-        _check(_libc.unshare(_CLONE_FS), path)
-        _check(_libc.setns(namespace, _CLONE_NEWNS), path)
-        answer.append(_clone_tree(path, recursive, symlinks=False))
-    except OSError as error:
-        answer.append(error)
-
-
-def _clone_tree(path: str, recursive: bool, *, symlinks: bool) -> int:
-    place = users.open_in_root(_AT_FDCWD, path, os.O_PATH, symlinks=symlinks, in_root=False)
-    return _clone_place(place, recursive, path)
-
-
-def _clone_place(place: int, recursive: bool, path: str) -> int:
-    """Takes the descriptor `place` over."""
-    try:
-        bits = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
-        call = (ctypes.c_long(_SYS_OPEN_TREE), ctypes.c_int(place), ctypes.c_char_p(b""), ctypes.c_uint(bits))
-        return _check(_libc.syscall(*call), path)
-    finally:
-        os.close(place)
-
-
-def _check(result: int, path: str) -> int:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), path)
-    return int(result)
-
-
-def check_propagation(mounts: Sequence[MountPoint]) -> None:
-    """Refuse `:shared` and `:slave` where the source's mount doesn't propagate. Raises Invalid as Docker does."""
-    for mount in mounts:
-        kind = mount.propagation.removeprefix("r")
-        if mount.kind == "tmpfs" or kind not in ("shared", "slave"):
-            continue
-        point, optional = _find_mount(mount.source)
-        wanted = ("shared:",) if kind == "shared" else ("shared:", "master:")
-        if not any(field.startswith(wanted) for field in optional):
-            noun = "a shared mount" if kind == "shared" else "a shared or slave mount"
-            raise Invalid(
-                f"path {mount.source} is mounted on {point} but it is not {noun}: "
-                f"run mount --make-rshared {point} on the host first"
-            )
-
-
-def _find_mount(path: str) -> tuple[str, list[str]]:
-    """The mount point that `path` lies on and its optional fields (shared:1, master:2), proc_pid_mountinfo(5).
-    Symlinks in `path` are followed."""
-    real = os.path.realpath(path)
-    best, optional = "", list[str]()
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            head, _, _ = line.partition(" - ")
-            fields = head.split()
-            point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
-            inside = real == point or real.startswith(point.rstrip("/") + "/")
-            if inside and len(point) >= len(best):  # of several at one place, the last one is on top
-                best, optional = point, fields[6:]
-    return best, optional

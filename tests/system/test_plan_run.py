@@ -20,11 +20,12 @@ from cove.runtime import capabilities, launch, users
 from cove.runtime.cgroups import Cgroups
 from cove.runtime.cgroups_detect import detect_cgroups
 from cove.runtime.facts import Host
-from cove.runtime.host import find_devices, find_host, open_tree
+from cove.runtime.host import find_devices, find_host
 from cove.runtime.launch import ExitStatus, StepFailed, Task
 from cove.runtime.plan import plan_exec, plan_start
 from cove.runtime.plan_inputs import Overlay, Slot
 from cove.runtime.spec import StartFacts, plan_exec_process, plan_facts, plan_spec
+from cove.runtime.trees import open_slot
 from tests.leaks import unique_name
 from tests.system.native_support import APPLETS, Box, make_launcher, needs_root, run
 from tests.unit.runtime_samples import container
@@ -110,7 +111,7 @@ class Runtime:
         fd = (
             os.open(slot.path, os.O_RDONLY | os.O_CLOEXEC)
             if slot.kind == "namespace"
-            else open_tree(slot.path, recursive=slot.recursive, subpath=slot.subpath)
+            else open_slot(slot)
         )
         stack.callback(os.close, fd)
         return fd
@@ -504,12 +505,13 @@ def test_an_image_whose_dev_is_a_symlink_stays_inside(runtime: Runtime, tmp_path
 
 
 def test_a_privileged_container_has_what_the_daemon_has(runtime: Runtime) -> None:
+    hierarchy = "pids/" if runtime.cgroups.layout.version == 1 else ""
     found = runtime.facts(
         STATUS
-        + """
+        + f"""
 (echo $(cat /proc/sys/kernel/panic) > /proc/sys/kernel/panic) && echo panic=written
 echo kcore=$(grep -c ' /proc/kcore ' /proc/self/mountinfo)
-mkdir /sys/fs/cgroup/pids/mine && rmdir_out=$(echo made) && echo group=$rmdir_out
+mkdir /sys/fs/cgroup/{hierarchy}mine && rmdir_out=$(echo made) && echo group=$rmdir_out
 mount -t tmpfs x /tmp && echo mount=made
 mknod /tmp/mem c 1 1 && head -c 1 /tmp/mem > /dev/null 2>&1; echo opened=$?
 echo nodes=$(ls /dev | wc -l)
@@ -745,6 +747,8 @@ def test_exec_runs_inside_with_the_same_restrictions(runtime: Runtime) -> None:
             status = await task.wait()
             namespace = os.readlink(f"/proc/{first.pid}/ns/ipc")
             groups = Path(f"/proc/{first.pid}/cgroup").read_text()
+            if runtime.cgroups.layout.version == 2:
+                groups = "0::/\n"  # seen from its cgroup namespace
         finally:
             await first.signal(9)
             await first.wait()

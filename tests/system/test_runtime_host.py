@@ -12,7 +12,8 @@ from cove.model.container import Device, MountPoint
 from cove.model.errors import CoveError, Invalid
 from cove.runtime import capabilities
 from cove.runtime.cgroups_detect import detect_cgroups
-from cove.runtime.host import check_propagation, find_block_numbers, find_devices, find_host, open_tree
+from cove.runtime.host import find_block_numbers, find_devices, find_host
+from cove.runtime.trees import check_propagation, open_tree
 from tests.system.native_support import needs_root
 
 pytestmark = needs_root

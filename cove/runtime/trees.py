@@ -1,0 +1,168 @@
+"""Clones the mount trees that a plan asks for, and looks at where mounts propagate.
+
+They are cloned in the host's mount namespace, by whoever has the rights of the source's owner, and handed to
+cove-init, which attaches them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cove.model.container import MountPoint
+from cove.model.errors import Invalid, Unavailable
+from cove.runtime import users
+from cove.runtime.idmap import idmap_tree, open_user_namespace
+from cove.runtime.plan_inputs import Slot
+
+_SYS_OPEN_TREE = 428  # the same number on every architecture
+_OPEN_TREE_CLONE, _AT_RECURSIVE, _AT_EMPTY_PATH = 1, 0x8000, 0x1000
+_CLONE_FS, _CLONE_NEWNS = 0x200, 0x20000
+_AT_FDCWD = -100
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def open_tree(path: str, *, recursive: bool, subpath: str = "") -> int:
+    """A detached clone of the mounts at `path` (open_tree(2)), a peer of theirs; the caller closes it.
+
+    `subpath` is looked up with the directory `path` as the root, so that no symlink there leads outside, at this
+    moment: whoever writes to the directory may change it at any time.
+
+    A path below /proc/PID/root is looked up in that process's mount namespace, which open_tree(2) demands, by a
+    thread that enters it; symlinks there are refused. Raises OSError.
+    """
+    if subpath:
+        root = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            place = users.open_in_root(root, subpath, os.O_PATH)
+        finally:
+            os.close(root)
+        return _clone_place(place, recursive, subpath)
+    match = re.fullmatch(r"/proc/([0-9]+)/root(/.*)", path)
+    if match is None:
+        return _clone_tree(path, recursive, symlinks=True)
+    namespace = os.open(f"/proc/{match[1]}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    answer: list[int | OSError] = []
+    try:
+        thread = threading.Thread(target=_clone_in, args=(namespace, match[2], recursive, answer))
+        thread.start()
+        thread.join()
+    finally:
+        os.close(namespace)
+    if isinstance(answer[0], OSError):
+        raise answer[0]
+    return answer[0]
+
+
+def open_slot(slot: Slot) -> int:
+    """The descriptor for a plan's slot of kind "tree", idmapped where it asks for that; the caller closes it.
+    Raises OSError, and Unavailable where an idmapped mount can't be."""
+    tree = open_tree(slot.path, recursive=slot.recursive, subpath=slot.subpath)
+    if not slot.uid_mappings:
+        return tree
+    try:
+        namespace = open_user_namespace(slot.uid_mappings, slot.gid_mappings)
+        try:
+            idmap_tree(tree, namespace, recursive=slot.idmap_recursive)
+        finally:
+            os.close(namespace)
+    except OSError as error:
+        os.close(tree)
+        raise Unavailable(_explain_idmap(slot, error)) from None
+    except BaseException:
+        os.close(tree)
+        raise
+    return tree
+
+
+# since when a file system can be idmapped (FS_ALLOW_IDMAP)
+_IDMAPPED_SINCE = {"ext4": "5.12", "vfat": "5.12", "xfs": "5.12", "btrfs": "5.15", "tmpfs": "6.3"}
+
+
+def _explain_idmap(slot: Slot, error: OSError) -> str:
+    trouble = f"{slot.path} can't be an idmapped mount"
+    if error.errno == errno.ENOSYS:
+        return f"{trouble}: that needs Linux 5.12"
+    if error.errno == errno.EINVAL:
+        mount = _find_mount(slot.path)
+        since = _IDMAPPED_SINCE.get(mount.type)
+        why = f"needs Linux {since}" if since else "can't be idmapped by this kernel"
+        below = ", or what is mounted below it" if slot.idmap_recursive and slot.recursive else ""
+        return f"{trouble}: its file system ({mount.type} at {mount.point}){below} {why}"
+    return f"{trouble}: {(error.strerror or '').lower()}"
+
+
+def _clone_in(namespace: int, path: str, recursive: bool, answer: list[int | OSError]) -> None:
+    """Runs in a thread of its own, which ends with it: namespace and root are the thread's, descriptors are shared."""
+    try:
+        _check(_libc.unshare(_CLONE_FS), path)
+        _check(_libc.setns(namespace, _CLONE_NEWNS), path)
+        answer.append(_clone_tree(path, recursive, symlinks=False))
+    except OSError as error:
+        answer.append(error)
+
+
+def _clone_tree(path: str, recursive: bool, *, symlinks: bool) -> int:
+    place = users.open_in_root(_AT_FDCWD, path, os.O_PATH, symlinks=symlinks, in_root=False)
+    return _clone_place(place, recursive, path)
+
+
+def _clone_place(place: int, recursive: bool, path: str) -> int:
+    """Takes the descriptor `place` over."""
+    try:
+        bits = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+        call = (ctypes.c_long(_SYS_OPEN_TREE), ctypes.c_int(place), ctypes.c_char_p(b""), ctypes.c_uint(bits))
+        return _check(_libc.syscall(*call), path)
+    finally:
+        os.close(place)
+
+
+def _check(result: int, path: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+    return int(result)
+
+
+def check_propagation(mounts: Sequence[MountPoint]) -> None:
+    """Refuse `:shared` and `:slave` where the source's mount doesn't propagate. Raises Invalid as Docker does."""
+    for mount in mounts:
+        kind = mount.propagation.removeprefix("r")
+        if mount.kind == "tmpfs" or kind not in ("shared", "slave"):
+            continue
+        found = _find_mount(mount.source)
+        wanted = ("shared:",) if kind == "shared" else ("shared:", "master:")
+        if not any(field.startswith(wanted) for field in found.fields):
+            noun = "a shared mount" if kind == "shared" else "a shared or slave mount"
+            raise Invalid(
+                f"path {mount.source} is mounted on {found.point} but it is not {noun}: "
+                f"run mount --make-rshared {found.point} on the host first"
+            )
+
+
+class _Mount(NamedTuple):
+    """`fields` are mountinfo's optional ones: shared:1, master:2."""
+
+    point: str = ""
+    fields: tuple[str, ...] = ()
+    type: str = ""
+
+
+def _find_mount(path: str) -> _Mount:
+    """The mount that `path` lies on (proc_pid_mountinfo(5)). Symlinks in `path` are followed."""
+    real = os.path.realpath(path)
+    best = _Mount()
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            head, _, tail = line.partition(" - ")
+            fields = head.split()
+            point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
+            inside = real == point or real.startswith(point.rstrip("/") + "/")
+            if inside and len(point) >= len(best.point):  # of several at one place, the last one is on top
+                best = _Mount(point, tuple(fields[6:]), tail.split(" ", 1)[0])
+    return best
