@@ -72,9 +72,9 @@ def check_spec(spec: ContainerSpec, host: Host) -> list[str]:
             raise Invalid(f"invalid {field_name} mode: {mode}")
     bits = container_capabilities(spec, host)
     seccomp.select(_seccomp_text(spec), bits, host.architecture, host.kernel)
-    if spec.apparmor not in ("", "unconfined"):
+    if spec.apparmor not in ("", "unconfined") and "apparmor" not in host.security_modules:
         raise Unavailable(
-            f"apparmor profile {spec.apparmor!r}: none is applied here, use apparmor=unconfined"
+            f"apparmor profile {spec.apparmor!r}: AppArmor is not enabled on this host, use apparmor=unconfined"
         )
     if not -1000 <= spec.oom_score_adj <= 1000:
         raise Invalid(f"Invalid value {spec.oom_score_adj}, range for oom score adj is [-1000, 1000]")
@@ -271,6 +271,7 @@ def _plan_process(container: Container, facts: StartFacts, bits: int, host: Host
         capabilities=_capability_sets(bits),
         rlimits=plan_rlimits(spec.ulimits, host) if spec.ulimits else (),
         no_new_privileges=spec.no_new_privileges,
+        apparmor_profile="" if spec.apparmor == "unconfined" else spec.apparmor,
         oom_score_adj=spec.oom_score_adj,
     )
 
