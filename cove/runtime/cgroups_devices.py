@@ -147,6 +147,27 @@ def _star(number: int | None) -> str:
     return "*" if number is None or number < 0 else str(number)
 
 
+def device_allow(rules: Sequence[DeviceRule]) -> list[tuple[str, str]] | None:
+    """Rules as systemd's DeviceAllow, (device, access); None when it has no words for one of them: exceptions from
+    everything, or a minor number of any major."""
+    everything, exceptions = _exceptions(rules)
+    if everything:
+        return None
+    result = []
+    for (kind, major, minor), access in exceptions.items():
+        word = "char" if kind == "c" else "block"
+        if major is None and minor is not None:
+            return None
+        if major is None:
+            device = f"{word}-*"
+        elif minor is None:
+            device = f"{word}-{major}"
+        else:
+            device = f"/dev/{word}/{major}:{minor}"
+        result.append((device, access))
+    return result
+
+
 # --- v2 -------------------------------------------------------------------------------------------
 
 _TYPE_BITS = {"b": 1, "c": 2}  # BPF_DEVCG_DEV_*
