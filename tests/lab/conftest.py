@@ -7,6 +7,7 @@ collected. Each test must leave the machine as it found it (tests/leaks.py).
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from tests.leaks import no_leaks
 
@@ -15,3 +16,7 @@ __all__ = ["no_leaks"]
 collect_ignore_glob = []
 if not os.environ.get("COVE_LAB"):
     collect_ignore_glob = ["test_*.py"]
+elif Path("/run/systemd/system").is_dir():
+    collect_ignore_glob = ["test_[!s]*.py"]
+else:
+    collect_ignore_glob = ["test_systemd_*.py"]
