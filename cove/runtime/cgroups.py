@@ -248,3 +248,17 @@ def own_path(pid: str = "self") -> str:
         if line.startswith("0::"):
             return line[3:]
     return "/"
+
+
+def find_exec_path(layout: Layout, path: str, pid: int) -> str:
+    """The cgroup for another process of a container whose own is `path`; `pid` is its first process.
+
+    Who enables controllers below its own cgroup (a systemd in the container) has moved to one there, and nobody can
+    join the outer one any more (cgroups(7), "no internal processes"): the process joins the first one in its cgroup.
+    """
+    directory = f"{layout.root}/{path.strip('/')}"
+    if layout.version == 2 and read_file(f"{directory}/cgroup.subtree_control").strip():
+        own = own_path(str(pid)).strip("/")
+        if own.startswith(f"{path.strip('/')}/"):
+            return own
+    return path

@@ -32,7 +32,7 @@ from functools import lru_cache
 from cove.model.errors import Invalid, Unavailable
 from cove.runtime import oci
 from cove.runtime.facts import Host
-from cove.runtime.plan_cgroups import NO_RESOURCES, CgroupPlan, plan_cgroup, plan_join
+from cove.runtime.plan_cgroups import CLONE_INTO_CGROUP, NO_RESOURCES, CgroupPlan, plan_cgroup, plan_join
 from cove.runtime.plan_devices import plan_default_devices, plan_devices
 from cove.runtime.plan_inputs import Attached, Directory, Overlay, PlanFacts, Slot, Slots
 from cove.runtime.plan_mounts import (
@@ -100,7 +100,6 @@ def plan_start(
     resctrl = plan_resctrl(config.linux.intel_rdt, facts.id, host)
     process = config.process
     child = [
-        *([Pause(name="cgroup")] if facts.cgroup_pause else ()),
         *cgroup.child,
         *namespaces.child,
         *plan_settings(config, namespaces, host),
@@ -150,6 +149,7 @@ def plan_exec(
             config.linux.cgroups_path,
             config.linux.resources or NO_RESOURCES,
             everything=facts.all_cgroups or _writable_cgroups(config),
+            clone_into=host.kernel >= CLONE_INTO_CGROUP,
         )
     affinity = process.exec_cpu_affinity or oci.ExecCpuAffinity()
     user_ns = has_user_namespace(config)
@@ -194,6 +194,8 @@ def _plan_cgroup(config: oci.Config, facts: PlanFacts, host: Host) -> CgroupPlan
         config.linux.cgroups_path,
         config.linux.resources or NO_RESOURCES,
         everything=facts.all_cgroups or _writable_cgroups(config),
+        clone_into=host.kernel >= CLONE_INTO_CGROUP,
+        systemd=facts.cgroup_pause,
     )
 
 

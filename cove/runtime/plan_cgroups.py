@@ -36,6 +36,7 @@ from cove.runtime.steps import (
 
 _WANTED = frozenset({"cpu", "cpuacct", "memory", "devices", "freezer", "pids", "blkio"})
 NO_RESOURCES = oci.Resources()
+CLONE_INTO_CGROUP = (5, 7)  # the first kernel with it
 
 
 class CgroupPlan(NamedTuple):
