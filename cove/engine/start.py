@@ -7,6 +7,7 @@ its last holder.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from collections.abc import Awaitable, Callable, Sequence
@@ -34,13 +35,14 @@ from cove.model.container import (
 )
 from cove.model.errors import Conflict, CoveError, HostError, Invalid
 from cove.runtime import launch as runtime
-from cove.runtime import seccomp, users
+from cove.runtime import oci, seccomp, users
 from cove.runtime.cgroups_limits import block_devices
 from cove.runtime.facts import Host
 from cove.runtime.host import check_propagation, find_block_numbers, find_devices, open_tree
 from cove.runtime.launch import Attach, StepFailed, StreamSetup, Task, launch
 from cove.runtime.plan import Slot, plan_exec, plan_facts, plan_start
 from cove.runtime.seccomp_compile import compile_filter
+from cove.runtime.seccomp_notify import process_state, send_listener
 from cove.runtime.spec import Overlay, StartFacts, container_capabilities, plan_exec_process, plan_spec
 from cove.runtime.steps import Chdir, Exec, Plan
 
@@ -121,6 +123,7 @@ async def _launch(
             log=parts.log_setup(container),
         ),
         resolve_user=user_resolver(container.user, spec.group_add, container.env),
+        on_listener=listener_sender(config.linux.seccomp, container, "creating"),
         attach=attaches,
     )
     on_failure.pop_all()
@@ -247,8 +250,28 @@ def user_resolver(
     return resolve
 
 
+def listener_sender(
+    filter_: oci.Seccomp | None, container: Container, status: str
+) -> Callable[[int, int], Awaitable[None]]:
+    """Sends a filter's listener to the agent that its profile names."""
+
+    async def send(listener: int, pid: int) -> None:
+        assert filter_ is not None
+        state = {
+            "ociVersion": oci.VERSION,
+            "id": container.id,
+            "status": status,
+            "pid": pid,
+            "annotations": dict(container.spec.annotations),
+        }
+        told = process_state(pid, filter_.listener_metadata, state)
+        await asyncio.to_thread(send_listener, filter_.listener_path, listener, told)  # the agent may be slow
+
+    return send
+
+
 def warm_filters(host: Host) -> None:
-    """Compile the default system call filter, which takes some 30 ms, before the first start wants it."""
+    """Compile the default system call filter, which takes some milliseconds, before the first start wants it."""
     spec = ContainerSpec(image="")
     profile = seccomp.select("", container_capabilities(spec, host), host.architecture, host.kernel)
     if profile is not None:
@@ -337,6 +360,7 @@ async def _launch_exec(
         state_dir=state_dir,
         slots=open_slots(needed, undo, process=task.pidfd),
         streams=StreamSetup(terminal=spec.tty, stdin=keep_stdin and spec.attach_stdin, stdin_once=True),
+        on_listener=listener_sender(config.linux.seccomp, view.container, "running"),
         attach=attaches,
     )
 
