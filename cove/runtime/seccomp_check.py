@@ -74,8 +74,8 @@ FLAGS = {
 }
 NEW_LISTENER = 1 << 3
 
-# what the listener is handed over by when the filter holds already: by cove-init, and by runc, as everybody expects
-_NEVER_NOTIFIED = ("sendmsg", "write")
+# runc writes the listener's number when the filter holds already: what runs here is to run there
+_NEVER_NOTIFIED = ("write",)
 
 
 def notifies(filter_: Seccomp) -> bool:
@@ -95,8 +95,8 @@ def check_filter(filter_: Seccomp, prefix: str = "linux.seccomp.") -> None:
     _check_errno(f"{prefix}defaultErrnoRet", filter_.default_action, filter_.default_errno_ret)
     if filter_.default_action == "SCMP_ACT_NOTIFY":
         raise Invalid(
-            f"{prefix}defaultAction: SCMP_ACT_NOTIFY would ask an agent that can't be there yet: "
-            "name the calls to ask about in syscalls"
+            f"{prefix}defaultAction: SCMP_ACT_NOTIFY can't be the default: "
+            "name the calls that an agent is to decide about in syscalls"
         )
     for index, name in enumerate(filter_.architectures):
         if name not in ARCHITECTURES:
@@ -126,8 +126,8 @@ def _check_rule(where: str, rule: SeccompSyscall) -> None:
             raise Invalid(f"{where}.names[{index}]: {name!r} is no system call's name, e.g. use mkdir")
         if rule.action == "SCMP_ACT_NOTIFY" and name in _NEVER_NOTIFIED:
             raise Invalid(
-                f"{where}.names[{index}]: SCMP_ACT_NOTIFY can't be used for {name}: "
-                "the agent hears of nothing before it has been called"
+                f"{where}.names[{index}]: SCMP_ACT_NOTIFY can't be used for {name}, "
+                "by which OCI runtimes tell of the listener: use SCMP_ACT_ERRNO or SCMP_ACT_TRACE"
             )
     _check_action(f"{where}.action", rule.action)
     _check_errno(f"{where}.errnoRet", rule.action, rule.errno_ret)
