@@ -1,0 +1,288 @@
+"""`create` and `run`: from a bundle to a container.
+
+Order that must hold: the id is claimed, state.json says what is about to be made, then it is made; hooks of the host
+run once the process is cloned and its mounts are there; the pid is in state.json before anybody hears of it. A
+failure takes everything back, and so does `delete --force` after a kill -9.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import msgspec
+
+from cove.model import wirejson
+from cove.model.errors import HostError, Invalid
+from cove.ociruntime import teardown
+from cove.ociruntime.console import connect, hand_over, send_descriptors
+from cove.ociruntime.hooks import run_hooks
+from cove.ociruntime.launch import Started, launch
+from cove.ociruntime.slots import close_all, open_slots
+from cove.ociruntime.state import Container, claim, start_time, write_atomically
+from cove.ociruntime.words import explain, outline
+from cove.runtime.cgroups import find_path
+from cove.runtime.cgroups_detect import detect_cgroups
+from cove.runtime.executor import StepFailed
+from cove.runtime.host import find_host
+from cove.runtime.host_check import check_host
+from cove.runtime.oci import Config, encode_config, parse_config, place_in_bundle
+from cove.runtime.oci_check import check_config
+from cove.runtime.plan import plan_start
+from cove.runtime.plan_cgroups import NO_RESOURCES
+from cove.runtime.plan_inputs import PlanFacts
+from cove.runtime.steps import Hold, RemoveHostDir
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from cove.ociruntime.main import Call
+    from cove.runtime.cgroups import Cgroups
+    from cove.runtime.facts import Layout
+    from cove.runtime.oci import Seccomp
+    from cove.runtime.steps import Plan
+
+
+def create_command(call: Call) -> int:
+    config = read_bundle(call)
+    check_console(call, config.process.terminal, detach=True)
+    Creation(call, config, held=True).make().close()
+    return 0
+
+
+def run_command(call: Call) -> int:
+    from cove.ociruntime import foreground
+    from cove.ociruntime.control import release
+
+    detach = call.options.on("detach")
+    config = read_bundle(call)
+    check_console(call, config.process.terminal, detach=detach)
+    creation = Creation(call, config, held=bool(config.hooks.start_container))
+    started = creation.make()
+    container = creation.container
+    try:
+        if creation.held:
+            release(container)
+        run_poststart(call, container, config)
+        if detach:
+            return 0
+        status = foreground.wait(started)
+    except BaseException:
+        teardown.destroy(call, container, config.hooks.poststop)
+        raise
+    finally:
+        started.close()
+    if not call.options.on("keep"):
+        teardown.destroy(call, container, config.hooks.poststop)
+    return status
+
+
+def read_bundle(call: Call) -> Config:
+    """The config of --bundle, with absolute paths; the bundle becomes the working directory, as with runc. Raises
+    Invalid."""
+    given = call.options.given
+    if "pid-file" in given:
+        given["pid-file"] = os.path.abspath(given["pid-file"])
+    bundle = os.path.abspath(call.options.text("bundle") or ".")
+    try:
+        os.chdir(bundle)
+        with open("config.json", "rb") as file:
+            text = file.read()
+    except FileNotFoundError as error:
+        if error.filename == "config.json":
+            raise Invalid("JSON specification file config.json not found") from None
+        raise Invalid(f"chdir {bundle}: no such file or directory") from None
+    except OSError as error:
+        raise Invalid(f"{error.filename}: {(error.strerror or '').lower()}") from None
+    warnings: list[str] = []
+    config = place_in_bundle(parse_config(text, warnings), bundle)
+    for warning in (*warnings, *check_config(config)):
+        call.log.warn(warning)
+    if not os.path.isdir(config.root.path):
+        raise Invalid(f"invalid rootfs: stat {config.root.path}: no such file or directory")
+    return config
+
+
+def check_console(call: Call, terminal: bool, *, detach: bool) -> None:
+    """Raises Invalid in runc's words for a terminal that nobody would hold, and a socket that would get none."""
+    given = bool(call.options.text("console-socket"))
+    if detach and terminal and not given:
+        raise Invalid("cannot allocate tty if cove-runtime will detach without setting console socket")
+    if given and not (detach and terminal):
+        raise Invalid("cannot use console socket if cove-runtime will not detach or allocate tty")
+
+
+def run_poststart(call: Call, container: Container, config: Config) -> None:
+    """What fails here is a warning (runtime.md, "Lifecycle", step 9)."""
+    for hook in config.hooks.poststart:
+        try:
+            run_hooks("poststart", (hook,), container.public("running"))
+        except HostError as error:
+            call.log.warn(str(error))
+
+
+def announce(call: Call, started: Started) -> None:
+    """Tell whoever asked for it: --pidfd-socket, and --pid-file last."""
+    options = call.options
+    if options.text("pidfd-socket"):
+        hand_over(connect(options.text("pidfd-socket"), "--pidfd-socket"), started.pidfd)
+    if options.text("pid-file"):
+        write_atomically(options.text("pid-file"), str(started.pid), 0o644)
+
+
+def hand_listener(seccomp: Seccomp, listener: int, pid: int, state: dict[str, Any]) -> None:
+    """Send a filter's listener to its supervisor (config-linux.md, "The Container Process State"). Raises Invalid,
+    HostError."""
+    message = {
+        "ociVersion": state["ociVersion"],
+        "fds": ["seccompFd"],
+        "pid": pid,
+        "metadata": seccomp.listener_metadata,
+        "state": state,
+    }
+    peer = connect(seccomp.listener_path, "linux.seccomp.listenerPath")
+    try:
+        send_descriptors(peer, wirejson.dumps(message).encode(errors="surrogateescape"), (listener,))
+    finally:
+        peer.close()
+
+
+def freezer_file(layout: Layout, path: str) -> str:
+    """The control file that freezes the cgroup; "" on a host without the freezer."""
+    if layout.version == 2:
+        return f"{layout.root}/{path}/cgroup.freeze"
+    if layout.hierarchy("freezer") is None:
+        return ""
+    return f"{layout.directory('freezer', path)}/freezer.state"
+
+
+def outline_rest(plan: Plan) -> dict[str, tuple[str, str]]:
+    """What may still fail behind Hold, by the step's index, for the words of a `start` that fails."""
+    held = next(index for index, step in enumerate(plan.child) if isinstance(step, Hold))
+    return {str(index): outline(step) for index, step in enumerate(plan.child) if index > held}
+
+
+class Creation:
+    """One container on its way."""
+
+    def __init__(self, call: Call, config: Config, *, held: bool) -> None:
+        """Decides everything, and touches nothing. Raises Invalid, Unavailable."""
+        self.call = call
+        self.id = call.options.args[0]
+        self.held = held
+        self._cgroups: Cgroups = detect_cgroups()
+        layout = self._cgroups.layout
+        host = find_host(layout)
+        check_host(config, host)
+        self._path = find_path(layout, config.linux.cgroups_path, self.id)
+        linux = msgspec.structs.replace(config.linux, cgroups_path=self._path)
+        self.config = msgspec.structs.replace(config, linux=linux)
+        facts = PlanFacts(
+            id=self.id,
+            held=held,
+            all_cgroups=True,
+            keyring=not call.options.on("no-new-keyring"),
+        )
+        self._plan, self._slots = plan_start(self.config, facts, host)
+        self.container = Container(f"{call.root}/{self.id}", self._state(layout))
+
+    def _state(self, layout: Layout) -> dict[str, Any]:
+        config = self.config
+        own_pids = any(each.type == "pid" and not each.path for each in config.linux.namespaces)
+        now = time.time_ns()
+        return {
+            "ociVersion": config.oci_version,
+            "id": self.id,
+            "bundle": os.getcwd(),
+            "rootfs": config.root.path,
+            "created": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now // 10**9))}.{now % 10**9:09}Z",
+            "annotations": dict(config.annotations),
+            "pid": 0,
+            "start": 0,
+            "maker": [os.getpid(), start_time(os.getpid())],
+            "cgroup": self._path,
+            "cgroups": [step.path for step in self._plan.exit if isinstance(step, RemoveHostDir)],
+            "freezer": freezer_file(layout, self._path),
+            "own_pids": own_pids,
+            "poststart": bool(config.hooks.poststart),
+            "poststop": bool(config.hooks.poststop),
+            "after_hold": outline_rest(self._plan) if self.held else {},
+        }
+
+    def make(self) -> Started:
+        """Make it; returns with a process that runs, or waits for its start. Raises CoveError; nothing is left."""
+        container, call = self.container, self.call
+        claim(call.root, self.id)
+        made: list[str] = []
+        started = None
+        console = None
+        try:
+            container.save()
+            write_atomically(f"{container.directory}/config.json", encode_config(self.config).decode())
+            if self.held:
+                for name in ("go", "status"):
+                    os.mkfifo(f"{container.directory}/{name}", 0o600)
+            if call.options.text("console-socket"):
+                console = connect(call.options.text("console-socket"), "--console-socket")
+            made = self._cgroups.prepare(self._path, self.config.linux.resources or NO_RESOURCES)
+            started = self._launch()
+            if console is not None:
+                hand_over(console, started.terminal)
+            announce(call, started)
+        except BaseException:
+            if started is not None:
+                started.close()
+            teardown.destroy(call, container, self.config.hooks.poststop)
+            self._cgroups.undo(made)
+            raise
+        finally:
+            if console is not None:
+                console.close()
+        return started
+
+    def _launch(self) -> Started:
+        container = self.container
+        descriptors = open_slots(self._slots, container.directory)
+        try:
+            started = launch(
+                self._plan,
+                descriptors,
+                self.id,
+                on_cloned=self._on_cloned,
+                on_paused=self._on_paused,
+                on_listener=self._on_listener,
+            )
+        except StepFailed as error:
+            raise HostError(explain(error)) from error
+        finally:
+            close_all(descriptors)
+        container.data["pid"] = started.pid
+        container.data["start"] = start_time(started.pid)
+        container.data["maker"] = None
+        container.save()
+        return started
+
+    def _on_cloned(self, pid: int) -> None:
+        self.container.data["pid"] = pid
+        self.container.data["start"] = start_time(pid)
+        self.container.save()
+
+    def _on_paused(self, name: str) -> bytes:
+        """Do what the waiting child needs; the state is what later hooks read."""
+        container, config = self.container, self.config
+        if name == "user":
+            from cove.ociruntime.usermaps import write_maps
+
+            write_maps(container.pid, config.linux)
+            return b""
+        assert name == "hooks", name
+        state = container.public("creating")
+        run_hooks("prestart", config.hooks.prestart, state)
+        run_hooks("createRuntime", config.hooks.create_runtime, state)
+        return wirejson.dumps(state).encode(errors="surrogateescape")
+
+    def _on_listener(self, pid: int, listener: int) -> None:
+        seccomp = self.config.linux.seccomp
+        assert seccomp is not None
+        hand_listener(seccomp, listener, pid, self.container.public("creating"))

@@ -1,0 +1,47 @@
+"""Take a container down: processes, cgroup, state directory, and the poststop hooks. Idempotent.
+
+Order that must hold: processes before their cgroup, the state directory last, for it is what a later `delete` goes by.
+"""
+
+from __future__ import annotations
+
+from cove.model.errors import CoveError
+from cove.ociruntime import cgroup
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cove.ociruntime.main import Call
+    from cove.ociruntime.state import Container
+    from cove.runtime.oci import Hook
+
+
+def destroy(call: Call, container: Container, poststop: Sequence[Hook] | None = None) -> None:
+    """Kill what is left and remove everything. `poststop`: the hooks, read from its config when None; what fails
+    of them is a warning (runtime.md, "Lifecycle", step 12). Raises HostError when processes can't be killed."""
+    directories = container.data["cgroups"]
+    cgroup.kill_all(directories, container.data["freezer"])
+    if poststop is None:
+        poststop = read_poststop(container)
+    cgroup.remove(directories)
+    container.remove()
+    for hook in poststop:
+        from cove.ociruntime.hooks import run_hooks
+
+        try:
+            run_hooks("poststop", (hook,), container.public("stopped"))
+        except CoveError as error:
+            call.log.warn(str(error))
+
+
+def read_poststop(container: Container) -> Sequence[Hook]:
+    if not container.data["poststop"]:
+        return ()
+    from cove.runtime.oci import parse_config
+
+    try:
+        with open(f"{container.directory}/config.json", "rb") as file:
+            return parse_config(file.read()).hooks.poststop
+    except FileNotFoundError:
+        return ()
