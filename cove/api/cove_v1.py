@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 from cove import __version__
 from cove.api.docker import wire
 from cove.api.docker.context import Api
 from cove.api.docker.decode import decode_create
 from cove.api.http import Request, Response, json_response
 from cove.api.router import Route
-from cove.runtime.plan_explain import explain
+from cove.model.container import StepFailure
+from cove.model.errors import Invalid
+from cove.runtime.plan_explain import errno_name, explain, explain_json, find_failed
 from cove.runtime.steps import Plan
 
 
@@ -21,15 +26,33 @@ async def plan(api: Api, request: Request) -> Response:
     body = await wire.read(request, wire.CreateBody, required=True)
     decoded = decode_create(body, name="", platform="", version=request.version, cpus=api.cpus)
     made = await api.engine.plan(decoded.spec)
-    return json_response({"steps": steps_json(made), "warnings": decoded.warnings})
+    return json_response({"steps": explain_json(made), "warnings": decoded.warnings})
 
 
-def steps_json(plan: Plan) -> list[dict[str, str]]:
-    """Every step with the section it runs in, what it does, and why."""
-    return [{"section": line.section, "describe": line.what, "why": line.why} for line in explain(plan)]
+async def plan_of_container(api: Api, request: Request) -> Response:
+    """The plan of the container that the query names, and where its last start failed, or null."""
+    name = request.query.get("container")
+    if not name:
+        raise Invalid("container: is missing: name one, e.g. /cove/v1/plan?container=web")
+    made, failure = api.engine.plan_existing(name)
+    failed = failure_json(made, failure) if failure else None
+    return json_response({"steps": explain_json(made), "warnings": [], "failed": failed})
+
+
+def failure_json(plan: Plan, failure: StepFailure) -> dict[str, Any]:
+    """`step` counts from 0 in `steps`; null when the plan of today has no such step any more."""
+    return {
+        "step": find_failed(explain(plan), failure),
+        "section": failure.section,
+        "describe": failure.describe,
+        "errno": failure.errno,
+        "name": errno_name(failure.errno),
+        "text": os.strerror(failure.errno),
+    }
 
 
 ROUTES: tuple[Route[Api], ...] = (
     ("GET", "/cove/v1/ping", ping),
     ("POST", "/cove/v1/plan", plan),
+    ("GET", "/cove/v1/plan", plan_of_container),
 )

@@ -16,8 +16,13 @@ if TYPE_CHECKING:
 
 def dim(text: str) -> str:
     """Less prominent text, where standard output is a terminal that can show it."""
+    return paint(text, "2")
+
+
+def paint(text: str, code: str) -> str:
+    """Text in a colour or style (2 dim, 31 red, 32 green), on the same terms."""
     if os.isatty(1) and os.environ.get("TERM", "dumb") != "dumb" and "NO_COLOR" not in os.environ:
-        return f"\x1b[2m{text}\x1b[0m"
+        return f"\x1b[{code}m{text}\x1b[0m"
     return text
 
 

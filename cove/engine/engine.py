@@ -58,6 +58,7 @@ from cove.model.container import (
     Resources,
     RestartPolicy,
     State,
+    StepFailure,
 )
 from cove.model.errors import Conflict, Invalid, NotFound
 from cove.network.model import NetworkSettings
@@ -451,6 +452,14 @@ class Engine:
         )
         planned = plan_mounts(spec, image.config, self._inherited_mounts(spec), lambda: "anonymous")
         return plan_only(self._parts, container, planned)
+
+    def plan_existing(self, reference: str) -> tuple[Plan, StepFailure | None]:
+        """The plan that a container would start with now, and the step at which its last start failed.
+
+        Raises Conflict when it joins a container that doesn't run.
+        """
+        view = self.find(reference)
+        return plan_only(self._parts, view.container, view.container.mounts), view.state.failure
 
     async def top(self, reference: str, ps_args: str) -> Top:
         """The container's processes as the host's ps(1) shows them. Conflict when it doesn't run."""

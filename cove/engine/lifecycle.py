@@ -96,6 +96,7 @@ class Lifecycle:
                     status="created" if not view.state.has_been_started else "exited",
                     exit_code=refused.exit_code,
                     error=str(refused.cause),
+                    failure=refused.failure,
                     wanted=False,
                     pid=0,
                     supervisor_pid=0,

@@ -30,6 +30,7 @@ from cove.model.container import (
     EndpointSpec,
     MountPoint,
     PortBinding,
+    StepFailure,
     Tmpfs,
     Volume,
 )
@@ -38,13 +39,15 @@ from cove.runtime import launch as runtime
 from cove.runtime import oci, seccomp, users
 from cove.runtime.cgroups_limits import block_devices
 from cove.runtime.facts import Host
-from cove.runtime.host import check_propagation, find_block_numbers, find_devices, open_tree
+from cove.runtime.host import find_block_numbers, find_devices
 from cove.runtime.launch import Attach, StepFailed, StreamSetup, Task, launch
-from cove.runtime.plan import Slot, plan_exec, plan_facts, plan_start
+from cove.runtime.plan import plan_exec, plan_start
+from cove.runtime.plan_inputs import Overlay, Slot
 from cove.runtime.seccomp_compile import compile_filter
 from cove.runtime.seccomp_notify import process_state, send_listener
-from cove.runtime.spec import Overlay, StartFacts, container_capabilities, plan_exec_process, plan_spec
+from cove.runtime.spec import StartFacts, container_capabilities, plan_exec_process, plan_facts, plan_spec
 from cove.runtime.steps import Chdir, Exec, Plan
+from cove.runtime.trees import check_propagation, open_slot
 
 NOT_FOUND_CODE = 127
 NOT_EXECUTABLE_CODE = 126
@@ -58,6 +61,7 @@ class StartRefused(Exception):
         super().__init__(exit_code, cause)
         self.exit_code = exit_code
         self.cause = cause
+        self.failure: StepFailure | None = None  # the step, where it was one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,7 +237,7 @@ def open_slots(
                 handed.append(os.open(slot.path, os.O_RDONLY | os.O_CLOEXEC))
                 undo.callback(os.close, handed[-1])
             case "tree":
-                handed.append(open_tree(slot.path, recursive=slot.recursive, subpath=slot.subpath))
+                handed.append(open_slot(slot))
                 undo.callback(os.close, handed[-1])
     return handed
 
@@ -369,7 +373,17 @@ async def _launch_exec(
 
 
 def refusal(error: CoveError) -> StartRefused:
-    """The exit code and the sentence for a failed start, as Docker's clients read them."""
+    """The exit code and the sentence for a failed start, as Docker's clients read them; and the step."""
+    refused = _refusal(error)
+    if isinstance(error, StepFailed):
+        describe = error.step.describe() if error.step else ""
+        refused.failure = StepFailure(
+            section=error.section, index=error.index, describe=describe, errno=error.errno
+        )
+    return refused
+
+
+def _refusal(error: CoveError) -> StartRefused:
     if isinstance(error, StepFailed) and isinstance(error.step, Exec):
         name = error.step.args[0]
         if error.errno == errno.ENOENT:
@@ -397,7 +411,7 @@ def refusal(error: CoveError) -> StartRefused:
 
 
 def plan_only(parts: Parts, container: Container, mounts: Sequence[PlannedMount | MountPoint]) -> Plan:
-    """The plan of a container that isn't made: volumes and files have the paths they would get."""
+    """The plan of a container that isn't started: volumes and files have the paths they have or would get."""
     points = []
     for item in mounts:
         if isinstance(item, MountPoint):
@@ -424,7 +438,7 @@ def plan_only(parts: Parts, container: Container, mounts: Sequence[PlannedMount 
                         readonly=readonly,
                     )
                 )
-    dry = msgspec.structs.replace(container, mounts=tuple(points))
+    dry = msgspec.structs.replace(_named(parts, container), mounts=tuple(points))
     files = existing_files(parts.settings.container_dir(container.id))
     facts = start_facts(parts, dry, files)
     more = plan_facts(dry, facts, network_ready=bool(network_requests(dry)))

@@ -300,6 +300,15 @@ class Container(Model, frozen=True, kw_only=True):
 Status = Literal["created", "running", "paused", "restarting", "removing", "exited", "dead"]
 
 
+class StepFailure(Model, frozen=True, kw_only=True):
+    """The step of its plan at which a start failed; `describe` tells it from another one at that place."""
+
+    section: str  # before, clone, parent, child, exit
+    index: int  # within its section
+    describe: str
+    errno: int
+
+
 class State(Model, frozen=True, kw_only=True):
     """What was observed of a container, as of its last transition."""
 
@@ -317,3 +326,4 @@ class State(Model, frozen=True, kw_only=True):
     has_been_started: bool = False
     endpoints: tuple[Endpoint, ...] = ()
     ports: tuple[PortBinding, ...] = ()  # with the host ports that were chosen
+    failure: StepFailure | None = None  # of the last start, where one of its steps failed

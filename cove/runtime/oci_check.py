@@ -31,12 +31,12 @@ def check_config(config: oci.Config) -> list[str]:
         raise refuse("root.path", 'is empty: give a directory, e.g. "rootfs"')
     if "" in config.annotations:
         raise refuse("annotations", "a key is empty: give it a name, e.g. org.example.key")
-    _check_names(config)
     check_process(config.process, warnings)
     for index, mount in enumerate(config.mounts):
         _check_mount(f"mounts[{index}]", mount)
     _check_hooks(config.hooks)
     check_linux(config, warnings)
+    _check_names(config)
     return warnings
 
 

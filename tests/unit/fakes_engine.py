@@ -54,6 +54,7 @@ from cove.model.container import (
     Resources,
     RestartPolicy,
     State,
+    StepFailure,
     Volume,
 )
 from cove.model.errors import Conflict, Invalid, NotFound, NotModified
@@ -418,6 +419,9 @@ class FakeEngine:
     async def plan(self, spec: ContainerSpec) -> Plan:
         self.images.find_image(spec.image)
         return PLAN
+
+    def plan_existing(self, reference: str) -> tuple[Plan, StepFailure | None]:
+        return PLAN, self.find(reference).state.failure
 
     # --- streams
     def check_attach(self, reference: str) -> View:

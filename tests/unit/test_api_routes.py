@@ -11,13 +11,15 @@ from urllib.parse import quote, urlencode
 
 import docker
 import docker.errors
+import msgspec
 import pytest
 
 from cove.api.docker import ROUTES
 from cove.engine.health import Health, ProbeResult
-from cove.engine.types import WaitResult
+from cove.engine.types import View, WaitResult
 from cove.logs.model import LogLine, LogUnreadable
 from cove.model import errors
+from cove.model.container import StepFailure
 from cove.model.errors import HostError, Invalid
 from cove.model.objects import Event
 from tests.unit.fakes_engine import IMAGE, TIMEOUT_S, ApiFixture, request_bytes, serving
@@ -718,6 +720,27 @@ def test_a_plan_is_shown_step_by_step(api: ApiFixture) -> None:
     assert all(step["why"] for step in answer.json["steps"])
     assert api.ask("POST", "/cove/v1/plan", {"Image": "x"}).status == 404
     assert api.ask("GET", "/cove/v1/ping").json["name"] == "cove"
+
+
+def test_a_container_s_plan_has_the_step_at_which_its_start_failed(api: ApiFixture) -> None:
+    made = api.ask("POST", "/containers/create?name=web", {"Image": "debian"}).json["Id"]
+    answer = api.ask("GET", "/cove/v1/plan?container=web").json
+    assert answer["failed"] is None
+    assert len(answer["steps"]) == 3
+    for describe, step in (("set the host name to h", 2), ("set the host name to other", None)):
+        failure = StepFailure(section="child", index=0, describe=describe, errno=1)
+        state = msgspec.structs.replace(api.engine.views[made].state, failure=failure)
+        api.engine.views[made] = View(api.engine.views[made].container, state)
+        assert api.ask("GET", "/cove/v1/plan?container=web").json["failed"] == {
+            "step": step,
+            "section": "child",
+            "describe": describe,
+            "errno": 1,
+            "name": "EPERM",
+            "text": "Operation not permitted",
+        }
+    assert api.ask("GET", "/cove/v1/plan?container=none").status == 404
+    assert api.ask("GET", "/cove/v1/plan").message.startswith("container: is missing: name one, e.g. ")
 
 
 # --- the SDK for Python -------------------------------------------------------------------

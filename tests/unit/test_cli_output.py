@@ -206,7 +206,7 @@ def test_a_plan_is_numbered_and_explained() -> None:
         {"section": "mounts", "kind": "mount", "describe": "mount sysfs"},
         {"section": "process", "kind": "exec", "describe": "exec bash", "why": ""},
     ]
-    assert render_plan(steps, str) == (
+    assert render_plan(steps, lambda text, code: text) == (
         "mounts:\n"
         "  1  mount /run/ID/proc\n"
         "       ps needs it\n"
@@ -218,7 +218,7 @@ def test_a_plan_is_numbered_and_explained() -> None:
         "process:\n"
         "  5  exec bash\n"
     )
-    assert render_plan([], str) == ""
+    assert render_plan([], lambda text, code: text) == ""
 
 
 def test_statistics_follow_docker_s_arithmetic() -> None:
