@@ -508,8 +508,8 @@ def _settle_process(process: Process, place: str, warnings: list[str]) -> Proces
 
 
 def _settle_capabilities(sets: Capabilities, place: str, warnings: list[str]) -> Capabilities:
-    """Leave out what no process can have: unknown ones, and ambient ones that aren't permitted and inheritable
-    (capabilities(7)), which `runc spec` writes."""
+    """Leave out what no process can have: unknown ones, and, without a word, ambient ones that aren't permitted and
+    inheritable (capabilities(7)): runc passes them over, too, and `runc spec` writes such configs."""
     raisable = set(sets.permitted) & set(sets.inheritable)
     kept = {}
     for kind in Capabilities.__struct_fields__:
@@ -517,13 +517,11 @@ def _settle_capabilities(sets: Capabilities, place: str, warnings: list[str]) ->
         unknown = [name for name in names if name not in NUMBERS]
         if unknown:
             warnings.append(f"{place}.{kind}: left out, for they are unknown: {', '.join(unknown)}")
-        futile = [name for name in names if kind == "ambient" and name in NUMBERS and name not in raisable]
-        if futile:
-            warnings.append(
-                f"{place}.ambient: left out, for they aren't in permitted and inheritable: {', '.join(futile)}"
-            )
-        if unknown or futile:
-            kept[kind] = tuple(name for name in names if name not in unknown and name not in futile)
+        possible = tuple(
+            name for name in names if name in NUMBERS and (kind != "ambient" or name in raisable)
+        )
+        if possible != names:
+            kept[kind] = possible
     return msgspec.structs.replace(sets, **kept) if kept else sets
 
 

@@ -42,7 +42,8 @@ def matches(expected: list[str], actual: list[str]) -> bool:
 @pytest.fixture(scope="module")
 def bin_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("bin")
-    (directory / "cove").symlink_to(ROOT / "bin" / "cove")
+    for name in ("cove", "cove-runtime"):
+        (directory / name).symlink_to(ROOT / "bin" / name)
     return directory
 
 

@@ -37,7 +37,6 @@ def bundle(tmp_path: Path) -> Path:
 def make_bundle(directory: Path, **changes: Any) -> Path:
     (directory / "rootfs").mkdir(parents=True)
     config = default_spec(False)
-    del config["process"]["capabilities"]["ambient"]
     config["root"].update(changes)
     (directory / "config.json").write_text(json.dumps(config))
     return directory
