@@ -41,9 +41,10 @@ static int open_master(int root)
 static int bind_console(int root, int slave)
 {
 	CLOSE_AT_END int target = root_make_file(root, "dev/console");
+	int r = target < 0 ? target : check_place(target, "dev/console");
 
-	if (target < 0)
-		return target;
+	if (r < 0)
+		return r;
 	CLOSE_AT_END int copy = tree_clone(slave, "", false);
 	return copy < 0 ? copy : tree_attach(copy, target);
 }
