@@ -35,6 +35,8 @@ from cove.engine.engine import Engine
 from cove.engine.types import Settings
 from cove.model.errors import CoveError, Invalid
 from cove.network.model import NetworkSettings
+from cove.rootless.ports import OutsidePorts
+from cove.runtime.subids import find_remap
 
 log = logging.getLogger("cove.daemon")
 
@@ -118,6 +120,20 @@ def parser() -> argparse.ArgumentParser:
         default=4,
         metavar="N",
         help="keep N network namespaces ready (default: 4)",
+    )
+    p.add_argument(
+        "--userns-remap",
+        default="",
+        metavar="USER[:GROUP]",
+        help="run containers in user namespaces of their own, with the subordinate ids of USER (/etc/subuid, "
+        "/etc/subgid), or of cove for the word default; --userns=host exempts one (default: no)",
+    )
+    p.add_argument(
+        "--rootless-network",
+        default="auto",
+        metavar="NAME",
+        help="connect a daemon that an ordinary user starts by NAME: pasta, slirp4netns, none, or auto for the "
+        "first that is installed (default: auto)",
     )
     p.add_argument("--native", type=Path, default=None, metavar="FILE", help="use FILE as cove-init")
     p.add_argument(
@@ -256,6 +272,7 @@ def plan_settings(options: argparse.Namespace) -> tuple[Settings, NetworkSetting
     run_dir = Path(os.path.abspath(options.run_dir))
     data_root = Path(os.path.abspath(options.data_root))
     names = plan_names(run_dir)
+    outside = OutsidePorts.inherited()
     settings = Settings(
         data_root=data_root,
         run_dir=run_dir,
@@ -263,6 +280,7 @@ def plan_settings(options: argparse.Namespace) -> tuple[Settings, NetworkSetting
         cgroup_parent=(options.cgroup_parent or names.cgroup_parent).strip("/"),
         default_log_driver=options.default_log_driver,
         debug=options.log_level == "debug",
+        remap=find_remap(options.userns_remap) if options.userns_remap else None,
     )
     network = NetworkSettings(
         bridge=options.bridge or names.bridge,
@@ -270,6 +288,7 @@ def plan_settings(options: argparse.Namespace) -> tuple[Settings, NetworkSetting
         ipv4=options.subnet,
         ipv6=options.subnet6,
         pool_size=options.network_pool,
+        bind_outside=outside.bind if outside is not None else None,
     )
     return settings, network
 
@@ -322,8 +341,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     if os.geteuid() != 0:
-        print("cove daemon: it needs root: mounts, namespaces and cgroups; run it with sudo", file=sys.stderr)
-        return 1
+        arguments = sys.argv[1:] if argv is None else argv
+        os.execv(sys.executable, [sys.executable, "-P", "-m", "cove.rootless", *arguments])  # noqa: S606 - no shell
     os.umask(0o022)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a published port takes a descriptor or two

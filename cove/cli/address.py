@@ -35,6 +35,12 @@ class Address:
             )
 
 
+def user_run_dir() -> str:
+    """Where an ordinary user's daemon keeps its socket: $XDG_RUNTIME_DIR/cove, or /tmp/cove-UID without that."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "").rstrip("/")
+    return f"{runtime}/cove" if runtime else f"/tmp/cove-{os.geteuid()}"  # noqa: S108 - the daemon checks whose it is
+
+
 def open_socket(address: Address) -> _socket.socket:
     """A connected socket; OSError as connect(2) gives it."""
     if address.path:
@@ -80,7 +86,7 @@ def explain_connect(address: Address, error: OSError) -> str:
         return f"no permission for {shown}: run as root (sudo), or join the group that owns it"
     if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
         return (
-            f"no daemon listens at {address.text}: start one (sudo cove daemon), or name another by -H, "
+            f"no daemon listens at {address.text}: start one (cove daemon), or name another by -H, "
             "COVE_HOST or DOCKER_HOST"
         )
     return f"{address.text}: {error.strerror or error}"

@@ -12,7 +12,7 @@ import _socket
 import errno
 import os
 
-from cove.cli.address import Address, explain_connect, open_socket
+from cove.cli.address import Address, explain_connect, open_socket, user_run_dir
 from cove.cli.fail import ApiError, CliError
 from cove.model import wirejson
 
@@ -313,8 +313,13 @@ class Client:
 
 
 def default_socket() -> str:
-    """The path of the default daemon's socket; COVE_RUN_DIR moves it."""
-    return (os.environ.get("COVE_RUN_DIR") or "/run/cove").rstrip("/") + "/docker.sock"
+    """The path of the default daemon's socket; COVE_RUN_DIR moves it. An ordinary user's own daemon comes first, then
+    root's where it runs."""
+    system = (os.environ.get("COVE_RUN_DIR") or "/run/cove").rstrip("/") + "/docker.sock"
+    if os.geteuid() == 0 or os.environ.get("COVE_RUN_DIR"):
+        return system
+    own = user_run_dir() + "/docker.sock"
+    return system if os.path.exists(system) and not os.path.exists(own) else own
 
 
 def find_client(host: str) -> Client:

@@ -12,7 +12,7 @@ import fcntl
 import os
 import time
 
-from cove.cli.address import Address, open_socket
+from cove.cli.address import Address, open_socket, user_run_dir
 from cove.cli.fail import CliError
 
 WAIT_S = 30.0
@@ -27,26 +27,33 @@ def daemon_command(arguments: list[str]) -> tuple[str, list[str], dict[str, str]
     python = f"{root}/.venv/bin/python"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     environment["PYTHONPATH"] = root
-    return python, [python, "-P", "-m", "cove.daemon", *arguments], environment
+    module = "cove.daemon" if os.geteuid() == 0 else "cove.rootless"
+    return python, [python, "-P", "-m", module, *arguments], environment
 
 
 def start_daemon(socket_path: str) -> None:
     """Start a daemon listening at `socket_path` and return once it does; CliError with its own words."""
     run_dir = os.path.dirname(socket_path)
-    if os.geteuid() != 0:
+    if os.geteuid() != 0 and run_dir != user_run_dir():
         raise CliError(
             f"no daemon runs at unix://{socket_path}, and only root can start one: use sudo cove …"
         )
-    os.makedirs(run_dir, 0o711, exist_ok=True)
+    os.makedirs(run_dir, 0o711 if os.geteuid() == 0 else 0o700, exist_ok=True)
     lock = os.open(f"{run_dir}/start.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if _listens(socket_path):
             return
-        data_root = os.environ.get("COVE_DATA_ROOT") or "/var/lib/cove"
+        data_root = os.environ.get("COVE_DATA_ROOT") or _default_data_root()
         _start_and_wait(socket_path, run_dir, data_root)
     finally:
         os.close(lock)
+
+
+def _default_data_root() -> str:
+    if os.geteuid() == 0:
+        return "/var/lib/cove"
+    return (os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")) + "/cove"
 
 
 def _listens(socket_path: str) -> bool:

@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
+from cove.image.overlayfs import opaque_attribute
 from cove.model.errors import HostError
 from cove.storage.beneath import open_beneath
 
@@ -26,7 +27,6 @@ MODIFIED, ADDED, DELETED = 0, 1, 2
 
 MAX_CHANGES = 1_000_000  # a container can make any number of files; this is some 200 MB of answer
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-_OPAQUE = "trusted.overlay.opaque"
 _MOUNT_POINTS = frozenset(
     "/dev /dev/console /dev/mqueue /dev/pts /dev/shm /proc /sys /etc /etc/hostname /etc/hosts /etc/resolv.conf".split()
 )
@@ -151,7 +151,7 @@ def _is_opaque(descriptor: int, name: str) -> bool:
     except OSError:
         return False
     try:
-        return os.getxattr(inner, _OPAQUE) in (b"y", b"x")
+        return os.getxattr(inner, opaque_attribute()) in (b"y", b"x")
     except OSError:
         return False
     finally:
@@ -206,7 +206,7 @@ def _lowers_of(layers: Iterable[int], path: str) -> Iterator[int]:
             return  # a whiteout, or a file: it hides the rest
         try:
             yield layer
-            if os.getxattr(descriptor, _OPAQUE) in (b"y", b"x"):
+            if os.getxattr(descriptor, opaque_attribute()) in (b"y", b"x"):
                 return
         except OSError:
             continue  # no such attribute

@@ -20,25 +20,30 @@ import msgspec
 from cove.engine.files import ContainerFiles, write_files
 from cove.engine.links import has_links, linked_hosts
 from cove.engine.registry import Registry
+from cove.engine.remap import check_userns
 from cove.engine.types import ContainerStats, Settings
 from cove.events.bus import Bus
 from cove.image.images import Images
+from cove.image.overlayfs import in_user_namespace
 from cove.image.types import Use
 from cove.logs.drivers import log_setup
 from cove.logs.model import LogLine, LogQuery
 from cove.logs.reader import read_logs
 from cove.model.container import Container, ContainerSpec, Endpoint, LogConfig, Resources
-from cove.model.errors import CoveError, HostError
+from cove.model.errors import CoveError, HostError, Invalid
 from cove.model.objects import Event, VolumeRecord
 from cove.network.model import NetworkSettings
 from cove.network.networks import Networks
 from cove.network.statistics import read_interfaces
 from cove.runtime.cgroups import Cgroups
-from cove.runtime.cgroups_detect import detect_cgroups
+from cove.runtime.cgroups_detect import detect_cgroups, detect_delegated
 from cove.runtime.cgroups_limits import block_devices, check_resources, missing_features, plan_resources
+from cove.runtime.cgroups_none import CgroupsNone
 from cove.runtime.cgroups_stats import read_cpu_clock
 from cove.runtime.host import Host, find_block_numbers, find_host
 from cove.runtime.launch import Launcher, LogSetup, reconnect
+from cove.runtime.plan_inputs import IdMaps
+from cove.runtime.shifted import ShiftedRoots
 from cove.runtime.spec import check_spec
 from cove.runtime.users import Resolved, UserFiles, read_layered_user_files, resolve
 from cove.storage.layers import prepare_writable
@@ -68,6 +73,7 @@ class Parts:
         cgroups: Cgroups,
         host: Host,
         launcher: Launcher,
+        shifted: ShiftedRoots | None,
     ) -> None:
         self.settings = settings
         self.store = store
@@ -79,9 +85,12 @@ class Parts:
         self.cgroups = cgroups
         self.host = host
         self.launcher = launcher
+        self.shifted = shifted  # with `--userns-remap`
         self.events = Bus()
         self.linking = {view.container.id for view in registry.views() if has_links(view.container)}
         self.claims: dict[str, set[str]] = {}  # by container that is being created: its volumes
+        if isinstance(cgroups, CgroupsNone):
+            cgroups.find_first = self._first_process
         self._users: dict[str, UserFiles | None] = {}
         self.forget_execs: Callable[[str], None] = lambda container_id: None
 
@@ -90,7 +99,8 @@ class Parts:
         """Open every room. Raises what the first that fails raises, with the earlier ones closed."""
         make_directories(settings)
         launcher = Launcher.open(settings.native)
-        cgroups = detect_cgroups(parent=settings.cgroup_parent)
+        detect = detect_delegated if in_user_namespace() else detect_cgroups
+        cgroups = detect(parent=settings.cgroup_parent)
         cgroups.setup()
         async with contextlib.AsyncExitStack() as undo:
             store = await SqliteStore.open(settings.data_root / "state.db")
@@ -100,6 +110,11 @@ class Parts:
             images = await Images.open(settings.data_root / "images", store)
             volumes = await Volumes.open(settings.data_root / "volumes", store, trash)
             registry = await Registry.open(store)
+            shifted = None
+            if settings.remap is not None:
+                make_root_point(settings.root_point, settings.remap)
+                shifted = await ShiftedRoots.open(settings.data_root, settings.remap)
+                undo.callback(shifted.close)
             networks = await Networks.open(store, settings=network, run_dir=str(settings.run_dir))
             undo.pop_all()
         return cls(
@@ -113,10 +128,13 @@ class Parts:
             cgroups=cgroups,
             host=find_host(cgroups.layout),
             launcher=launcher,
+            shifted=shifted,
         )
 
     async def close(self) -> None:
         await self.networks.close()
+        if self.shifted is not None:
+            self.shifted.close()
         await self.images.close()
         await self.trash.close()
         await self.events.close()
@@ -169,8 +187,13 @@ class Parts:
 
     def cgroup(self, container: Container) -> str:
         """The path of a container's cgroup, relative to every hierarchy."""
-        parent = container.spec.cgroup_parent.strip("/") or self.settings.cgroup_parent
+        parent = container.spec.cgroup_parent.strip("/") or self.cgroups.layout.parent
         return f"{parent}/{container.id}"
+
+    def _first_process(self, path: str) -> int:
+        """The first process of the container that has this cgroup; 0: it doesn't run."""
+        view = self.registry.get(os.path.basename(path))
+        return view.state.pid if view is not None else 0
 
     async def freeze(self, container: Container) -> None:
         await self.cgroups.freeze(self.cgroup(container))
@@ -236,6 +259,7 @@ class Parts:
 
     def check(self, spec: ContainerSpec) -> tuple[ContainerSpec, list[str]]:
         """What can never start is refused; the spec without the limits that this host ignores, and warnings."""
+        check_userns(self.settings, spec)
         warnings = check_spec(spec, self.host)
         resources, about_limits = check_resources(spec.resources, self.host.cgroups)
         return msgspec.structs.replace(spec, resources=resources), [*warnings, *about_limits]
@@ -368,6 +392,17 @@ class Parts:
     def missing(self) -> list[str]:
         """What this host can't do, as sentences."""
         return missing_features(self.host.cgroups)
+
+
+def make_root_point(path: Path, maps: IdMaps) -> None:
+    """The directory that `Settings.root_point` is. Raises Invalid when the containers' root may not get there."""
+    path.mkdir(exist_ok=True, mode=0o711)
+    for directory in (path, *path.parents):
+        if not directory.stat().st_mode & 0o001:
+            raise Invalid(
+                f"--userns-remap: user {maps.root[0]}, the containers' root, may not pass {directory}: "
+                f"chmod o+x {directory}, or choose another --run-dir, e.g. /run/cove"
+            )
 
 
 def covers_users(target: str) -> bool:

@@ -21,6 +21,15 @@ from cove.engine.create import PlannedMount, tmpfs_point
 from cove.engine.files import ContainerFiles, existing_files
 from cove.engine.links import check_linked, with_link_variables
 from cove.engine.parts import Parts
+from cove.engine.remap import (
+    check_userns,
+    id_maps,
+    in_user_namespace,
+    joined_user,
+    open_network,
+    prepare_user_namespace,
+    shifted_root,
+)
 from cove.engine.types import ExecSpec, View
 from cove.model.container import (
     Bind,
@@ -35,6 +44,7 @@ from cove.model.container import (
     Volume,
 )
 from cove.model.errors import Conflict, CoveError, HostError, Invalid
+from cove.network.model import Attachment
 from cove.runtime import launch as runtime
 from cove.runtime import oci, seccomp, users
 from cove.runtime.cgroups_limits import block_devices
@@ -42,7 +52,7 @@ from cove.runtime.facts import Host
 from cove.runtime.host import find_block_numbers, find_devices
 from cove.runtime.launch import Attach, StepFailed, StreamSetup, Task, launch
 from cove.runtime.plan import plan_exec, plan_start
-from cove.runtime.plan_inputs import Overlay, Slot
+from cove.runtime.plan_inputs import Attached, IdMaps, Overlay, Slot
 from cove.runtime.seccomp_compile import compile_filter
 from cove.runtime.seccomp_notify import process_state, send_listener
 from cove.runtime.spec import StartFacts, container_capabilities, plan_exec_process, plan_facts, plan_spec
@@ -90,31 +100,50 @@ async def _launch(
     check_linked(container, parts.registry.find)
     container = with_link_variables(_named(parts, container), parts.registry.find)
     spec = container.spec
-    namespace = -1
-    endpoints: tuple[Endpoint, ...] = ()
-    ports: tuple[PortBinding, ...] = ()
+    check_userns(parts.settings, spec)
+    maps = id_maps(parts.settings, spec)
     requests = network_requests(container)
     on_failure = await undo.enter_async_context(AsyncExitStack())
-    if requests:
+    attached = Attachment(namespace=-1, endpoints=(), ports=())
+
+    async def connect(namespace: int = -1) -> Attachment:
+        ports = spec.ports if not spec.publish_all else all_ports(container)
         attachment = await parts.networks.connect(
-            container.id,
-            requests,
-            spec.ports if not spec.publish_all else all_ports(container),
-            container.hostname,
+            container.id, requests, ports, container.hostname, namespace=namespace
         )
-        undo.callback(os.close, attachment.namespace)
         on_failure.push_async_callback(parts.networks.disconnect, container.id)
-        namespace = attachment.namespace
-        endpoints, ports = attachment.endpoints, attachment.ports
-    files = _files(parts, container, endpoints)
+        return attachment
+
+    async def on_pause(name: str, pid: int) -> bytes:
+        nonlocal attached
+        if name == "user" and maps is not None:
+            await prepare_user_namespace(pid, maps)
+        if name in ("user", "network") and requests:
+            namespace = open_network(pid)  # made by the clone: it belongs to the user namespace
+            try:
+                attached = await connect(namespace)
+            finally:
+                os.close(namespace)
+            _files(parts, container, attached.endpoints)
+        return b""
+
+    if requests and maps is None:
+        attached = await connect()
+        undo.callback(os.close, attached.namespace)
+    files = _files(parts, container, attached.endpoints)
     if spec.cgroup_parent:
         parts.cgroups.ensure_parent(spec.cgroup_parent)
     check_propagation(container.mounts)
-    facts = start_facts(parts, container, files)
+    facts = start_facts(parts, container, files, maps)
     config = plan_spec(container, facts, parts.host)
     more = plan_facts(container, facts, network_ready=bool(requests))
     plan, needed = plan_start(config, more, parts.host)
-    handed = open_slots(needed, undo, network=namespace)
+    root = -1
+    if isinstance(facts.root, Attached):
+        assert parts.shifted is not None, "a daemon that remaps has this open"
+        root = await parts.shifted.mount(overlay_root(parts, container))
+        undo.callback(os.close, root)
+    handed = open_slots(needed, undo, network=attached.namespace, root=root)
     task = await launch(
         parts.launcher,
         plan,
@@ -127,11 +156,12 @@ async def _launch(
             log=parts.log_setup(container),
         ),
         resolve_user=user_resolver(container.user, spec.group_add, container.env),
+        on_pause=on_pause,
         on_listener=listener_sender(config.linux.seccomp, container, "creating"),
         attach=attaches,
     )
     on_failure.pop_all()
-    return Running(task=task, endpoints=endpoints, ports=ports)
+    return Running(task=task, endpoints=attached.endpoints, ports=attached.ports)
 
 
 def _named(parts: Parts, container: Container) -> Container:
@@ -176,10 +206,24 @@ def _files(parts: Parts, container: Container, endpoints: Sequence[Endpoint]) ->
     return parts.write_files(container, endpoints)
 
 
-def start_facts(parts: Parts, container: Container, files: ContainerFiles) -> StartFacts:
-    """What this start knows of the host. Raises Conflict when a container to join doesn't run."""
-    spec = container.spec
+def overlay_root(parts: Parts, container: Container) -> Overlay:
+    """The container's root: its image's layers, and its writable one."""
     directory = parts.settings.container_dir(container.id)
+    image = parts.images.image_by_id(container.image_id)
+    return Overlay(
+        lower=tuple(parts.images.layer_paths(image)),
+        layers_dir=str(parts.images.layers_dir),
+        upper=str(directory / "upper"),
+        work=str(directory / "work"),
+        merged=str(directory / "merged"),
+        userxattr=parts.host.in_user_namespace,
+    )
+
+
+def start_facts(parts: Parts, container: Container, files: ContainerFiles, maps: IdMaps | None) -> StartFacts:
+    """What this start knows of the host; `maps` with a user namespace. Raises Conflict when a container to join
+    doesn't run, or can't be joined."""
+    spec = container.spec
     joined: dict[str, int] = {}
     shm = ""
     for kind, mode in (("network", spec.network_mode), ("pid", spec.pid_mode), ("ipc", spec.ipc_mode)):
@@ -197,21 +241,18 @@ def start_facts(parts: Parts, container: Container, files: ContainerFiles) -> St
             joined[kind] = target.state.pid
             if kind == "ipc":
                 shm = f"/proc/{target.state.pid}/root/dev/shm"
-    image = parts.images.image_by_id(container.image_id)
+    user = joined_user(joined, maps)
+    if user:
+        joined["user"] = user
     devices, rules = find_devices(spec.devices, privileged=spec.privileged)
     return StartFacts(
-        root=Overlay(
-            lower=tuple(parts.images.layer_paths(image)),
-            layers_dir=str(parts.images.layers_dir),
-            upper=str(directory / "upper"),
-            work=str(directory / "work"),
-            merged=str(directory / "merged"),
-        ),
+        root=overlay_root(parts, container) if maps is None else shifted_root(parts.settings),
         cgroup_path=parts.cgroup(container),
         hosts_path=files.hosts,
         hostname_path=files.hostname,
         resolv_path=files.resolv,
         joined=joined,
+        id_maps=maps,
         shm_path=shm,
         devices=devices,
         device_rules=rules,
@@ -223,7 +264,7 @@ def start_facts(parts: Parts, container: Container, files: ContainerFiles) -> St
 
 
 def open_slots(
-    needed: Sequence[Slot], undo: AsyncExitStack, *, network: int = -1, process: int = -1
+    needed: Sequence[Slot], undo: AsyncExitStack, *, network: int = -1, process: int = -1, root: int = -1
 ) -> list[int]:
     """The descriptors that a plan asks for: those handed in, and namespaces and mount trees opened here."""
     handed = []
@@ -233,6 +274,8 @@ def open_slots(
                 handed.append(network)
             case "process":
                 handed.append(process)
+            case "root":
+                handed.append(root)
             case "namespace":
                 handed.append(os.open(slot.path, os.O_RDONLY | os.O_CLOEXEC))
                 undo.callback(os.close, handed[-1])
@@ -340,7 +383,8 @@ async def _launch_exec(
     if not task.lives():
         raise Conflict(f"container {container.id} is not running")
     identity = users.resolve_user(root_fd, spec.user or container.user, container.spec.group_add)
-    facts = start_facts(parts, container, existing_files(parts.settings.container_dir(container.id)))
+    maps = IdMaps((), ()) if in_user_namespace(pid) else None  # as it runs, whatever this daemon was told
+    facts = start_facts(parts, container, existing_files(parts.settings.container_dir(container.id)), maps)
     config = plan_spec(container, facts, parts.host)
     process = plan_exec_process(
         container,
@@ -440,7 +484,7 @@ def plan_only(parts: Parts, container: Container, mounts: Sequence[PlannedMount 
                 )
     dry = msgspec.structs.replace(_named(parts, container), mounts=tuple(points))
     files = existing_files(parts.settings.container_dir(container.id))
-    facts = start_facts(parts, dry, files)
+    facts = start_facts(parts, dry, files, id_maps(parts.settings, dry.spec))
     more = plan_facts(dry, facts, network_ready=bool(network_requests(dry)))
     plan, _ = plan_start(plan_spec(dry, facts, parts.host), more, parts.host)
     return plan

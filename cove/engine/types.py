@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 from cove.model.container import Container, Model, State
 from cove.network.model import InterfaceStatistics
 from cove.runtime.cgroups_stats import CpuClock, Stats
+from cove.runtime.plan_inputs import IdMaps
 
 WaitCondition = Literal["not-running", "next-exit", "removed"]
 
@@ -32,6 +33,13 @@ class Settings:
     default_log_driver: str = "local"
     default_stop_timeout_s: float = 10.0
     debug: bool = False
+    remap: IdMaps | None = None  # `--userns-remap`
+
+    @property
+    def root_point(self) -> Path:
+        """An empty directory on which roots of containers in a user namespace are attached: its root may not pass
+        the data root."""
+        return self.run_dir / "root"
 
     @property
     def containers_dir(self) -> Path:

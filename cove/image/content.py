@@ -28,6 +28,7 @@ import threading
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from cove.image.overlayfs import opaque_attribute
 from cove.model.errors import HostError
 
 EMPTY_LAYER = "0"
@@ -236,6 +237,6 @@ def _set_opaque(layer: Path, path: str) -> None:
             below = os.open(part, _OPEN, dir_fd=fd)
             os.close(fd)
             fd = below
-        os.setxattr(fd, "trusted.overlay.opaque", b"y")
+        os.setxattr(fd, opaque_attribute(), b"y")
     finally:
         os.close(fd)

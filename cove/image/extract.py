@@ -21,6 +21,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 
+from cove.image import overlayfs
 from cove.image.sandbox import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, openat2
 from cove.image.tarformat import Entry, TarReader, show_name
 from cove.model.errors import Conflict, CoveError, HostError, Invalid
@@ -417,7 +418,15 @@ def _make_special(directory: int, base: bytes, entry: Entry) -> None:
     kind = {"char": stat.S_IFCHR, "block": stat.S_IFBLK, "fifo": stat.S_IFIFO}[entry.kind]
     if entry.major > 0xFFF or entry.minor > 0xFFFFF:
         raise Invalid(f"{show_name(entry.name)} has the impossible device number {entry.major}:{entry.minor}")
-    os.mknod(base, kind | entry.mode, os.makedev(entry.major, entry.minor), dir_fd=directory)
+    try:
+        os.mknod(base, kind | entry.mode, os.makedev(entry.major, entry.minor), dir_fd=directory)
+    except PermissionError:
+        # mknod(2): in a user namespace nobody makes devices. An image's are of no use there; the file keeps the name.
+        if entry.kind == "fifo" or not overlayfs.in_user_namespace():
+            raise
+        os.close(
+            os.open(base, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, entry.mode, dir_fd=directory)
+        )
 
 
 def _set_attribute(where: int | bytes, name: str, value: bytes) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from cove.image import archive, frames, sandbox, trees
+from cove.image import archive, frames, overlayfs, sandbox, trees
 from cove.image.jobs import (
     Answer,
     CopyUp,
@@ -92,6 +92,7 @@ def main() -> None:
     sandbox.die_with_parent()
     sandbox.hide_from_tracers()
     os.umask(0)
+    overlayfs.in_user_namespace()  # read while there is a /proc
     calls = sandbox.FileCalls()
     peer = Peer(control, data)
     try:

@@ -19,6 +19,7 @@ from cove.model.errors import HostError
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
 MS_RDONLY = 0x1
 MS_REMOUNT = 0x20
@@ -104,8 +105,14 @@ def unshare_all() -> None:
 
 
 def join_mount_namespace(pidfd: int) -> None:
-    """Enter the mount namespace of a process; its root becomes the root. setns(2), Linux 5.8."""
+    """Enter the mount namespace of a process, and its user namespace; its root becomes the root. setns(2) with a
+    pidfd, Linux 5.8."""
     _check(_libc.unshare(CLONE_NEWNET | CLONE_NEWIPC), "make namespaces for a worker")
+    if _libc.setns(pidfd, CLONE_NEWUSER) == 0:  # owners are those that the container sees
+        os.setresgid(0, 0, 0)
+        os.setresuid(0, 0, 0)
+    elif ctypes.get_errno() != errno.EINVAL:  # which says that it is this process's own
+        _check(-1, "enter the container's user namespace")
     _check(_libc.setns(pidfd, CLONE_NEWNS), "enter the container's mount namespace")
 
 

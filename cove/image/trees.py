@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 
-from cove.image import sandbox
+from cove.image import overlayfs, sandbox
 from cove.image.jobs import BindMount, OverlayPlace
 from cove.image.sandbox import (
     MS_BIND,
@@ -42,11 +42,12 @@ def enter_overlay(place: OverlayPlace) -> None:
     root = place.layers_dir
     os.chdir(root)  # the lower layers' names are relative, and stay reachable below the new mount
     lower = ":".join(_escape(layer) for layer in reversed(place.lower))
+    more = overlayfs.mount_options()
     if place.upper:
-        options = f"lowerdir={lower},upperdir={_escape(place.upper)},workdir={_escape(place.work)}"
+        options = f"lowerdir={lower},upperdir={_escape(place.upper)},workdir={_escape(place.work)}{more}"
         sandbox.mount("overlay", root, "overlay", 0, options)
     elif len(place.lower) > 1:
-        sandbox.mount("overlay", root, "overlay", MS_RDONLY, f"lowerdir={lower}")
+        sandbox.mount("overlay", root, "overlay", MS_RDONLY, f"lowerdir={lower}{more}")
     else:
         sandbox.mount(os.path.join(root, lower), root, "", MS_BIND)
         sandbox.mount("", root, "", MS_REMOUNT | MS_BIND | MS_RDONLY)

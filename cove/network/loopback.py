@@ -4,6 +4,8 @@ A reply that is translated back to ::1 arrives from a link that isn't the loopba
 IPv6 has no route_localnet. So what a program of the host sends to [::1]:PORT isn't translated; the socket
 that holds the port listens, and passes on. Everything else, 127.0.0.1 too, goes through the kernel.
 
+A rootless daemon serves every port so: its ports are in the user's network namespace, its rules in its own.
+
 The proxies live in the daemon: connections through ::1 end with it, and new ones work when it is back.
 Event-loop code; a slow reader slows its own writer only.
 """
@@ -36,13 +38,15 @@ class LoopbackProxies:
     and is free at that moment. (A transport would own a copy and close it some turns of the loop later.)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, everything: bool = False) -> None:
+        """`everything`: the ports are in another network namespace, where no rule translates anything."""
+        self._everything = everything
         self._served: dict[int, _Listener | _DatagramFront] = {}
 
     def add(self, held: Held) -> None:
         """Serve ::1 for a published port, where that needs a proxy. A port without a socket has none."""
         entry = held.published
-        if held.descriptor < 0 or entry.host_ip not in ("::", "::1"):
+        if held.descriptor < 0 or not (self._everything or entry.host_ip in ("::", "::1")):
             return
         kind = _DatagramFront if entry.protocol == "udp" else _Listener
         try:

@@ -7,7 +7,7 @@ No I/O. Everything is frozen. Addresses are text at the room's border (as in `co
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from cove.model.container import Endpoint, PortBinding
@@ -42,6 +42,9 @@ class NetworkSettings:
     both must be this daemon's own. `ipv4` and `ipv6` are the default bridge's subnets, e.g.
     "172.30.0.0/16" and "fd00:1::/64"; "" chooses a free one, and `ipv6` "none" leaves IPv6 out. `mtu` 0
     takes the one of the default route's link. `pool_size` is how many namespaces are kept ready.
+
+    `bind_outside` is a rootless daemon's: (protocol, address, port) -> a descriptor of a socket that is bound in the
+    network namespace of the user, not in the daemon's; what arrives there is relayed. Raises OSError.
     """
 
     bridge: str = "cove0"
@@ -50,6 +53,7 @@ class NetworkSettings:
     ipv6: str = ""
     mtu: int = 0
     pool_size: int = 4
+    bind_outside: Callable[[str, str, int], int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

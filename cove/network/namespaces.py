@@ -120,6 +120,15 @@ class Workshop:
         with inside:
             self._furnish(plan, namespace, inside)
 
+    def fill(self, plans: Sequence[InterfacePlan], namespace: int) -> None:
+        """Set up an empty namespace that somebody else made, as `make` sets up its own. Runs in a maker's thread.
+        Raises HostError; what is there by then goes with the namespace."""
+        inside = self._visit(namespace, fresh=True)
+        with inside:
+            inside.batch([links.set_up(1)])
+            for plan in plans:
+                self._furnish(plan, namespace, inside)
+
     def reap(self, host_names: Sequence[str], group: int) -> None:
         """Delete those of these links that still exist. Runs in the reaper's thread. Raises HostError."""
         netlink = self.netlink()
@@ -152,12 +161,14 @@ class Workshop:
             self._go_home()
         return namespace, inside
 
-    def _visit(self, namespace: int) -> Netlink:
+    def _visit(self, namespace: int, *, fresh: bool = False) -> Netlink:
         if _libc.setns(namespace, CLONE_NEWNET) != 0:
             raise HostError(
                 f"cannot enter the container's network namespace: {os.strerror(ctypes.get_errno())}"
             )
         try:
+            if fresh:
+                _write_defaults()
             return Netlink(NETLINK_ROUTE)
         except OSError as error:
             raise HostError(f"cannot set up a network namespace: {error.strerror}") from None

@@ -64,7 +64,7 @@ from cove.network.model import (
 from cove.network.namespaces import InterfacePlan, Workshop, new_host_name
 from cove.network.netlink import NetlinkError
 from cove.network.pool import NamespacePool, Ready
-from cove.network.ports import Held, Ports
+from cove.network.ports import Held, Ports, bind_port
 from cove.network.reaper import Reaper
 from cove.network.upkeep import Upkeep
 from cove.store.interface import Delete, DeletePrefix, Op, Put, Store, absent
@@ -109,8 +109,8 @@ class Networks:
         self._bridges: dict[str, _Bridge] = {}
         self._attached: dict[str, _Attached] = {}
         self._pending: dict[str, str] = {}  # host ends of interfaces that are being made → network
-        self._ports = Ports()
-        self._proxies = LoopbackProxies()
+        self._ports = Ports(settings.bind_outside or bind_port)
+        self._proxies = LoopbackProxies(everything=settings.bind_outside is not None)
         self._workshop = Workshop()
         self._upkeep = Upkeep(settings.table, self._workshop)
         self._missing: FeatureMissing | None = None
@@ -263,12 +263,16 @@ class Networks:
         requests: Sequence[EndpointSpec],
         ports: Sequence[PortBinding],
         hostname: str,
+        *,
+        namespace: int = -1,
     ) -> Attachment:
         """Attach a container that is about to start. Nothing remains of a call that raised.
 
         The first request is eth0, the next eth1 …; the first that isn't internal has the default route and
-        the published ports. Raises NotFound, Invalid, Conflict (address in use, container connected), PortInUse,
-        Unavailable, HostError.
+        the published ports. `namespace` is a descriptor of the container's own empty network namespace, borrowed,
+        when it has one that belongs to its user namespace; else one of the host's is handed out.
+
+        Raises NotFound, Invalid, Conflict (address in use, container connected), PortInUse, Unavailable, HostError.
         """
         self._check_feature()
         if container_id in self._attached:
@@ -278,14 +282,19 @@ class Networks:
         self._attached[container_id] = attached
         async with AsyncExitStack() as undo:
             undo.callback(self._attached.pop, container_id)
-            ready = self._take_ready(wanted)
+            ready = self._take_ready(wanted) if namespace < 0 else None
             if ready is not None:
                 namespace, endpoints = ready.namespace, [ready.endpoint]
                 undo.callback(self._bury, ready.endpoint)
-            else:
+                undo.callback(os.close, namespace)
+            elif namespace < 0:
                 endpoints = await self._allocate(wanted, undo)
                 namespace = await self._make(endpoints)
-            undo.callback(os.close, namespace)
+                undo.callback(os.close, namespace)
+            else:
+                endpoints = await self._allocate(wanted, undo)
+                plans = [self._plan(endpoint) for endpoint in endpoints]
+                await self._in(self._workshop.makers, self._workshop.fill, plans, namespace)
             self._set_members(container_id, endpoints, undo)
             attached.endpoints = endpoints
             self._publish(attached, ports, f"{hostname} ({container_id[:12]})", undo)

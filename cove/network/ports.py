@@ -13,7 +13,7 @@ import errno
 import ipaddress
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from cove.model.container import PortBinding
@@ -48,9 +48,10 @@ class Held:
 
 
 class Ports:
-    """The host ports of all containers of a daemon."""
+    """The host ports of all containers of a daemon; `bind` is `bind_port`, or does the same elsewhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, bind: Callable[[str, str, int], int]) -> None:
+        self._bind = bind
         self._taken: dict[tuple[int, str, int], dict[str, Held]] = {}
 
     def reserve(
@@ -79,7 +80,7 @@ class Ports:
         """
         problem = ""
         try:
-            descriptor = _hold(entry.protocol, entry.host_ip, entry.host_port)
+            descriptor = self._bind(entry.protocol, entry.host_ip, entry.host_port)
         except OSError as error:
             descriptor = -1
             problem = error.strerror or str(error)
@@ -118,7 +119,7 @@ class Ports:
         for _ in range(_ATTEMPTS):
             # The kernel picks from net.ipv4.ip_local_port_range, and knows what is bound.
             try:
-                port = _free_port(binding.protocol, targets[0][0])
+                port = self._free_port(binding.protocol, targets[0][0])
                 return self._take(binding, targets, port)
             except PortInUse:
                 continue
@@ -142,7 +143,7 @@ class Ports:
                 )
                 self._check(entry)
                 try:
-                    descriptor = _hold(entry.protocol, host_ip, port)
+                    descriptor = self._bind(entry.protocol, host_ip, port)
                 except OSError as error:
                     raise _refused(binding, host_ip, port, error) from None
                 taken.append(self._remember(entry, descriptor))
@@ -150,6 +151,12 @@ class Ports:
             self.release(taken)
             raise
         return taken
+
+    def _free_port(self, protocol: str, host_ip: str) -> int:
+        descriptor = self._bind(protocol if protocol in _KINDS else "tcp", host_ip, 0)
+        with socket.socket(fileno=descriptor) as sock:
+            port: int = sock.getsockname()[1]
+            return port
 
     def _check(self, entry: Published) -> None:
         others = self._taken.get(_key(entry))
@@ -198,8 +205,8 @@ def _targets(binding: PortBinding, ipv4: Address | None, ipv6: Address | None) -
     return [(str(host_ip), address)]
 
 
-def _hold(protocol: str, host_ip: str, port: int) -> int:
-    """Bind a port and return the descriptor. A TCP port that only old connections hold is taken too."""
+def bind_port(protocol: str, host_ip: str, port: int) -> int:
+    """Bind a port and return the descriptor. A TCP port that only old connections hold is taken too. OSError."""
     kind = _KINDS.get(protocol)
     if kind is None:
         return -1  # sctp: the kernel forwards it, but Debian's needs a module for a socket
@@ -224,16 +231,15 @@ def _hold(protocol: str, host_ip: str, port: int) -> int:
     return sock.detach()
 
 
-def _free_port(protocol: str, host_ip: str) -> int:
-    descriptor = _hold(protocol if protocol in _KINDS else "tcp", host_ip, 0)
-    sock = socket.socket(fileno=descriptor)
-    with sock:
-        port: int = sock.getsockname()[1]
-        return port
-
-
 def _refused(binding: PortBinding, host_ip: str, port: int, error: OSError) -> HostError:
     kind = PortInUse if error.errno == errno.EADDRINUSE else HostError
+    if error.errno == errno.EACCES and port < 1024:
+        return HostError(
+            f"cannot expose privileged port {port}: use one from 1024 on, or, as root: "
+            f"sysctl net.ipv4.ip_unprivileged_port_start={port}"
+        )
+    if error.errno == errno.EPROTONOSUPPORT:
+        return HostError(f"a rootless daemon can't publish {binding.protocol}, only tcp and udp")
     reason = (error.strerror or str(error)).lower()
     return kind(f"failed to bind host port {_shown(host_ip)}:{port}/{binding.protocol}: {reason}")
 

@@ -6,8 +6,9 @@ import os
 from dataclasses import replace
 
 from cove.model.errors import Unavailable
-from cove.runtime.cgroups import Cgroups
-from cove.runtime.cgroups_files import read_file
+from cove.runtime.cgroups import Cgroups, own_path
+from cove.runtime.cgroups_files import make_directory, read_file, read_pids, write_file
+from cove.runtime.cgroups_none import CgroupsNone
 from cove.runtime.cgroups_v1 import CgroupsV1
 from cove.runtime.cgroups_v2 import CgroupsV2
 from cove.runtime.facts import Hierarchy, Layout, check_parent
@@ -47,6 +48,22 @@ def detect_cgroups(root: str = "/sys/fs/cgroup", *, parent: str = "cove") -> Cgr
             mems=read_file(f"{cpuset}cpuset.effective_mems").strip(),
         )
     return CgroupsV1(layout)
+
+
+def detect_delegated(root: str = "/sys/fs/cgroup", *, parent: str = "cove") -> Cgroups:
+    """What an ordinary user's daemon has: a v2 cgroup that systemd delegated to it (Delegate=yes), else nothing.
+
+    A cgroup with processes can't be a parent, so those that are there, this one among them, go into a leaf.
+    """
+    own = own_path().strip("/")
+    directory = f"{root}/{own}"
+    if own and os.access(directory, os.W_OK) and os.access(f"{directory}/cgroup.procs", os.W_OK):
+        leaf = f"{directory}/{parent}-daemon"
+        make_directory(leaf)
+        for pid in read_pids(directory):
+            write_file(f"{leaf}/cgroup.procs", str(pid))
+        return detect_cgroups(root, parent=f"{own}/{parent}")
+    return CgroupsNone(parent, online_cpus=len(os.sched_getaffinity(0)))
 
 
 def _find_hierarchies(root: str) -> tuple[Hierarchy, ...]:

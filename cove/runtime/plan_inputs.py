@@ -37,6 +37,18 @@ class Attached(msgspec.Struct, frozen=True, kw_only=True):
 RootSource = Overlay | Directory | Attached
 
 
+class IdMaps(msgspec.Struct, frozen=True):
+    """The maps of a user namespace."""
+
+    uids: tuple[IdMapping, ...]
+    gids: tuple[IdMapping, ...]
+
+    @property
+    def root(self) -> tuple[int, int]:
+        """The host's user and group that the container's root is."""
+        return self.uids[0].host_id, self.gids[0].host_id
+
+
 class Slot(msgspec.Struct, frozen=True, kw_only=True):
     """A descriptor that a plan needs; a plan names it by its position in the list.
 
@@ -76,6 +88,7 @@ class PlanFacts(msgspec.Struct, frozen=True, kw_only=True):
     network_ready: bool = (
         False  # a ready network namespace is handed over; else the container gets an empty one
     )
+    network_pause: bool = False  # in a joined user namespace: its own network waits to be connected (Pause "network")
     init: bool = False
     group_add: tuple[str, ...] = ()  # only to show what ResolveUser is about
     held: bool = False  # the process waits for its start (Hold)

@@ -42,7 +42,7 @@ CLONE_FLAGS = {
     "network": 0x40000000,
     "time": 0x00000080,
 }
-_CLOCKS = ("monotonic", "boottime")  # the two that a time namespace has (time_namespaces(7))
+CLOCKS = ("monotonic", "boottime")  # the two that a time namespace has (time_namespaces(7))
 
 
 class Namespaces(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,6 +115,8 @@ def plan_namespaces(config: oci.Config, facts: PlanFacts, slots: Slots) -> Names
                 )
             clone |= CLONE_FLAGS["user"]
             child[:0] = (Pause(name="user"), BecomeRoot())
+    if facts.network_pause and own_network:
+        child.append(Pause(name="network"))
     return Namespaces(
         clone_flags=clone,
         before=tuple(before),
@@ -129,8 +131,8 @@ def _time_offsets(config: oci.Config) -> str:
     """The lines of /proc/self/timens_offsets."""
     lines = []
     for clock, offset in config.linux.time_offsets.items():
-        if clock not in _CLOCKS:
-            raise Invalid(f"linux.timeOffsets: clock {clock!r} is unknown, use {' or '.join(_CLOCKS)}")
+        if clock not in CLOCKS:
+            raise Invalid(f"linux.timeOffsets: clock {clock!r} is unknown, use {' or '.join(CLOCKS)}")
         lines.append(f"{clock} {offset.secs} {offset.nanosecs}\n")
     return "".join(lines)
 

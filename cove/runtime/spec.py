@@ -20,7 +20,7 @@ from cove.runtime.cgroups_devices import ALLOW_ALL, DEFAULT_RULES, parse_rule
 from cove.runtime.cgroups_limits import plan_resources
 from cove.runtime.facts import DEFAULT_SYSCTLS, READONLY_PATHS, Host, check_parent
 from cove.runtime.plan_cgroups import NO_RESOURCES, device_rules
-from cove.runtime.plan_inputs import Overlay, PlanFacts, RootSource
+from cove.runtime.plan_inputs import IdMaps, Overlay, PlanFacts, RootSource
 from cove.runtime.plan_process import RLIMITS
 from cove.runtime.users import Resolved
 
@@ -38,7 +38,10 @@ class StartFacts:
     hosts_path: str = ""  # host files for /etc/hosts, /etc/hostname, /etc/resolv.conf; "" for none
     hostname_path: str = ""
     resolv_path: str = ""
-    joined: Mapping[str, int] = field(default_factory=dict)  # "network", "pid", "ipc" -> pid of the target
+    joined: Mapping[str, int] = field(
+        default_factory=dict
+    )  # "network", "pid", "ipc", "user" -> pid of the target
+    id_maps: IdMaps | None = None  # of the user namespace that it gets, or joins; None: the host's is its own
     shm_path: str = ""  # host directory for /dev/shm: a shareable container's own, or the joined one's
     devices: tuple[oci.LinuxDevice, ...] = ()  # nodes to make (host.find_devices)
     device_rules: tuple[oci.DeviceRule, ...] = ()  # and the rules for them
@@ -149,14 +152,19 @@ _IPC_SYSCTLS = frozenset(
 _SYSCTL_NAME = re.compile(r"[A-Za-z0-9_:@+-]+(?:[./][A-Za-z0-9_:@+-]+)+")
 
 
-def plan_sysctls(spec: ContainerSpec, host: Host, *, own_network: bool) -> dict[str, str]:
-    """Docker's default settings of a new network namespace, and `--sysctl`.
+def plan_sysctls(
+    spec: ContainerSpec, host: Host, *, own_network: bool, mapped: bool = False
+) -> dict[str, str]:
+    """Docker's default settings of a new network namespace, and `--sysctl`. In a user namespace (`mapped`) groups are
+    fewer than the range of those that may ping, and the kernel refuses it.
 
     Only what belongs to a namespace of the container's own may be set. Raises Invalid.
     """
     result: dict[str, str] = {}
     if own_network:
         result = {key: value for key, value in DEFAULT_SYSCTLS.items() if key in host.sysctls}
+        if mapped:
+            result.pop("net.ipv4.ping_group_range", None)
     for key, value in spec.sysctls.items():
         if not _SYSCTL_NAME.fullmatch(key):
             raise Invalid(f'sysctl "{key}": give a name such as net.ipv4.ip_forward')
@@ -197,6 +205,7 @@ def plan_spec(container: Container, facts: StartFacts, host: Host) -> oci.Config
     bits = container_capabilities(spec, host)
     root = facts.root.merged if isinstance(facts.root, Overlay) else facts.root.path
     own_network = _own_network(spec.network_mode) and not spec.network_disabled
+    own_maps = facts.id_maps if "user" not in facts.joined else None
     return oci.Config(
         root=oci.Root(path=root, readonly=spec.readonly_rootfs),
         process=_plan_process(container, facts, bits, host),
@@ -206,12 +215,19 @@ def plan_spec(container: Container, facts: StartFacts, host: Host) -> oci.Config
         annotations=spec.annotations,
         linux=oci.Linux(
             namespaces=_plan_namespaces(spec, facts, host),
+            uid_mappings=own_maps.uids if own_maps else (),
+            gid_mappings=own_maps.gids if own_maps else (),
             devices=facts.devices,
             cgroups_path=f"/{facts.cgroup_path}",
             resources=_plan_resources(spec, facts, host),
             rootfs_propagation=_root_propagation(container.mounts),
             seccomp=seccomp.select(_seccomp_text(spec), bits, host.architecture, host.kernel),
-            sysctl=plan_sysctls(spec, host, own_network=own_network),
+            sysctl=plan_sysctls(
+                spec,
+                host,
+                own_network=own_network,
+                mapped=facts.id_maps is not None or host.in_user_namespace,
+            ),
             masked_paths=_hidden(spec, spec.masked_paths, host.masked_paths),
             readonly_paths=_hidden(spec, spec.readonly_paths, READONLY_PATHS),
         ),
@@ -224,7 +240,8 @@ def plan_facts(container: Container, start: StartFacts, *, network_ready: bool) 
     return PlanFacts(
         id=container.id,
         root=start.root,
-        network_ready=network_ready,
+        network_ready=network_ready and start.id_maps is None,
+        network_pause=network_ready and "user" in start.joined,
         init=spec.init and spec.pid_mode in ("", "private"),
         group_add=spec.group_add,
     )
@@ -332,6 +349,9 @@ def _plan_namespaces(spec: ContainerSpec, facts: StartFacts, host: Host) -> tupl
         spec.cgroupns_mode == "" and host.cgroups.version == 2
     )
     result = [oci.Namespace(type="mount")]
+    if facts.id_maps is not None:
+        user = facts.joined.get("user")
+        result.append(oci.Namespace(type="user", path=f"/proc/{user}/ns/user" if user else ""))
     for kind, mode in (("network", spec.network_mode), ("pid", spec.pid_mode), ("ipc", spec.ipc_mode)):
         if mode.startswith("container:"):
             pid = facts.joined.get(kind)
@@ -400,7 +420,8 @@ def _plan_mounts(container: Container, facts: StartFacts, host: Host) -> tuple[o
     default = _default_mounts(spec.privileged, spec.readonly_rootfs, shm_bytes, "mqueue" in host.filesystems)
 
     chosen = {_clean(mount.target): mount for mount in container.mounts}
-    others = [_plan_mount(target, mount) for target, mount in chosen.items()]
+    others = [_plan_mount(target, mount, facts.id_maps) for target, mount in chosen.items()]
+    maps = facts.id_maps or IdMaps((), ())
     file_options = ("rbind", "rprivate", "rro") if spec.readonly_rootfs else ("rbind", "rprivate")
     for target, source in (
         ("/etc/hosts", facts.hosts_path),
@@ -408,7 +429,16 @@ def _plan_mounts(container: Container, facts: StartFacts, host: Host) -> tuple[o
         ("/etc/resolv.conf", facts.resolv_path),
     ):
         if source and target not in chosen:
-            others.append(oci.Mount(destination=target, type="bind", source=source, options=file_options))
+            others.append(
+                oci.Mount(
+                    destination=target,
+                    type="bind",
+                    source=source,
+                    options=file_options,
+                    uid_mappings=maps.uids,
+                    gid_mappings=maps.gids,
+                )
+            )
     shm_source = facts.shm_path or (_SHM if spec.ipc_mode == "host" else "")
     if shm_source and _SHM not in chosen:
         others.append(
@@ -442,7 +472,9 @@ def _clean(target: str) -> str:
 _TMPFS_DEFAULTS = {"noexec": "exec", "nosuid": "suid", "nodev": "dev"}
 
 
-def _plan_mount(target: str, mount: MountPoint) -> oci.Mount:
+def _plan_mount(target: str, mount: MountPoint, maps: IdMaps | None) -> oci.Mount:
+    """A volume's files keep the container's ids on disk, so that containers of both kinds share them; the host's own
+    files, bound, are what they are."""
     if mount.kind == "tmpfs":
         options = [word for word, opposite in _TMPFS_DEFAULTS.items() if opposite not in mount.options]
         options += [word for word in mount.options if word not in options]
@@ -453,8 +485,15 @@ def _plan_mount(target: str, mount: MountPoint) -> oci.Mount:
     if mount.readonly:
         bind.append("rro" if mount.recursive else "ro")
     bind.append(mount.propagation or "rprivate")
+    shifted = maps if maps is not None and mount.kind == "volume" else IdMaps((), ())
     return oci.Mount(
-        destination=target, type="bind", source=mount.source, subpath=mount.subpath, options=tuple(bind)
+        destination=target,
+        type="bind",
+        source=mount.source,
+        subpath=mount.subpath,
+        options=tuple(bind),
+        uid_mappings=shifted.uids,
+        gid_mappings=shifted.gids,
     )
 
 

@@ -410,7 +410,7 @@ class Pause(Step, frozen=True, kw_only=True):
     network); the child goes on when it answers. The answer may carry a text, the input of later RunHook steps."""
 
     KIND: ClassVar[int] = 38
-    name: str  # user, hooks
+    name: str  # user, network, hooks, cgroup
 
     def describe(self) -> str:
         return _PAUSES.get(self.name, f"wait for {self.name}")
@@ -418,6 +418,7 @@ class Pause(Step, frozen=True, kw_only=True):
 
 _PAUSES = {
     "user": "wait for the maps of the user namespace",
+    "network": "wait for the interfaces of the network namespace",
     "hooks": "wait for the hooks that run on the host",
 }
 

@@ -223,6 +223,9 @@ def read_layered_user_files(directories: Sequence[str]) -> UserFiles | None:
     return UserFiles(*found)
 
 
+_OVERLAY_NOTES = frozenset(
+    f"{kind}.overlay.{name}" for kind in ("trusted", "user") for name in ("opaque", "redirect")
+)
 _ABSENT = bytes(bytearray(b"absent"))  # an object of its own, compared by identity
 
 
@@ -238,8 +241,8 @@ def _read_layer(directory: str, name: str) -> bytes | None:
     if not stat.S_ISDIR(info.st_mode):
         return None
     try:
-        for attribute in ("trusted.overlay.opaque", "trusted.overlay.redirect"):
-            if attribute in os.listxattr(etc, follow_symlinks=False):
+        for attribute in os.listxattr(etc, follow_symlinks=False):
+            if attribute in _OVERLAY_NOTES:
                 return None
         info = os.lstat(os.path.join(etc, name))
     except FileNotFoundError:
