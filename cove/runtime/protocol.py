@@ -199,7 +199,8 @@ class Exited(msgspec.Struct, frozen=True):
 
 
 class Cloned(msgspec.Struct, frozen=True):
-    """The child exists and runs its steps; beside it: its pidfd."""
+    """The child exists and runs its steps; beside it: its pidfd. Told of a detached process, and before Paused
+    and Listener."""
 
     pid: int
 

@@ -294,7 +294,7 @@ int start_process(struct supervisor *s)
 	close_fd(&ends.sync[1]);
 	index = 0;
 
-	if (paused || s->context.detached)
+	if (paused || s->awaits_listener || s->context.detached)
 		r = tell_process(s, MSG_CLONED);
 	if (r == 0)
 		r = run_parent(s, ends.sync[0]);
