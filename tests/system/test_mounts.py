@@ -450,7 +450,7 @@ def test_mount_does_what_newer_calls_do(checked: Box, host: Host, tmp_path: Path
 def test_without_the_calls_the_whole_tree_can_not_be_changed(box: Box, host: Host, tmp_path: Path) -> None:
     """The planner refuses by the kernel's version; a filter around the engine it can't know of."""
     config = config_of(box.lower, "true", [bind(tmp_path, "/d", "rro")])
-    with pytest.raises(Unavailable, match="rro needs Linux 5[.]12"):
+    with pytest.raises(Unavailable, match=r"rro needs Linux 5\.12"):
         run(start(box, config, replace(host, kernel=(5, 11))))
     error = on_an_old_kernel(list(NEWER.values()), lambda: run(start(box, config, host)))
     assert isinstance(error, StepFailed) and error.errno == errno.EOPNOTSUPP
