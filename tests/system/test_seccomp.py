@@ -1,4 +1,4 @@
-"""System call filters in real containers: what they refuse, by every way in; agents that decide (seccomp_unotify(2))."""
+"""System call filters in real containers: what they refuse, by every way in; agents that decide."""
 
 from __future__ import annotations
 
