@@ -14,6 +14,7 @@ import signal
 import socket
 import struct
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -624,6 +625,41 @@ def test_maps_written_at_a_pause_are_those_of_the_process(start: Starter) -> Non
 def test_root_of_a_user_namespace_without_maps_cannot_be_become(start: Starter) -> None:
     plan = host_sh("true", BecomeRoot(), flags=NEWUSER)
     assert start(plan).failed() == ("child", 0, errno.EINVAL)
+
+
+def test_an_unprivileged_caller_writes_the_map_of_its_own_user(launcher: Launcher, tmp_path: Path) -> None:
+    (tmp_path / "report").touch()
+    tmp_path.joinpath("report").chmod(0o666)
+    report = os.open(tmp_path / "report", os.O_WRONLY)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(be_unprivileged(launcher, report))
+    os.close(report)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, (tmp_path / "report").read_text()
+    ids = (tmp_path / "report").read_text().split()
+    assert ids == ["0", "54321", "1", "0", "0", "deny"]
+
+
+def be_unprivileged(launcher: Launcher, report: int) -> int:
+    """In a process of its own: start another as user 54321, which becomes root of its user namespace."""
+    try:
+        os.setgroups([])
+        os.setresgid(54321, 54321, 54321)
+        os.setresuid(54321, 54321, 54321)
+        ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, lost with the user: for /proc/self
+        script = "cat /proc/self/uid_map; id -u; id -g; cat /proc/self/setgroups"
+        plan = host_sh(
+            script, Pause(name="user"), BecomeRoot(), SetIds(uid=0, gid=0), flags=NEWUSER | NAMESPACES
+        )
+        started = Start(launcher, plan, stdio=(report, report, report))
+        started.until(protocol.Paused)
+        write_maps(started.pid, {"setgroups": "deny", "uid_map": "0 54321 1", "gid_map": "0 54321 1"})
+        started.go_on()
+        started.until(protocol.Started)
+        return started.wait()
+    except BaseException:
+        os.write(report, traceback.format_exc().encode())
+        return 1
 
 
 V1 = Path("/sys/fs/cgroup")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 import socket
 import struct
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 from cove.model.errors import HostError
 from cove.runtime.launch import StepFailed
 from cove.runtime.steps import (
+    Affinity,
     AttachDeviceProgram,
     AttachTree,
     Bind,
@@ -27,14 +29,17 @@ from cove.runtime.steps import (
     DropBounding,
     Exec,
     Hostname,
+    IoPriority,
     LinkUp,
     MakeDir,
     MakeHostDir,
     MakeNode,
     MakeSymlink,
     Mask,
+    MemoryPolicy,
     MountIn,
     NoNewPrivs,
+    Personality,
     PivotRoot,
     Plan,
     ReadonlyPath,
@@ -43,6 +48,7 @@ from cove.runtime.steps import (
     Rlimit,
     RootPropagation,
     RootReadonly,
+    Scheduler,
     Seccomp,
     SessionKeyring,
     SetIds,
@@ -359,6 +365,77 @@ def test_oom_score_umask_limits_and_keyring_are_set(box: Box) -> None:
         ),
     )
     assert printed.split() == ["123", "0077", "100", "200"]
+
+
+def test_limits_are_set_for_the_child_by_its_supervisor_too(box: Box) -> None:
+    parent = (Rlimit(resource=7, soft=100, hard=200),)
+    ours = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert output(box, "ulimit -n; ulimit -Hn", parent=parent).split() == ["100", "200"]
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == ours
+
+
+def test_processors_scheduling_and_personality_are_those_of_the_plan(box: Box) -> None:
+    last = max(os.sched_getaffinity(0))
+    inside = (
+        Affinity(mask=(1 << last).to_bytes(16, "little")),
+        Scheduler(policy=os.SCHED_BATCH, nice=-7),
+        Personality(persona=0x0008),  # PER_LINUX32
+    )
+    printed = output(
+        box,
+        "grep Cpus_allowed_list /proc/self/status; cat /proc/self/stat /proc/self/personality",
+        inside=inside,
+    )
+    affinity, stat, persona = printed.splitlines()
+    fields = stat.rpartition(")")[2].split()  # from the third on (proc(5))
+    assert affinity.split()[1] == str(last)
+    assert (int(fields[19 - 3]), int(fields[41 - 3])) == (-7, os.SCHED_BATCH)
+    assert int(persona, 16) == 0x0008
+
+
+def test_a_realtime_policy_has_its_priority(box: Box) -> None:
+    step = Scheduler(policy=os.SCHED_FIFO, flags=1, priority=5)  # SCHED_FLAG_RESET_ON_FORK
+    try:
+        printed = output(box, "exec cat /proc/self/stat", inside=(step,))
+    except StepFailed as error:
+        # a cgroup without real-time budget (CONFIG_RT_GROUP_SCHED)
+        assert (error.errno, error.step) == (errno.EPERM, step)
+        return
+    fields = printed.rpartition(")")[2].split()
+    assert (int(fields[40 - 3]), int(fields[41 - 3])) == (5, os.SCHED_FIFO)
+
+
+def test_the_class_and_priority_of_input_and_output_are_set(box: Box) -> None:
+    async def body() -> int:
+        task = await box.start(box.plan("sleep", "1000", inside=(IoPriority(priority_class=2, priority=6),)))
+        number = {"x86_64": 252, "aarch64": 31}[os.uname().machine]  # ioprio_get(2)
+        value = int(ctypes.CDLL(None).syscall(number, 1, task.pid))
+        await task.signal(9)
+        await task.wait()
+        return value
+
+    assert run(body()) == 2 << 13 | 6
+
+
+def test_the_memory_policy_is_set(box: Box) -> None:
+    bind_node_0 = MemoryPolicy(mode=2, nodes=(1).to_bytes(8, "little"))
+    assert " bind:0 " in output(box, "cat /proc/self/numa_maps", inside=(bind_node_0,))
+    assert " local " in output(box, "cat /proc/self/numa_maps", inside=(MemoryPolicy(mode=4, nodes=b""),))
+
+
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [
+        (Affinity(mask=bytes(8)), errno.EINVAL),
+        (Scheduler(policy=99), errno.EINVAL),
+        (IoPriority(priority_class=5, priority=0), errno.EINVAL),
+        (MemoryPolicy(mode=2, nodes=b""), errno.EINVAL),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Step) else "",
+)
+def test_what_the_kernel_refuses_of_these_is_told(box: Box, step: Step, number: int) -> None:
+    error = failure(box, box.sh("true", inside=(step,)))
+    assert (error.step, error.errno) == (step, number)
 
 
 def test_signals_are_as_a_process_expects_them(box: Box) -> None:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cove.runtime.encode import encode
-from cove.runtime.steps import Exec, Plan, SetIds
+from cove.runtime.steps import Exec, Hold, MemoryPolicy, Pause, Plan, RunHook, SetIds, SetNs
 from tests.native_build import build
 
 quick = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -125,6 +125,17 @@ def test_the_fuzzer_finds_nothing_in_the_plan_decoder(tmp_path: Path) -> None:
     (corpus / "exec").write_bytes(encode(Plan(clone_flags=0, child=(last,))))
     (corpus / "ids").write_bytes(
         encode(Plan(clone_flags=0, child=(SetIds(uid=1, gid=2, groups=("3",)), last)))
+    )
+    hook = RunHook(path="/bin/hook", args=("hook", "a"), env=("A=b",), timeout_ms=5)
+    held = (
+        Pause(name="hooks"),
+        hook,
+        MemoryPolicy(mode=2, nodes=bytes(8)),
+        Hold(go=0, status=1, program="sh"),
+        last,
+    )
+    (corpus / "held").write_bytes(
+        encode(Plan(clone_flags=0x10000000, before=(SetNs(slot=2, flags=0x40000000),), child=held))
     )
     done = subprocess.run(
         [
