@@ -110,6 +110,8 @@ KNOWN_OPTIONS = tuple(sorted({*_FLAGS, *_RECURSIVE, *_PROPAGATION, *_WORDS}))
 
 _RECURSIVE_SINCE, _IDMAP_SINCE, _NOSYMFOLLOW_SINCE = (5, 12), (5, 12), (5, 14)
 
+_DATA_BYTES = 4000  # mount(2): one page, in which mode= and a label find room, too
+
 # another container's file system: a bind can't reach into another mount namespace, the daemon can
 _FOREIGN = re.compile(r"/proc/[0-9]+/root/")
 
@@ -256,12 +258,17 @@ def _check(mount: oci.Mount, target: str, options: Options, config: oci.Config, 
         raise Unavailable(
             f"mount {mount.destination}: this kernel has no filesystem {mount.type!r} (/proc/filesystems)"
         )
+    if len(options.data.encode()) > _DATA_BYTES:
+        size = len(options.data.encode())
+        raise Invalid(f"{where}: {size} bytes for the file system, the kernel takes {_DATA_BYTES}: use fewer")
     if options.copy_up and (bind or mount.type != "tmpfs" or options.remount):
         raise Invalid(f"{where}: tmpcopyup is for a tmpfs, leave it out or set the type to tmpfs")
     if options.idmap or mount.uid_mappings or mount.gid_mappings:
         _check_idmap(mount, options, config, host)
     if config.linux.mount_label and "selinux" not in host.security_modules:
         raise Unavailable("linux.mountLabel: SELinux is not enabled on this host, leave it out")
+    if '"' in config.linux.mount_label:
+        raise Invalid(f"linux.mountLabel {config.linux.mount_label!r}: a label has no quotation marks")
 
 
 def _check_idmap(mount: oci.Mount, options: Options, config: oci.Config, host: Host) -> None:

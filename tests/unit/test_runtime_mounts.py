@@ -1,10 +1,16 @@
-"""Mount options: what becomes a flag, an attribute, data, or is refused; and the plans that come of it."""
+"""Mount options: what becomes a flag, an attribute, data, or is refused; and the plans that come of it.
+
+Golden files in tests/golden/mounts have every field of the steps; regenerate with COVE_GOLDEN=write.
+"""
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import msgspec.structs
 import pytest
 from hypothesis import given
@@ -203,6 +209,7 @@ OLD = replace(HOST_V1, kernel=(5, 10))
         (bind("rro"), OLD, r"mounts\[0\].options: rro needs Linux 5.12, this is 5.10: use ro"),
         (bind("nosymfollow"), OLD, "nosymfollow of a bind needs Linux 5.14"),
         (oci.Mount(destination="/d", type="bind", source="s"), HOST_V1, "source 's': an absolute path"),
+        (tmpfs("x" * 4001), HOST_V1, r"mounts\[0\].options: 4001 bytes for the file system, the kernel takes 4000"),
         (oci.Mount(destination="/", type="tmpfs"), HOST_V1, "the root is not mounted upon"),
         (oci.Mount(destination="/x", type="nosuchfs"), HOST_V1, "this kernel has no filesystem 'nosuchfs'"),
         (oci.Mount(destination="/proc", type="tmpfs"), HOST_V1, "inside /proc"),
@@ -230,6 +237,8 @@ def test_a_mount_label_wants_selinux() -> None:
     assert step(tmpfs("size=1m"), host, mount_label=label).data == f'size=1m,context="{label}"'
     proc = oci.Mount(destination="/proc", type="proc")
     assert step(proc, host, mount_label=label).data == ""
+    with pytest.raises(Invalid, match="linux.mountLabel 'a\"b'"):
+        plan(tmpfs(), host, mount_label='a"b')
 
 
 # --- cgroup mounts ------------------------------------------------------------------------------------
@@ -260,6 +269,86 @@ def test_v1_in_a_user_namespace_gets_a_tmpfs_of_its_own() -> None:
     made, _ = plan(CGROUP, cgroups_path="/cove/x", namespaces=(oci.Namespace(type="user"),))
     assert (made[0].fstype, made[0].flags) == ("tmpfs", NOSUID)  # type: ignore[attr-defined]
     assert made[-1].flags & (RO | 0x20) == RO | 0x20  # type: ignore[attr-defined]
+
+
+# --- golden plans -------------------------------------------------------------------------------------
+
+GOLDEN = Path(__file__).parent.parent / "golden/mounts"
+USER = (oci.Namespace(type="user"),)
+CASES: dict[str, tuple[tuple[oci.Mount, ...], Host, dict[str, Any]]] = {
+    "binds": (
+        (
+            bind(), bind("ro", "nosuid", "rprivate"), bind("rro", "rnodev", "noatime"), bind("rshared"),
+            bind("rslave", "ro"), bind("runbindable"), bind("remount", "ro", "nodev"),
+            oci.Mount(destination="rel/../../d", type="bind", source="/s"),
+            oci.Mount(destination="/foreign", type="bind", source="/proc/41/root/dev/shm"),
+            oci.Mount(destination="/sub", type="bind", source="/v", subpath="a/b"),
+        ),
+        HOST_V1, {},
+    ),
+    "filesystems": (
+        (
+            tmpfs("nosuid", "size=1m"), tmpfs("mode=700", "rro", "rstrictatime"), tmpfs("shared", "dirsync"),
+            tmpfs("remount", "size=2m"), oci.Mount(destination="/proc", type="proc", options=("nosuid", "hidepid=2")),
+            tmpfs("ro", destination="/dev"), tmpfs("ro", destination="/full"), tmpfs(destination="/full/of"),
+            oci.Mount(destination="/q", type="mqueue", source="mqueue", options=("noexec",)),
+        ),
+        HOST_V1, {},
+    ),
+    "idmapped": (
+        (
+            bind("idmap"), bind("ridmap", "rro"),
+            bind(uid_mappings=(oci.IdMapping(container_id=0, host_id=5, size=1),), gid_mappings=MAPPING),
+        ),
+        HOST_V1, {"uid_mappings": MAPPING, "gid_mappings": MAPPING},
+    ),
+    "copies": ((tmpfs("tmpcopyup"), tmpfs("tmpcopyup", "ro", "mode=755", "unbindable")), HOST_V1, {}),
+    "cgroups-v1": ((CGROUP,), HOST_V1, {"cgroups_path": "/cove/x"}),
+    "cgroups-v1-user": ((CGROUP,), HOST_V1, {"cgroups_path": "/cove/x", "namespaces": USER}),
+    "cgroups-v2": ((CGROUP,), HOST_V2, {"cgroups_path": "/cove/x"}),
+    "cgroups-v2-own": ((CGROUP,), HOST_V2, {"cgroups_path": "/cove/x", "namespaces": OWN_CGROUP}),
+    "labelled": (
+        (tmpfs("size=1m"), bind(), oci.Mount(destination="/proc", type="proc")),
+        replace(HOST_V1, security_modules=frozenset({"selinux"})),
+        {"mount_label": "system_u:object_r:svirt_t:s0:c1,c2"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_plan_is_the_one_that_was_reviewed(name: str) -> None:
+    given, host, linux = CASES[name]
+    config, slots = config_of(*given, **linux), Slots()
+    lines = []
+    for mount in given:
+        options = ",".join(mount.options)
+        lines.append(f"# {mount.type} {mount.source} {mount.destination} {options}".rstrip())
+        lines += [show(made) for made in plan_mount(mount, config, host, slots)]
+    lines += ["# at the end", *map(show, finish_mounts(config))]
+    lines += [f"# slot {index}: {show(slot)}" for index, slot in enumerate(slots.needed)]
+    text = "\n".join(lines) + "\n"
+    path = GOLDEN / f"{name}.txt"
+    if os.environ.get("COVE_GOLDEN") == "write":
+        path.write_text(text)
+    assert text == path.read_text(), f"{path} differs: look at the diff, then run with COVE_GOLDEN=write"
+
+
+def show(made: msgspec.Struct) -> str:
+    """With the fields that aren't as they are by default, and flags as hexadecimal numbers."""
+    fields = []
+    for field in msgspec.structs.fields(made):
+        value = getattr(made, field.name)
+        if value != field.default:
+            fields.append(
+                f"{field.name}={value:#x}"
+                if isinstance(value, int) and value > 9
+                else f"{field.name}={value}"
+            )
+    return f"{type(made).__name__} {' '.join(fields)}"
+
+
+def test_every_golden_file_belongs_to_a_case() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.txt")} == {*CASES}
 
 
 # --- properties ---------------------------------------------------------------------------------------
