@@ -425,8 +425,9 @@ _PAUSES = {
 
 class RunHook(Step, frozen=True, kw_only=True):
     """Run a hook in the container's namespaces: fork, text of the last Pause or Hold on its stdin, execve(2) of
-    `path`, wait. Before the pivot `path` is the host's, after it the container's. Fails with EPROTO when the hook
-    doesn't end with 0, with ETIME (after a SIGKILL) when it takes longer than `timeout_ms`."""
+    `path`, wait. Before the pivot `path` is the host's, after it the container's. Its stdout is /dev/null, its
+    stderr that of the process. Fails with EPROTO when the hook doesn't end with 0, with ETIME (after a SIGKILL) when
+    it takes longer than `timeout_ms`."""
 
     KIND: ClassVar[int] = 39
     path: str
@@ -706,6 +707,18 @@ class MemoryPolicy(Step, frozen=True, kw_only=True):
 
     def describe(self) -> str:
         return f"set memory policy {self.mode:#x}"
+
+
+class Preserve(Step, frozen=True, kw_only=True):
+    """The descriptors of the slots from `first` to `last` become 3 and up of the process, which finds them open after
+    the exec. The first step of `child`, if any."""
+
+    KIND: ClassVar[int] = 66
+    first: int
+    last: int
+
+    def describe(self) -> str:
+        return f"pass {self.last - self.first + 1} descriptors on, from 3 up"
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

@@ -33,8 +33,8 @@ int split_off(struct context *context);
 int open_joined_proc(int namespace);
 int mount_joined_proc(int context, int target, unsigned int attributes);
 
-/* Close every descriptor above 2 but these; each is -1 or above 2. */
-int close_others(int a, int b, int c);
+/* Close every descriptor above 2 but what is preserved, `sync`, `go` and `status`. */
+int close_others(const struct context *context);
 
 /* Look a program up as the exec will: 0, or why it can't be executed. */
 int find_program(const char *name, const char *path);

@@ -63,9 +63,9 @@ static void own_null(struct context *c)
 		dup2(fd, 0);
 }
 
-int close_others(int a, int b, int c)
+int close_others(const struct context *c)
 {
-	int keep[3] = { a, b, c }, from = 3, r = 0;
+	int keep[3] = { c->sync, c->go, c->status }, from = 3 + (int)c->preserved, r = 0;
 
 	for (int i = 0; i < 3; i++)
 		for (int j = i + 1; j < 3; j++)
@@ -87,10 +87,40 @@ int close_others(int a, int b, int c)
 /* Who is split off shows itself to strangers before its exec: it must hold nothing but its own. */
 static int leave_nothing(struct context *c)
 {
-	int r = close_others(c->sync, c->go, c->status);
+	int r = close_others(c);
 
 	if (r == 0 && madvise(c->born, sizeof(*c->born), MADV_DONTFORK) < 0)
 		r = -errno;
+	return r;
+}
+
+/* Move a descriptor out of the way, to `from` or above. */
+static int move_up(int *fd, int from)
+{
+	int r;
+
+	if (*fd < 0)
+		return 0;
+	r = fcntl(*fd, F_DUPFD_CLOEXEC, from);
+	if (r < 0)
+		return -errno;
+	*fd = r;
+	return 0;
+}
+
+int run_preserve(const struct value *v, struct context *c)
+{
+	int *own[] = { &c->control, &c->sync, &c->go, &c->status };
+	size_t first = v[0].number, count = v[1].number - first + 1;
+	int from = 3 + (int)count, r = 0;
+
+	for (size_t i = 0; i < ARRAY_SIZE(own) && r == 0; i++)
+		r = move_up(own[i], from);
+	for (size_t i = 0; i < c->slot_count && r == 0; i++)
+		r = move_up(&c->slots[i], from);
+	for (size_t i = 0; i < count && r == 0; i++)
+		r = dup2(c->slots[first + i], 3 + (int)i) < 0 ? -errno : 0;
+	c->preserved = (unsigned int)count;
 	return r;
 }
 
@@ -144,7 +174,7 @@ int prepare_exec(struct context *c)
 		r = leave_nothing(c);
 	else
 		/* Everything is close-on-exec already; this holds against what we can't know of. */
-		r = sys_close_range(3, ~0u, CLOSE_RANGE_CLOEXEC);
+		r = sys_close_range(3 + c->preserved, ~0u, CLOSE_RANGE_CLOEXEC);
 	if (r < 0)
 		return r;
 	r = send_message(c->sync, &message, sizeof(message), NULL, 0);

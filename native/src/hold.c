@@ -51,7 +51,7 @@ int run_hold(const struct value *v, struct context *c)
 		r = split_off(c);
 	if (r < 0)
 		return r;
-	close_others(c->sync, c->go, c->status);
+	close_others(c);
 	c->root = c->null = c->empty = c->control = -1;
 	if (write(c->sync, &message, sizeof(message)) != sizeof(message))
 		return -EPIPE;

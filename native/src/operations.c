@@ -97,6 +97,12 @@ static const char *check_policy(const struct value *v, enum section section)
 	return v[1].size ? check_mask(&v[1], section) : NULL;
 }
 
+static const char *check_preserve(const struct value *v, enum section section)
+{
+	(void)section;
+	return v[0].number <= v[1].number ? NULL : "the last slot comes before the first";
+}
+
 static const struct operation operations[] = {
 	{ MAKE_HOST_DIR, HOST_ONLY, false, "MakeHostDir", "hui", run_make_host_dir, NULL },
 	{ WRITE_HOST, HOST_ONLY, false, "WriteHost", "hsi", run_write_host, NULL },
@@ -154,6 +160,7 @@ static const struct operation operations[] = {
 	{ IO_PRIORITY, CHILD_ONLY, false, "IoPriority", "uu", run_io_priority, NULL },
 	{ PERSONALITY, CHILD_ONLY, false, "Personality", "u", run_personality, NULL },
 	{ MEMORY_POLICY, CHILD_ONLY, false, "MemoryPolicy", "ub", run_memory_policy, check_policy },
+	{ PRESERVE, CHILD_ONLY, false, "Preserve", "dd", run_preserve, check_preserve },
 };
 
 const struct operation *find_operation(uint32_t kind)

@@ -59,6 +59,7 @@ enum kind {
 	IO_PRIORITY = 63,
 	PERSONALITY = 64,
 	MEMORY_POLICY = 65,
+	PRESERVE = 66,
 };
 
 /* What ResolveUser brought: it replaces the ids of SetIds and adds to the environment of Exec. */
@@ -75,6 +76,7 @@ struct identity {
 /* What steps share. One exists in the supervisor, and the child has a copy of it. */
 struct context {
 	int slots[MAX_SLOTS];
+	size_t slot_count;
 	bool detached;    /* the process is a child of whoever started the supervisor, and outlives it */
 	bool unprivileged; /* the supervisor isn't root: of its user namespace, if it lives in one */
 	bool helper_joins; /* before steps: SetNs is left to a helper (clone.c) */
@@ -92,6 +94,7 @@ struct context {
 	int procfs;       /* child: the root of the procfs mounted at /proc (O_PATH), -1 before it is */
 	int empty;        /* child: the empty directory of Mask, mounted by the first that needs it */
 	bool held;        /* child: the parent steps may not be done yet */
+	unsigned int preserved; /* child: how many descriptors from 3 on are the process's */
 	int go;           /* child: the FIFOs of Hold, -1 without one */
 	int status;
 	bool released;    /* child: Hold has told the supervisor; what fails from here on goes to `status` */
@@ -137,6 +140,6 @@ run_step run_set_ns, run_propagate, run_mount_root, run_bind_root, run_mount_in,
 run_step run_hostname, run_domainname, run_sysctl, run_link_up, run_write_self, run_become_root, run_pause, run_hook;
 run_step run_rlimit, run_umask, run_session_keyring, run_terminal, run_resolve_user, run_set_ids,
 	run_drop_bounding, run_capabilities, run_no_new_privs, run_seccomp, run_chdir, run_exec, run_hold;
-run_step run_affinity, run_scheduler, run_io_priority, run_personality, run_memory_policy;
+run_step run_affinity, run_scheduler, run_io_priority, run_personality, run_memory_policy, run_preserve;
 
 #endif

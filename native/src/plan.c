@@ -240,6 +240,10 @@ static int check_child(const struct steps *child, struct refusal *why)
 				return refuse(why, CHILD, i, "the user is looked up already");
 			resolved = true;
 			break;
+		case PRESERVE:
+			if (i)
+				return refuse(why, CHILD, i, "Preserve must be the first step");
+			break;
 		case HOLD:
 			if (hold)
 				return refuse(why, CHILD, i, "the process is held already");

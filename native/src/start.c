@@ -176,6 +176,7 @@ int receive_start(struct supervisor *s)
 	s->streams.log.max_files = s->setup.log_max_files;
 	s->streams.terminal = s->setup.terminal;
 	s->streams.stdin_once = s->setup.stdin_once;
+	s->context.slot_count = s->setup.slots;
 	for (uint32_t i = 0; i < s->setup.slots; i++)
 		s->context.slots[i] = fds[fixed + i];
 	if (read_plan(s, memory) < 0)

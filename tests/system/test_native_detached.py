@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 import pytest
 
 from cove.runtime import protocol
@@ -39,6 +40,7 @@ from cove.runtime.steps import (
     Pause,
     PivotRoot,
     Plan,
+    Preserve,
     Propagate,
     RemoveHostDir,
     RunHook,
@@ -495,6 +497,29 @@ def test_a_text_beyond_the_limit_is_refused(start: Starter, box: Box, fifos: Fif
     os.write(fifos.slots[0], (1 << 20).to_bytes(4, "little"))
     assert started.wait() == 127
     assert protocol.decode_status(os.read(fifos.slots[1], 100)) == (len(plan.child) - 2, errno.EMSGSIZE)
+
+
+@pytest.mark.parametrize("filtered", [False, True])
+def test_preserved_descriptors_are_those_from_three_on(
+    start: Starter, box: Box, fifos: Fifos, filtered: bool
+) -> None:
+    preserved = [os.open(box.shared / f"file{number}", os.O_RDWR | os.O_CREAT) for number in range(9)]
+    late = (Seccomp(program=filter_program({})), hold("sh")) if filtered else (hold("sh"),)
+    names = "for n in 3 4 5 6 7 8 9 10 11; do readlink /proc/1/fd/$n; done"
+    script = f"{names} > /dev/fd/11; (ls /proc/1/fd > /shared/fds); true"
+    plan = box.sh(script, late=late)
+    plan = msgspec.structs.replace(plan, child=(Preserve(first=2, last=10), *plan.child))
+    started = start(plan, slots=[*fifos.slots, *preserved])
+    for slot in preserved:
+        os.close(slot)
+    fifos.let_go()
+    started.until(protocol.Started)
+    assert fifos.start() is None
+    assert started.wait() == 0
+    found = [os.path.basename(line) for line in (box.shared / "file8").read_text().splitlines()]
+    assert found == [f"file{number}" for number in range(9)]
+    fds = set(map(int, (box.shared / "fds").read_text().split()))
+    assert fds == set(range(12))
 
 
 # --- pauses and hooks -----------------------------------------------------------------------

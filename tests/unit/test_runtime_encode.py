@@ -89,7 +89,14 @@ def example(kind: type[Step]) -> Step:
         if name == "KIND":
             continue
         if hint is int:
-            values[name] = {"flags": 0x20000000, "slot": SLOTS - 1, "go": 0, "status": 1}.get(name, 7)
+            values[name] = {
+                "flags": 0x20000000,
+                "slot": SLOTS - 1,
+                "go": 0,
+                "status": 1,
+                "first": 1,
+                "last": 2,
+            }.get(name, 7)
         elif hint is bytes:
             values[name] = bytes(range(16))
         elif hint is str:
@@ -227,6 +234,14 @@ def test_any_plan_arrives_whole(
             Plan(clone_flags=0, child=(vocabulary.Affinity(mask=b"1234"), LAST)),
             "child 0 a mask has 8 to 1024 bytes, whole words",
         ),
+        (
+            Plan(clone_flags=0, child=(vocabulary.Preserve(first=2, last=1), LAST)),
+            "child 0 the last slot comes before the first",
+        ),
+        (
+            Plan(clone_flags=0, child=(vocabulary.Umask(mask=0), vocabulary.Preserve(first=0, last=0), LAST)),
+            "child 1 Preserve must be the first step",
+        ),
     ],
 )
 def test_a_plan_that_cannot_work_is_refused_with_the_step_and_a_reason(
@@ -239,8 +254,9 @@ def test_a_plan_that_cannot_work_is_refused_with_the_step_and_a_reason(
 
 def whole_plan() -> bytes:
     roots = (vocabulary.MountRoot, vocabulary.AttachRoot)  # BindRoot is there
-    child = [example(kind) for kind in KINDS if kind not in (Exec, PivotRoot, *roots)]
-    allowed = [step for step in child if type(step).KIND >= 16]
+    others = (Exec, PivotRoot, vocabulary.Preserve, *roots)
+    child = [example(kind) for kind in KINDS if kind not in others]
+    allowed = [example(vocabulary.Preserve), *(step for step in child if type(step).KIND >= 16)]
     before = (MakeHostDir(path="/a"), WriteHost(path="/b", data="c"))
     return encode(Plan(clone_flags=0x20000, before=before, child=(*allowed, LAST), exit=before))
 
