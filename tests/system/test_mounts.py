@@ -18,9 +18,11 @@ import pytest
 
 from cove.model.errors import Unavailable
 from cove.runtime import oci, steps
+from cove.runtime.cgroups_detect import detect_cgroups
 from cove.runtime.facts import Host
 from cove.runtime.launch import Launcher, StepFailed
-from tests.system.bundles import DEV, PROC, PTS, SPACES, config_of, find, mounted, owned, printed, start
+from tests.leaks import unique_name
+from tests.system.bundles import DEV, PROC, PTS, SPACES, SYS, config_of, find, mounted, owned, printed, start
 from tests.system.native_support import Box, launcher, make_launcher, needs_root, run
 
 pytestmark = needs_root
@@ -353,6 +355,49 @@ def test_locked_attributes_stay_in_a_user_namespace(box: Box, host: Host, tmp_pa
     found = mounted(text)
     for place, more_set in (("/a", {"ro"}), ("/b", {"ro"}), ("/c", {"rw"})):
         assert {"nosuid", "nodev", "noexec", "noatime"} | more_set <= found[place][0]
+
+
+# --- cgroups ------------------------------------------------------------------------------------------
+
+CGROUP = oci.Mount(
+    destination="/sys/fs/cgroup", type="cgroup", source="cgroup", options=("ro", "nosuid", "noexec")
+)
+
+
+@pytest.mark.parametrize("user", [False, True], ids=["host", "user"])
+def test_cgroups_of_its_own_are_shown_read_only(box: Box, host: Host, tmp_path: Path, user: bool) -> None:
+    cgroups = detect_cgroups(parent=unique_name())
+    cgroups.setup()
+    spaces: dict[str, Any] = {}
+    if user:
+        spaces = {
+            "namespaces": (*SPACES, oci.Namespace(type="user")),
+            "uid_mappings": MAPPING,
+            "gid_mappings": MAPPING,
+        }
+        owned(box, MAPPING[0])
+    script = (
+        f"{SHOW}; cd /sys/fs/cgroup/memory 2>/dev/null || cd /sys/fs/cgroup; mkdir x 2>&1; touch /sys/fs/cgroup/x 2>&1;"
+        "grep -c . cgroup.procs; ls -d /sys/fs/cgroup/cpu*"
+    )
+    config = config_of(
+        box.lower,
+        script,
+        own=(PROC, DEV, PTS, SYS, CGROUP),
+        cgroups_path=f"{cgroups.layout.parent}/x",
+        **spaces,
+    )
+    try:
+        with open_path(tmp_path):
+            text = printed(box, config, replace(host, cgroups=cgroups.layout))
+    finally:
+        cgroups.teardown()
+    shown = {
+        place: options for place, (options, _, kind) in mounted(text).items() if kind.startswith("cgroup")
+    }
+    assert shown and all("ro" in options for options in shown.values())
+    assert text.count("Read-only file system") == 2
+    assert "\n2\n" in text or "\n3\n" in text, text  # the shell and its children: its own cgroup
 
 
 # --- kernels without the newer calls ------------------------------------------------------------------
