@@ -706,6 +706,28 @@ def test_cgroups_are_joined_by_the_host_s_root_before_the_maps_are_there(start: 
     assert f":pids:/{group.name}\n" in printed
 
 
+@pytest.mark.parametrize("hierarchy", ["pids", "unified"])
+def test_the_cgroups_of_a_failed_start_go_though_the_caller_has_yet_to_reap(
+    start: Starter, box: Box, hierarchy: str
+) -> None:
+    group = V1 / hierarchy / f"cove-test-{uuid.uuid4().hex[:12]}"
+    if not (group.parent / "cgroup.procs").exists():
+        pytest.skip(f"no cgroup tree at {group.parent}")
+    joined = hierarchy == "pids"
+    plan = box.plan(
+        "/nosuch",
+        before=(MakeHostDir(path=str(group)),),
+        inside=(JoinCgroup(path=f"{group}/tasks"),) if joined else (),
+        exit=(RemoveHostDir(path=str(group)),),
+        cgroup_path="" if joined else str(group),
+    )
+    started = start(plan)
+    told = started.until(protocol.Failed)
+    assert told.errno == errno.ENOENT
+    assert not group.exists()
+    assert stat_of(started.pid)[0] == "Z"
+
+
 @pytest.mark.skipif(not (V1 / "unified/cgroup.controllers").exists(), reason="no cgroup v2 tree")
 def test_a_child_of_a_helper_is_cloned_into_its_cgroup(start: Starter) -> None:
     group = V1 / "unified" / f"cove-test-{uuid.uuid4().hex[:12]}"
