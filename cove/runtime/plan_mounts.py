@@ -108,7 +108,8 @@ _WORDS = frozenset({"bind", "rbind", "remount", "idmap", "ridmap", "tmpcopyup"})
 # the specification's table, for `features`
 KNOWN_OPTIONS = tuple(sorted({*_FLAGS, *_RECURSIVE, *_PROPAGATION, *_WORDS}))
 
-_RECURSIVE_SINCE, _IDMAP_SINCE, _NOSYMFOLLOW_SINCE = (5, 12), (5, 12), (5, 14)
+RECURSIVE_SINCE = (5, 12)
+_IDMAP_SINCE, _NOSYMFOLLOW_SINCE = (5, 12), (5, 14)
 
 _DATA_BYTES = 4000  # mount(2): one page, in which mode= and a label find room, too
 
@@ -249,7 +250,7 @@ def _check(mount: oci.Mount, target: str, options: Options, config: oci.Config, 
             raise Invalid(f"{where}: a bind has no option {options.data.split(',')[0]!r}, leave it out")
         if not options.remount and not mount.source.startswith("/"):
             raise Invalid(f"{_name(mount, config)}.source {mount.source!r}: an absolute path, e.g. /srv/data")
-        if any(options.all) and host.kernel < _RECURSIVE_SINCE:
+        if any(options.all) and host.kernel < RECURSIVE_SINCE:
             word = next(option for option in mount.options if option in _RECURSIVE)
             raise Unavailable(f"{where}: {word} needs Linux 5.12, {kernel}: use {word[1:]}")
         if (options.own.set | options.all.set) & ATTR_NOSYMFOLLOW and host.kernel < _NOSYMFOLLOW_SINCE:

@@ -21,6 +21,7 @@ from cove.runtime.cgroups_limits import plan_resources
 from cove.runtime.facts import DEFAULT_SYSCTLS, READONLY_PATHS, Host, check_parent
 from cove.runtime.plan_cgroups import NO_RESOURCES, device_rules
 from cove.runtime.plan_inputs import IdMaps, Overlay, PlanFacts, RootSource
+from cove.runtime.plan_mounts import RECURSIVE_SINCE
 from cove.runtime.plan_process import RLIMITS
 from cove.runtime.users import Resolved
 
@@ -420,9 +421,10 @@ def _plan_mounts(container: Container, facts: StartFacts, host: Host) -> tuple[o
     default = _default_mounts(spec.privileged, spec.readonly_rootfs, shm_bytes, "mqueue" in host.filesystems)
 
     chosen = {_clean(mount.target): mount for mount in container.mounts}
-    others = [_plan_mount(target, mount, facts.id_maps) for target, mount in chosen.items()]
+    readonly = "rro" if host.kernel >= RECURSIVE_SINCE else "ro"
+    others = [_plan_mount(target, mount, facts.id_maps, readonly) for target, mount in chosen.items()]
     maps = facts.id_maps or IdMaps((), ())
-    file_options = ("rbind", "rprivate", "rro") if spec.readonly_rootfs else ("rbind", "rprivate")
+    file_options = ("rbind", "rprivate", readonly) if spec.readonly_rootfs else ("rbind", "rprivate")
     for target, source in (
         ("/etc/hosts", facts.hosts_path),
         ("/etc/hostname", facts.hostname_path),
@@ -472,9 +474,10 @@ def _clean(target: str) -> str:
 _TMPFS_DEFAULTS = {"noexec": "exec", "nosuid": "suid", "nodev": "dev"}
 
 
-def _plan_mount(target: str, mount: MountPoint, maps: IdMaps | None) -> oci.Mount:
-    """A volume's files keep the container's ids on disk, so that containers of both kinds share them; the host's own
-    files, bound, are what they are."""
+def _plan_mount(target: str, mount: MountPoint, maps: IdMaps | None, readonly: str) -> oci.Mount:
+    """`readonly` is the word for a whole tree: before Linux 5.12 what is mounted below stays writable, as Docker has
+    it there. A volume's files keep the container's ids on disk, so that containers of both kinds share them; the
+    host's own files, bound, are what they are."""
     if mount.kind == "tmpfs":
         options = [word for word, opposite in _TMPFS_DEFAULTS.items() if opposite not in mount.options]
         options += [word for word in mount.options if word not in options]
@@ -483,7 +486,7 @@ def _plan_mount(target: str, mount: MountPoint, maps: IdMaps | None) -> oci.Moun
         return oci.Mount(destination=target, type="tmpfs", source="tmpfs", options=tuple(options))
     bind = ["rbind" if mount.recursive else "bind"]
     if mount.readonly:
-        bind.append("rro" if mount.recursive else "ro")
+        bind.append(readonly if mount.recursive else "ro")
     bind.append(mount.propagation or "rprivate")
     shifted = maps if maps is not None and mount.kind == "volume" else IdMaps((), ())
     return oci.Mount(

@@ -16,13 +16,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cove.model.container import MountPoint
 from cove.model.errors import CoveError, Invalid, Unavailable
 from cove.runtime import oci, steps
 from cove.runtime import plan_mounts as mounts
 from cove.runtime.facts import Host
 from cove.runtime.plan_inputs import Slots
 from cove.runtime.plan_mounts import KNOWN_OPTIONS, finish_mounts, parse_options, plan_mount
-from tests.unit.runtime_samples import HOST_V1, HOST_V2
+from tests.unit.runtime_samples import HOST_V1, HOST_V2, container, plan_of
 
 # config.md, "Linux mount options", without createMountpoint, which is an engine's
 SPECIFIED = (
@@ -239,6 +240,14 @@ def test_a_mount_label_wants_selinux() -> None:
     assert step(proc, host, mount_label=label).data == ""
     with pytest.raises(Invalid, match="a label has no quotation marks"):
         plan(tmpfs(), host, mount_label='a"b')
+
+
+def test_a_readonly_volume_of_an_old_kernel_is_readonly_at_the_top() -> None:
+    volume = MountPoint(kind="bind", target="/v", source="/s", readonly=True)
+    made, _ = plan_of(container(mounts=(volume,)), OLD)
+    assert steps.Bind(source="/s", target="/v", attr_set=RO) in made.child
+    made, _ = plan_of(container(mounts=(volume,)))
+    assert steps.Bind(source="/s", target="/v", recursive_set=RO) in made.child
 
 
 # --- cgroup mounts ------------------------------------------------------------------------------------
