@@ -146,6 +146,7 @@ class HostInfo:
     architecture: str
     cpus: int
     memory_bytes: int
+    cgroup_driver: str  # cgroupfs, none
     cgroup_version: int
     containers: int
     running: int

@@ -61,6 +61,8 @@ async def wait_on_loop(waits: Waits) -> None:
 class Cgroups(ABC):
     """The effects. What waits is bounded in time; the other methods take microseconds."""
 
+    driver = "cgroupfs"  # as `info` shows it
+
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
 

@@ -23,6 +23,8 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 class CgroupsNone(Cgroups):
     """See the module. `find_first` tells the first process of the container that has a cgroup's path; 0: none."""
 
+    driver = "none"
+
     def __init__(self, parent: str, *, online_cpus: int = 1) -> None:
         super().__init__(Layout(version=1, parent=parent, online_cpus=online_cpus))
         self.find_first: Callable[[str], int] = lambda path: 0

@@ -571,6 +571,7 @@ class FakeEngine:
             architecture="x86_64",
             cpus=2,
             memory_bytes=1 << 30,
+            cgroup_driver="cgroupfs",
             cgroup_version=2,
             containers=len(self.views),
             running=0,

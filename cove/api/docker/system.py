@@ -106,7 +106,7 @@ async def info(api: Api, request: Request) -> Response:
         "NGoroutines": facts.tasks,
         "SystemTime": rfc3339(time.time_ns()),
         "LoggingDriver": facts.default_log_driver,
-        "CgroupDriver": "cgroupfs",
+        "CgroupDriver": facts.cgroup_driver,
         "CgroupVersion": str(facts.cgroup_version),
         "NEventsListener": len(api.engine.events.streams),
         "KernelVersion": facts.kernel,
