@@ -128,7 +128,8 @@ busybox mount -t proc proc /mnt 2>/dev/null && echo "proc mounted"
 busybox mount -t cgroup -o memory cgroup /mnt 2>/dev/null && echo "cgroup mounted"
 busybox mount -o remount,rw /proc/sys 2>/dev/null && echo "remounted"
 busybox umount /proc/kcore 2>/dev/null && echo "unmasked"
-busybox find /sys/fs/cgroup -name release_agent -writable 2>/dev/null
+busybox awk '$2 ~ "^/sys|^/proc/(bus|fs|irq|sys)" && $4 !~ "^ro," { print $2, "is mounted writable" }' /proc/mounts
+test $(busybox grep -cE ' /(sys|proc/(sys|bus|fs|irq)) .* ro,' /proc/mounts) = 5 || echo "a mount is missing"
 echo end
 """
 
