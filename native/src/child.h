@@ -29,9 +29,9 @@ int die_with_supervisor(const struct context *context);
 int split_off(struct context *context);
 
 /* A procfs context (fsopen(2)) of a pid namespace that is joined, made by a process that is born there and
- * can do nothing else; and its mount with MOUNT_ATTR_* at a place. A descriptor, 0, or -errno. */
+ * can do nothing else; and a mount of it with MOUNT_ATTR_*, to be attached. A descriptor or -errno. */
 int open_joined_proc(int namespace);
-int mount_joined_proc(int context, int target, unsigned int attributes);
+int mount_joined_proc(int context, unsigned int attributes);
 
 /* Close every descriptor above 2 but what is preserved, `sync`, `go` and `status`. */
 int close_others(const struct context *context);

@@ -102,6 +102,12 @@ static int with_mode(int dir, const char *data, char page[4096])
 	return 0;
 }
 
+/* This kernel, or this user namespace, lacks what an optional mount is of. */
+static bool is_lacking(int r)
+{
+	return r == -ENODEV || r == -EPERM || r == -EINVAL;
+}
+
 int run_mount_in(const struct value *v, struct context *c)
 {
 	const char *type = v[0].text, *path = v[2].text, *data = v[4].text;
@@ -127,17 +133,16 @@ int run_mount_in(const struct value *v, struct context *c)
 	}
 	if (r < 0)
 		return r;
-	if (c->joins_pid && is_proc)
-		return mount_joined_proc(c->proc, target, v[3].number & PROC_ATTRIBUTES);
 	if (!is_proc && !propagation.propagation) {
 		if (fchdir(target) < 0)
 			return -errno;
 		r = sys_mount(v[1].text, ".", type, v[3].number, data);
-		return v[5].number && (r == -ENODEV || r == -EPERM || r == -EINVAL) ? 0 : r;
+		return v[5].number && is_lacking(r) ? 0 : r;
 	}
-	CLOSE_AT_END int tree = tree_new(type, v[1].text, v[3].number, data);
+	CLOSE_AT_END int tree = is_proc && c->joins_pid ? mount_joined_proc(c->proc, v[3].number & PROC_ATTRIBUTES) :
+							  tree_new(type, v[1].text, v[3].number, data);
 	if (tree < 0)
-		return v[5].number && (tree == -ENODEV || tree == -EPERM || tree == -EINVAL) ? 0 : tree;
+		return v[5].number && is_lacking(tree) ? 0 : tree;
 	r = tree_change(tree, &propagation);
 	if (r == 0)
 		r = tree_attach(tree, target);

@@ -146,7 +146,7 @@ int open_joined_proc(int namespace)
 	return size > 0 && count ? fs : -ESRCH; /* the namespace's first process ended */
 }
 
-int mount_joined_proc(int context, int target, unsigned int attributes)
+int mount_joined_proc(int context, unsigned int attributes)
 {
 	struct statfs fs;
 	int r = sys_fsconfig(context, FSCONFIG_SET_STRING, "source", "proc");
@@ -160,5 +160,5 @@ int mount_joined_proc(int context, int target, unsigned int attributes)
 		return mount;
 	if (fstatfs(mount, &fs) < 0)
 		return -errno;
-	return fs.f_type == PROC_SUPER_MAGIC ? sys_move_mount(mount, target) : -EXDEV;
+	return fs.f_type == PROC_SUPER_MAGIC ? take(&mount) : -EXDEV;
 }
