@@ -252,6 +252,9 @@ static int announce_listener(const struct context *c, int *number)
 	if (*number < 0)
 		return -errno;
 	close(*number);
+	/* as for Pause: who isn't root takes something out of a process only if it could trace it (pidfd_getfd(2)) */
+	if (c->unprivileged && !c->joins_pid && prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) < 0)
+		return -errno;
 	message.index = (uint32_t)*number;
 	return send_message(c->sync, &message, sizeof(message), NULL, 0);
 }

@@ -662,7 +662,7 @@ def test_an_unprivileged_caller_writes_the_map_of_its_own_user(launcher: Launche
     os.close(report)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, (tmp_path / "report").read_text()
     ids = (tmp_path / "report").read_text().split()
-    assert ids == ["0", "54321", "1", "0", "0", "deny"]
+    assert ids == ["0", "54321", "1", "0", "0", "deny", "listener"]
 
 
 def be_unprivileged(launcher: Launcher, report: int) -> int:
@@ -673,15 +673,18 @@ def be_unprivileged(launcher: Launcher, report: int) -> int:
         os.setresuid(54321, 54321, 54321)
         ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE, lost with the user: for /proc/self
         script = "cat /proc/self/uid_map; id -u; id -g; cat /proc/self/setgroups"
-        plan = host_sh(
-            script, Pause(name="user"), BecomeRoot(), SetIds(uid=0, gid=0), flags=NEWUSER | NAMESPACES
-        )
+        asking = Seccomp(program=filter_program({}), flags=NEW_LISTENER)
+        identity = (BecomeRoot(), SetIds(uid=0, gid=0), asking)
+        plan = host_sh(script, Pause(name="user"), *identity, flags=NEWUSER | NAMESPACES)
         started = Start(launcher, plan, stdio=(report, report, report))
         started.until(protocol.Paused)
         write_maps(started.pid, {"setgroups": "deny", "uid_map": "0 54321 1", "gid_map": "0 54321 1"})
         started.go_on()
+        assert isinstance(started.next()[0], protocol.Listener)
         started.until(protocol.Started)
-        return started.wait()
+        status = started.wait()
+        os.write(report, b"listener\n")
+        return status
     except BaseException:
         os.write(report, traceback.format_exc().encode())
         return 1
