@@ -16,6 +16,8 @@ from cove.model import wirejson
 from cove.model.errors import HostError, Invalid
 from cove.ociruntime import teardown
 from cove.ociruntime.console import connect, hand_over, send_descriptors
+from cove.ociruntime.filters import filter_compiler
+from cove.ociruntime.grants import grant
 from cove.ociruntime.hooks import run_hooks
 from cove.ociruntime.launch import Started, launch
 from cove.ociruntime.slots import close_all, open_slots
@@ -177,14 +179,15 @@ class Creation:
         check_host(config, host)
         self._path = find_path(layout, config.linux.cgroups_path, self.id)
         linux = msgspec.structs.replace(config.linux, cgroups_path=self._path)
-        self.config = msgspec.structs.replace(config, linux=linux)
+        process = grant(config.process, config, host, call.log)
+        self.config = msgspec.structs.replace(config, linux=linux, process=process)
         facts = PlanFacts(
             id=self.id,
             held=held,
             all_cgroups=True,
             keyring=not call.options.on("no-new-keyring"),
         )
-        self._plan, self._slots = plan_start(self.config, facts, host)
+        self._plan, self._slots = plan_start(self.config, facts, host, filter_compiler(call.root))
         self.container = Container(f"{call.root}/{self.id}", self._state(layout))
 
     def _state(self, layout: Layout) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from cove.model.errors import Conflict, HostError, Invalid
 from cove.ociruntime import foreground
 from cove.ociruntime.console import connect, hand_over
 from cove.ociruntime.create import announce, check_console, hand_listener
+from cove.ociruntime.filters import filter_compiler
+from cove.ociruntime.grants import grant
 from cove.ociruntime.launch import launch
 from cove.ociruntime.slots import close_all, open_slots
 from cove.ociruntime.state import Container, load
@@ -43,7 +45,9 @@ def exec_command(call: Call) -> int:
     check_console(call, process.terminal, detach=options.on("detach"))
     layout = detect_cgroups().layout
     facts = PlanFacts(id=container.id, all_cgroups=True, keyring=True)
-    plan, slots = plan_exec(config, process, facts, find_host(layout))
+    host = find_host(layout)
+    granted = grant(process, config, host, call.log)
+    plan, slots = plan_exec(config, granted, facts, host, filter_compiler(call.root))
     console = None
     pidfd = container.open_process()
     try:
@@ -95,7 +99,7 @@ def read_process(call: Call, config: Config) -> Process:
             raise Invalid(f"--process {options.text('process')}: {(error.strerror or '').lower()}") from None
     else:
         process = change_process(config.process, options)
-    check_process(process, warnings)
+    check_process(process)
     for warning in warnings:
         call.log.warn(warning)
     return process

@@ -19,7 +19,7 @@ from cove.model.errors import HostError, Invalid
 from cove.runtime import protocol
 from cove.runtime.encode import encode
 from cove.runtime.executor import Launcher, StepFailed, control_pair, step_failed
-from cove.runtime.steps import Pause
+from cove.runtime.steps import Pause, Terminal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,8 +81,9 @@ def launch(
         control, theirs = control_pair()
         try:
             start = protocol.Start(
-                plan_size=len(content), log_max_bytes=0, log_max_files=0, log_driver=0, terminal=False, stdin=True,
-                stdin_once=False, slots=len(slots), attaches=0, mode=protocol.DETACHED_MODE,
+                plan_size=len(content), log_max_bytes=0, log_max_files=0, log_driver=0,
+                terminal=any(isinstance(step, Terminal) for step in plan.child), stdin=True, stdin_once=False,
+                slots=len(slots), attaches=0, mode=protocol.DETACHED_MODE,
             )  # fmt: skip
             descriptors = [memory, *slots]
             rights = struct.pack(f"{len(descriptors)}i", *descriptors)
