@@ -1,0 +1,422 @@
+"""A daemon that an ordinary user starts: a fresh user, with subordinate ids, and nothing of root's."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import tarfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from docker.errors import APIError
+from docker.models.containers import Container
+
+from tests.daemon import IMAGE, Daemon
+from tests.imagekit import Dir, File, busybox_layer, make_docker_archive
+from tests.nanny import descendants
+from tests.privatemounts import private_mounts
+
+USER, FIRST, COUNT = 54321, 1_300_000, 65536
+
+for _program in ("newuidmap", "setpriv"):
+    if shutil.which(_program) is None:
+        pytest.skip(f"{_program} isn't installed (Debian: uidmap, util-linux)", allow_module_level=True)
+
+
+class RootlessDaemon(Daemon):
+    """A user of its own, who exists only in a mount namespace of the test's, with a /dev/net/tun for everybody."""
+
+    def __init__(self, *options: str, ranges: bool = True, network: str = "auto") -> None:
+        super().__init__(
+            *options, f"--rootless-network={network}", environment={"PYTHONDONTWRITEBYTECODE": "1"}
+        )
+        os.chmod(self.base, 0o711)
+        home = self.base / "home"
+        for directory in (home, self.data_root, self.run_dir):
+            directory.mkdir(mode=0o700)
+            os.chown(directory, USER, USER)
+        self._environment["HOME"] = str(home)
+        line = f"walker:{FIRST}:{COUNT}\n" if ranges else ""
+        self._files: dict[str, Path] = {}
+        for name, text in (
+            ("passwd", Path("/etc/passwd").read_text() + f"walker:x:{USER}:{USER}::{home}:/bin/sh\n"),
+            ("group", Path("/etc/group").read_text() + f"walker:x:{USER}:\n"),
+            ("subuid", line),
+            ("subgid", line),
+        ):
+            (self.base / name).write_text(text)
+            self._files[f"/etc/{name}"] = self.base / name
+        if os.path.exists("/dev/net/tun"):
+            os.mknod(self.base / "tun", stat.S_IFCHR | 0o666, os.makedev(10, 200))
+            os.chmod(self.base / "tun", 0o666)
+            self._files["/dev/net/tun"] = self.base / "tun"
+
+    def _command(self) -> list[str]:
+        user = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
+        return [*private_mounts(self._files), *user, *super()._command()]
+
+    def start(self) -> None:
+        mask = os.umask(0)  # the socket on which readiness is told has to take the user's word
+        try:
+            super().start()
+        finally:
+            os.umask(mask)
+
+    def inner_pid(self) -> int:
+        """The daemon proper: the child that executes cove.daemon."""
+        for pid in descendants(self.pid):
+            with contextlib.suppress(OSError):
+                if b"cove.daemon" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return pid
+        raise AssertionError(self.log_text())
+
+
+@pytest.fixture(scope="module")
+def rootless() -> Iterator[RootlessDaemon]:
+    with RootlessDaemon() as running:
+        running.load_image()
+        yield running
+
+
+@pytest.fixture
+def sleeper(rootless: Daemon) -> Iterator[Container]:
+    container = rootless.client.containers.run(IMAGE, ["sleep", "1000"], detach=True)
+    yield container
+    container.remove(force=True)
+
+
+def run(daemon: Daemon, script: str, **options: Any) -> str:
+    output: bytes = daemon.client.containers.run(
+        IMAGE, ["sh", "-c", script], remove=True, stderr=True, **options
+    )
+    return output.decode()
+
+
+def pid_of(container: Container) -> int:
+    container.reload()
+    pid: int = container.attrs["State"]["Pid"]
+    return pid
+
+
+def test_the_containers_root_is_the_user(rootless: Daemon, sleeper: Container) -> None:
+    pid = pid_of(sleeper)
+    assert os.stat(f"/proc/{pid}").st_uid == USER
+    said = run(rootless, "id -u; cat /proc/self/uid_map; touch /x; stat -c %u:%g /x")
+    assert said.split() == ["0", "0", str(USER), "1", "1", str(FIRST), str(COUNT), "0:0"]
+    other = rootless.client.containers.run(IMAGE, ["sleep", "1000"], user="1000:1000", detach=True)
+    try:
+        assert os.stat(f"/proc/{pid_of(other)}").st_uid == FIRST + 999
+    finally:
+        other.remove(force=True)
+
+
+def test_nothing_of_it_is_roots(rootless: RootlessDaemon) -> None:
+    owners = {
+        os.stat(f"/proc/{pid}").st_uid
+        for pid in descendants(rootless.nanny_pid)
+        if os.path.exists(f"/proc/{pid}")
+    }
+    assert 0 not in owners
+    assert {path.stat().st_uid for path in rootless.run_dir.iterdir()} == {USER}
+    assert stat.S_IMODE(rootless.run_dir.stat().st_mode) == 0o700
+
+
+def test_info_says_what_it_is(rootless: Daemon) -> None:
+    info = rootless.client.info()
+    assert "name=rootless" in info["SecurityOptions"]
+    assert info["CgroupDriver"] == "none"
+    assert not info["MemoryLimit"] and not info["PidsLimit"]
+
+
+def test_exec_terminal_logs_and_top(rootless: Daemon, sleeper: Container) -> None:
+    assert sleeper.exec_run("id -u").output == b"0\n"
+    assert sleeper.exec_run("id -u", user="7").output == b"7\n"
+    code, said = sleeper.exec_run(["sh", "-c", "stat -c %u $(tty)"], tty=True)
+    assert (code, said.strip()) == (0, b"0")
+    assert any("sleep" in " ".join(row) for row in sleeper.top()["Processes"])
+    talker = rootless.client.containers.run(IMAGE, ["echo", "said"], detach=True)
+    try:
+        assert talker.wait()["StatusCode"] == 0
+        assert talker.logs() == b"said\n"
+    finally:
+        talker.remove()
+
+
+def test_the_stock_command_line(rootless: Daemon) -> None:
+    if shutil.which("docker") is None:
+        pytest.skip("there is no docker command line here")
+    done = subprocess.run(
+        ["docker", "run", "--rm", "-i", IMAGE, "cat"],
+        env={**os.environ, "DOCKER_HOST": rootless.host},
+        input=b"through",
+        capture_output=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, b"through"), done.stderr
+
+
+def test_volumes_binds_and_cp(rootless: Daemon) -> None:
+    volume = rootless.client.volumes.create("kept")
+    shared = rootless.base / "shared"
+    shared.mkdir()
+    os.chown(shared, USER, USER)
+    try:
+        mounts = {"kept": {"bind": "/v", "mode": "rw"}, str(shared): {"bind": "/s", "mode": "rw"}}
+        run(rootless, "echo a > /v/a; chown 5:6 /v/a; echo b > /s/b", volumes=mounts)
+        assert run(rootless, "stat -c %u:%g /v/a", volumes=mounts) == "5:6\n"
+        assert (shared / "b").stat().st_uid == USER
+    finally:
+        volume.remove()
+    container = rootless.client.containers.create(IMAGE, ["true"])
+    try:
+        content = io.BytesIO()
+        with tarfile.open(fileobj=content, mode="w") as archive:
+            info = tarfile.TarInfo("y")
+            info.uid, info.gid = 9, 10
+            archive.addfile(info)
+        assert container.put_archive("/", content.getvalue())
+        stream, _ = container.get_archive("/y")
+        with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as archive:
+            assert (archive.getmembers()[0].uid, archive.getmembers()[0].gid) == (9, 10)
+        assert container.diff() == [{"Path": "/y", "Kind": 1}]
+    finally:
+        container.remove()
+
+
+def test_layers_hide_what_is_below(rootless: Daemon) -> None:
+    """Whiteouts and opaque directories are user.overlay's here (option userxattr)."""
+    lower = [*busybox_layer(), Dir("d"), File("d/old", b"old"), Dir("e"), File("e/gone", b"gone")]
+    upper = [Dir("d"), File("d/.wh..wh..opq", b""), File("d/new", b"new"), File("e/.wh.gone", b"")]
+    archive = make_docker_archive([lower, upper], names=["hidden:latest"])
+    answer = rootless.http(
+        "POST", "/images/load?quiet=1", archive, headers={"Content-Type": "application/x-tar"}
+    )
+    assert answer.status == 200 and b'"error"' not in answer.body, answer.body
+    said = rootless.client.containers.run(
+        "hidden:latest", ["sh", "-c", "ls /d /e; rm -r /d; mkdir /d; ls /d"], remove=True
+    )
+    assert said.split() == [b"/d:", b"new", b"/e:"]
+    rootless.client.images.remove("hidden:latest")
+
+
+def serve_once(sock: socket.socket, answer: bytes) -> threading.Thread:
+    def work() -> None:
+        with contextlib.suppress(OSError):
+            connection, _ = sock.accept()
+            connection.sendall(answer)
+            connection.close()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def outward_address() -> str:
+    """An address of this machine that isn't the loopback's."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.254", 9))
+        return str(probe.getsockname()[0])
+
+
+@pytest.mark.parametrize("program", ["pasta", "slirp4netns"])
+def test_the_way_out(program: str) -> None:
+    """From a container, over its bridge and the tap device, to a server outside."""
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} isn't installed")
+    if not os.path.exists("/dev/net/tun"):
+        pytest.skip("this machine has no /dev/net/tun")
+    with RootlessDaemon(network=program) as daemon, socket.create_server(("0.0.0.0", 0)) as server:
+        daemon.load_image()
+        thread = serve_once(server, b"outside\n")
+        # pasta has the host's own address inside, so that one isn't outside: any other of the machine's will do
+        target = other_address()
+        if target is None:
+            pytest.skip("this machine has no second address to be the outside")
+        said = run(daemon, f"nc -w 10 {target} {server.getsockname()[1]} </dev/null")
+        assert said == "outside\n"
+        thread.join(10)
+
+
+def other_address() -> str | None:
+    """An address of this machine beside the loopback's and the outward one: a bridge's, say."""
+    done = subprocess.run(["ip", "-4", "-o", "addr"], capture_output=True, text=True, check=True)
+    found = [line.split()[3].partition("/")[0] for line in done.stdout.splitlines()]
+    usable = [address for address in found if not address.startswith("127.") and address != outward_address()]
+    return usable[0] if usable else None
+
+
+def test_published_ports_are_the_hosts(rootless: RootlessDaemon) -> None:
+    serving = ["sh", "-c", "while :; do echo hello | nc -l -p 8000; done"]
+    container = rootless.client.containers.run(
+        IMAGE, serving, detach=True, ports={"8000/tcp": ("127.0.0.1", None)}
+    )
+    try:
+        container.reload()
+        port = int(container.attrs["NetworkSettings"]["Ports"]["8000/tcp"][0]["HostPort"])
+        assert read_port(port) == b"hello\n"
+        with pytest.raises(APIError, match=f"failed to bind host port .*:{port}/tcp: address already in use"):
+            rootless.client.containers.run(
+                IMAGE, serving, detach=True, ports={"8000/tcp": ("127.0.0.1", port)}
+            )
+        with pytest.raises(APIError, match="cannot expose privileged port 81: use one from 1024 on"):
+            rootless.client.containers.run(IMAGE, serving, detach=True, ports={"8000/tcp": ("127.0.0.1", 81)})
+        container.stop(timeout=0)
+        with socket.create_server(("127.0.0.1", port)):
+            pass
+    finally:
+        for each in rootless.client.containers.list(all=True, filters={"ancestor": IMAGE}):
+            if each.attrs["Config"]["Cmd"] == serving:
+                each.remove(force=True)
+
+
+def read_port(port: int) -> bytes:
+    """What the server there says, once it is up."""
+    for _ in range(100):
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection(("127.0.0.1", port), timeout=10) as connection,
+        ):
+            if data := connection.recv(64):
+                return data
+        time.sleep(0.05)  # the container's server listens between two clients only
+    raise AssertionError(f"nobody answers on {port}")
+
+
+def test_a_published_datagram_port(rootless: Daemon) -> None:
+    container = rootless.client.containers.run(
+        IMAGE,
+        ["sh", "-c", "nc -u -l -p 8000 -e cat"],
+        detach=True,
+        ports={"8000/udp": ("127.0.0.1", None)},
+    )
+    try:
+        container.reload()
+        port = int(container.attrs["NetworkSettings"]["Ports"]["8000/udp"][0]["HostPort"])
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(0.2)
+            for _ in range(50):
+                sock.sendto(b"ping\n", ("127.0.0.1", port))
+                with contextlib.suppress(TimeoutError):
+                    assert sock.recv(64) == b"ping\n"
+                    return
+        raise AssertionError("no datagram came back")
+    finally:
+        container.remove(force=True)
+
+
+def test_containers_reach_each_other_and_the_rest_of_the_network_works(rootless: Daemon) -> None:
+    network = rootless.client.networks.create("inner")
+    first = rootless.client.containers.run(IMAGE, ["sleep", "1000"], detach=True, network="inner")
+    try:
+        first.reload()
+        address = first.attrs["NetworkSettings"]["Networks"]["inner"]["IPAddress"]
+        assert "1 packets received" in run(rootless, f"ping -c1 -W5 {address}", network="inner")
+        assert "eth0" in run(rootless, "ip -o link", network_mode=f"container:{first.id}")
+    finally:
+        first.remove(force=True)
+        network.remove()
+
+
+def test_limits_are_discarded_with_a_warning_and_a_pause_is_refused(
+    rootless: Daemon, sleeper: Container
+) -> None:
+    made = rootless.http(
+        "POST",
+        "/containers/create",
+        {"Image": IMAGE, "Cmd": ["true"], "HostConfig": {"Memory": 64 << 20, "PidsLimit": 10}},
+    ).json()
+    rootless.client.containers.get(made["Id"]).remove()
+    said = " ".join(made["Warnings"])
+    assert "Your kernel does not support memory limit capabilities or the cgroup is not mounted" in said
+    assert "PIDs limit discarded" in said
+    with pytest.raises(APIError, match="a container can't be paused without the freezer cgroup"):
+        sleeper.pause()
+    stats = sleeper.stats(stream=False)
+    assert stats["pids_stats"]["current"] == 1
+
+
+def test_killing_takes_every_process_along(rootless: Daemon) -> None:
+    container = rootless.client.containers.run(
+        IMAGE, ["sh", "-c", "sleep 1001 & sleep 1001 & wait"], detach=True
+    )
+    try:
+        while len(container.top()["Processes"]) < 3:
+            pass
+        pids = [int(row[1]) for row in container.top()["Processes"]]
+        container.kill()
+        assert not [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
+    finally:
+        container.remove(force=True)
+
+
+@pytest.mark.parametrize("how", ["terminated", "killed", "outside killed"])
+def test_containers_outlive_the_daemon(how: str) -> None:
+    with RootlessDaemon() as daemon:
+        daemon.load_image()
+        serving = "echo begun; while :; do echo hello | nc -l -p 8000; done"
+        container = daemon.client.containers.run(
+            IMAGE, ["sh", "-c", serving], detach=True, ports={"8000/tcp": ("127.0.0.1", None)}, name="kept"
+        )
+        pid = pid_of(container)
+        port = int(container.attrs["NetworkSettings"]["Ports"]["8000/tcp"][0]["HostPort"])
+        if how == "terminated":
+            daemon.terminate()
+        elif how == "killed":
+            os.kill(daemon.inner_pid(), signal.SIGKILL)
+            daemon.terminate()
+        else:
+            inner = os.pidfd_open(daemon.inner_pid())
+            daemon.kill9()
+            import select
+
+            assert select.select([inner], [], [], 30)[0], "the daemon outlived its bootstrap"
+            os.close(inner)
+        assert os.path.exists(f"/proc/{pid}")
+        daemon.start()
+        container = daemon.client.containers.get("kept")
+        assert pid_of(container) == pid
+        assert container.status == "running"
+        assert container.exec_run("id -u").output == b"0\n"
+        assert read_port(port) == b"hello\n"
+        assert b"begun\n" in container.logs()
+        container.remove(force=True)
+        daemon.terminate()
+        left = [each for each in descendants(daemon.nanny_pid) if os.path.exists(f"/proc/{each}/exe")]
+        assert not left, [Path(f"/proc/{each}/cmdline").read_bytes() for each in left]
+        assert not (daemon.run_dir / "rootless.json").exists()
+
+
+def test_without_subordinate_ids_there_is_root_alone() -> None:
+    with RootlessDaemon(ranges=False, network="none") as daemon:
+        daemon.load_image()
+        assert run(daemon, "id -u; cat /proc/self/uid_map").split() == ["0", "0", str(USER), "1"]
+        assert "/etc/subuid and /etc/subgid have no range for walker" in daemon.log_text()
+
+
+def test_a_second_daemon_and_a_strangers_run_dir_are_refused(rootless: RootlessDaemon) -> None:
+    done = subprocess.run(
+        rootless._command(), capture_output=True, text=True, timeout=60, env=rootless._environment
+    )
+    assert done.returncode == 1
+    assert f"a daemon is running already in {rootless.run_dir}" in done.stderr
+    stranger = rootless.base / "stranger"
+    stranger.mkdir()
+    done = subprocess.run(
+        [*rootless._command(), "--run-dir", str(stranger)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=rootless._environment,
+    )
+    assert done.returncode == 1
+    assert f"{stranger} isn't this user's alone" in done.stderr
