@@ -7,7 +7,7 @@ are those of the OCI runtime-spec, of the man pages that each check names, and, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from cove.runtime import oci
 from cove.runtime.oci_check_linux import check_linux
@@ -25,27 +25,26 @@ _MAX_GROUPS = 256  # of a SetIds step (native/src/process.c)
 
 
 def check_config(config: oci.Config) -> list[str]:
-    """Refuse what can't be executed anywhere, with Invalid; returns warnings."""
-    warnings: list[str] = []
+    """Refuse what can't be executed anywhere, with Invalid; returns warnings of what will have no effect."""
     if not config.root.path:
         raise refuse("root.path", 'is empty: give a directory, e.g. "rootfs"')
     if "" in config.annotations:
         raise refuse("annotations", "a key is empty: give it a name, e.g. org.example.key")
-    check_process(config.process, warnings)
+    check_process(config.process)
     for index, mount in enumerate(config.mounts):
         _check_mount(f"mounts[{index}]", mount)
     _check_hooks(config.hooks)
-    check_linux(config, warnings)
+    check_linux(config)
     _check_names(config)
-    return warnings
+    return list(_find_futile(config))
 
 
 def _check_names(config: oci.Config) -> None:
-    own = any(namespace.type == "uts" for namespace in config.linux.namespaces)
+    inside = any(namespace.type == "uts" for namespace in config.linux.namespaces)
     for field, name in (("hostname", config.hostname), ("domainname", config.domainname)):
         if not name:
             continue
-        if not own:
+        if not inside:
             raise refuse(
                 field, 'needs a UTS namespace: add {"type": "uts"} to linux.namespaces, or leave it out'
             )
@@ -53,11 +52,21 @@ def _check_names(config: oci.Config) -> None:
             raise refuse(field, f"has {len(name.encode())} bytes: give {_MAX_NAME_BYTES} at most, e.g. web")
 
 
+def _find_futile(config: oci.Config) -> Iterator[str]:
+    joined = any(namespace.type == "uts" and namespace.path for namespace in config.linux.namespaces)
+    for field, name in (("hostname", config.hostname), ("domainname", config.domainname)):
+        if name and joined:
+            yield f"config.json: {field}: isn't set: the UTS namespace is another container's, leave it out"
+    memory = config.linux.resources.memory if config.linux.resources else None
+    if memory is not None and memory.kernel is not None:
+        yield "config.json: linux.resources.memory.kernel: kernels have no such limit any more (5.16), leave it out"
+
+
 # --- the process ------------------------------------------------------------------------------------
 
 
-def check_process(process: oci.Process, warnings: list[str], place: str = "process") -> None:
-    """The same for `process` alone: the container's first one, or that of an exec. Adds to `warnings`."""
+def check_process(process: oci.Process, place: str = "process") -> None:
+    """The same for `process` alone: the container's first one, or that of an exec."""
     _check_environment(f"{place}.env", process.env)
     user = process.user
     if user.username:

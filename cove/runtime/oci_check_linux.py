@@ -21,8 +21,8 @@ _IPC_SYSCTLS = frozenset(
 )
 
 
-def check_linux(config: oci.Config, warnings: list[str]) -> None:
-    """Refuse with Invalid, or Unavailable for what Cove never does; adds to `warnings`."""
+def check_linux(config: oci.Config) -> None:
+    """Refuse with Invalid, or Unavailable for what Cove never does."""
     linux = config.linux
     kinds = _check_namespaces(linux.namespaces)
     _check_user_namespace(linux, kinds)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from cove.model.container import StepFailure
 from cove.runtime import capabilities, steps
+from cove.runtime.plan_mounts import MS_REMOUNT
 from cove.runtime.plan_process import IO_CLASSES, MEMORY_MODES, PERSONALITIES, POLICIES, RLIMITS
 from cove.runtime.steps import Plan, Step, namespace_names
 
@@ -72,11 +73,13 @@ _WHY: dict[type[Step], str] = {
     steps.IoPriority: "how its reads and writes queue up",
     steps.Personality: "programs see the machine that they were built for",
     steps.MemoryPolicy: "which memory nodes its pages come from",
+    steps.Preserve: "the caller hands descriptors of its own to the process",
     steps.Exec: "everything that this program needs is in place",
 }
 
 _PAUSES = {
     "user": "which ids of the host those in here are, can be written only now that the namespace exists",
+    "network": "its interfaces come from outside, now that the namespace exists",
     "hooks": "the configuration asks for them, when all is mounted and the host still in reach",
     "cgroup": "its manager makes the cgroup, and needs the process for that",
 }
@@ -145,6 +148,8 @@ def errno_name(number: int) -> str:
 def _why(step: Step) -> str:
     detail = _detail(step)
     if isinstance(step, steps.MountIn):
+        if step.flags & MS_REMOUNT:
+            return "asked for, and everything that belongs in it is there by now"
         return _PLACES.get(step.target) or _MOUNTS.get(step.fstype) or _WHY[steps.MountIn]
     if isinstance(step, steps.Bind):
         if step.target.startswith("/sys/fs/cgroup"):

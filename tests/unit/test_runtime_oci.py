@@ -330,6 +330,15 @@ def test_what_can_be_settled_is_settled_with_a_warning() -> None:
     ]
 
 
+def test_what_will_have_no_effect_is_told() -> None:
+    joined = kinds("mount", {"type": "uts", "path": "/proc/1/ns/uts"})
+    config = oci.parse_config(sample(both(joined, at("linux.resources.memory", {"kernel": 1 << 30}))))
+    assert [warning.split(": ")[1] for warning in check_config(config)] == [
+        "hostname",
+        "linux.resources.memory.kernel",
+    ]
+
+
 def test_paths_of_a_bundle_become_absolute() -> None:
     binds = [
         {"destination": "/a", "source": "data", "options": ["rbind"]},
