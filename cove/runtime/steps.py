@@ -425,9 +425,10 @@ _PAUSES = {
 
 class RunHook(Step, frozen=True, kw_only=True):
     """Run a hook in the container's namespaces: fork, text of the last Pause or Hold on its stdin, execve(2) of
-    `path`, wait. Before the pivot `path` is the host's, after it the container's. Its stdout is /dev/null, its
-    stderr that of the process. Fails with EPROTO when the hook doesn't end with 0, with ETIME (after a SIGKILL) when
-    it takes longer than `timeout_ms`."""
+    `path`, wait. Before the pivot `path` is the host's, after it the container's. It starts in the
+    root's directory (behind a Hold: in the process's), its stdout is /dev/null, its stderr that of the process. Fails
+    with EPROTO when the hook doesn't end with 0, with ETIME (after a SIGKILL) when it takes longer than
+    `timeout_ms`."""
 
     KIND: ClassVar[int] = 39
     path: str

@@ -1,6 +1,7 @@
 /*
  * The RunHook step: a program in the container's namespaces, with the container's state on its stdin, that the
- * start waits for. Its stderr is the process's, its stdout /dev/null. It is killed with the child.
+ * start waits for. Its stderr is the process's, its stdout /dev/null; it starts in the root, as with runc, or,
+ * behind a Hold, in the process's working directory. It is killed with the child.
  */
 #include "util.h"
 
@@ -23,7 +24,8 @@ static _Noreturn void become_hook(const struct value *v, const struct context *c
 	int null, error;
 	struct stat st;
 
-	if (die_with_parent() < 0 || (parent && getppid() != parent) || dup2(input, 0) < 0)
+	if (die_with_parent() < 0 || (parent && getppid() != parent) || dup2(input, 0) < 0 ||
+	    (c->root >= 0 && fchdir(c->root) < 0))
 		_exit(127);
 	null = open("/dev/null", O_WRONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
 	if (null >= 0 && fstat(null, &st) == 0 && S_ISCHR(st.st_mode) && st.st_rdev == makedev(1, 3))

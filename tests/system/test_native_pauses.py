@@ -77,7 +77,8 @@ def test_hooks_run_in_the_namespaces_with_the_state_on_stdin(
     start: Starter, box: Box, tmp_path: Path
 ) -> None:
     script = (
-        "cat > $0/state; readlink /proc/self/ns/mnt > $0/mnt; env > $0/env; ls /proc/self/fd > $0/fds; "
+        "pwd -P > $0/cwd; cat > $0/state; readlink /proc/self/ns/mnt > $0/mnt; env > $0/env; "
+        "ls /proc/self/fd > $0/fds; "
         "grep Sig.*: /proc/self/status > $0/signals"
     )
     before = RunHook(
@@ -96,6 +97,7 @@ def test_hooks_run_in_the_namespaces_with_the_state_on_stdin(
     started.go_on(state)
     started.until(protocol.Started)
     assert started.wait() == 0
+    assert (tmp_path / "cwd").read_text() == f"{box.path}/merged\n"
     assert (tmp_path / "state").read_bytes() == state == (box.shared / "again").read_bytes()
     assert (
         (tmp_path / "mnt").read_text()
