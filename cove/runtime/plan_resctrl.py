@@ -20,7 +20,8 @@ class ResctrlPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def plan_resctrl(rdt: IntelRdt | None, name: str, host: Host) -> ResctrlPlan:
-    """Make (unless it is a shared one), fill and join the group. Raises Invalid, Unavailable."""
+    """Make, fill and join the group; a named one without a schema has to be there already, "/" is the default group.
+    Raises Invalid, Unavailable."""
     if rdt is None:
         return ResctrlPlan()
     if not host.resctrl:
@@ -29,11 +30,13 @@ def plan_resctrl(rdt: IntelRdt | None, name: str, host: Host) -> ResctrlPlan:
             "/sys/fs/resctrl), leave it out"
         )
     group = rdt.clos_id or name
-    if group in (".", "..") or "/" in group:
+    if group in (".", "..") or ("/" in group and group != "/"):
         raise Invalid(f"linux.intelRdt.closID {rdt.clos_id!r}: give a name without /, e.g. batch")
-    directory = f"{host.resctrl}/{group}"
-    lines = [*rdt.schemata, *(line for line in (rdt.l3_cache_schema, rdt.mem_bw_schema) if line)]
-    before: list[Step] = [MakeHostDir(path=directory)]
+    directory = host.resctrl if group == "/" else f"{host.resctrl}/{group}"
+    lines = [*(line for line in (rdt.l3_cache_schema, rdt.mem_bw_schema) if line), *rdt.schemata]
+    before: list[Step] = []
+    if group != "/" and (lines or not rdt.clos_id):
+        before.append(MakeHostDir(path=directory))
     if lines:
         before.append(WriteHost(path=f"{directory}/schemata", data="\n".join(lines) + "\n"))
     leave: list[Step] = [] if rdt.clos_id else [RemoveHostDir(path=directory)]

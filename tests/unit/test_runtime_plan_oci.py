@@ -5,6 +5,7 @@ Golden files in tests/golden/oci, as in test_runtime_plan_golden.py: COVE_GOLDEN
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from cove.runtime.facts import Host
 from cove.runtime.plan import plan_exec, plan_start
 from cove.runtime.plan_inputs import Attached, PlanFacts, Slot
 from cove.runtime.plan_process import number_mask
+from cove.runtime.plan_resctrl import plan_resctrl
 from cove.runtime.steps import Plan
 from tests.unit.runtime_samples import HOST_V1, HOST_V2
 
@@ -273,3 +275,18 @@ def test_lists_of_numbers_become_the_kernel_s_masks() -> None:
     for wrong in ("", "a", "1-", "3-1", "64", "-1", "1,,2"):
         with pytest.raises(Invalid, match=r"^x "):
             number_mask(wrong, "x", 64)
+
+
+def test_a_class_of_service_is_made_only_with_a_schema_and_never_removed() -> None:
+    host = dataclasses.replace(HOST_V1, resctrl="/sys/fs/resctrl")
+    shared = plan_resctrl(oci.IntelRdt(clos_id="batch"), "x", host)
+    assert (shared.before, shared.exit) == ((), ())
+    made = plan_resctrl(oci.IntelRdt(clos_id="batch", l3_cache_schema="L3:0=f"), "x", host)
+    assert [step.describe() for step in made.before] == [
+        "make directory /sys/fs/resctrl/batch",
+        "write 'L3:0=f\\n' to /sys/fs/resctrl/batch/schemata",
+    ]
+    assert made.exit == ()
+    default = plan_resctrl(oci.IntelRdt(clos_id="/"), "x", host)
+    assert default.before == ()
+    assert [step.describe() for step in default.parent] == ["put the container into /sys/fs/resctrl/tasks"]
