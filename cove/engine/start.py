@@ -12,7 +12,7 @@ import errno
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -155,7 +155,9 @@ async def _launch(
             stdin_once=spec.stdin_once,
             log=parts.log_setup(container),
         ),
-        resolve_user=user_resolver(container.user, spec.group_add, container.env),
+        resolve_user=user_resolver(
+            container.user, spec.group_add, container.env, setgroups=parts.host.setgroups
+        ),
         on_pause=on_pause,
         on_listener=listener_sender(config.linux.seccomp, container, "creating"),
         attach=attaches,
@@ -253,14 +255,20 @@ def start_facts(parts: Parts, container: Container, files: ContainerFiles, maps:
         resolv_path=files.resolv,
         joined=joined,
         id_maps=maps,
+        setgroups=parts.host.setgroups,
         shm_path=shm,
         devices=devices,
         device_rules=rules,
         block_numbers=find_block_numbers(block_devices(spec.resources)),
         rows=spec.console_rows,
         cols=spec.console_cols,
-        identity=parts.identity(container),
+        identity=_permitted(parts.identity(container), parts.host),
     )
+
+
+def _permitted(identity: users.Resolved | None, host: Host) -> users.Resolved | None:
+    """Without the groups that a rootless daemon can't give, for want of subordinate ids."""
+    return identity if identity is None or host.setgroups else replace(identity, groups=())
 
 
 def open_slots(
@@ -286,13 +294,14 @@ def open_slots(
 
 
 def user_resolver(
-    user: str, group_add: Sequence[str], env: Sequence[str]
+    user: str, group_add: Sequence[str], env: Sequence[str], *, setgroups: bool
 ) -> Callable[[int], Awaitable[runtime.Resolved]]:
     """Answers the plan's sync point: the user as the container's own root has it."""
 
     async def resolve(root_fd: int) -> runtime.Resolved:
         found = users.resolve_user(root_fd, user, group_add)
-        return runtime.Resolved(uid=found.uid, gid=found.gid, groups=found.groups, env=found.environment(env))
+        groups = found.groups if setgroups else ()
+        return runtime.Resolved(uid=found.uid, gid=found.gid, groups=groups, env=found.environment(env))
 
     return resolve
 
@@ -382,7 +391,8 @@ async def _launch_exec(
     undo.callback(os.close, root_fd)
     if not task.lives():
         raise Conflict(f"container {container.id} is not running")
-    identity = users.resolve_user(root_fd, spec.user or container.user, container.spec.group_add)
+    found = users.resolve_user(root_fd, spec.user or container.user, container.spec.group_add)
+    identity = _permitted(found, parts.host)
     maps = IdMaps((), ()) if in_user_namespace(pid) else None  # as it runs, whatever this daemon was told
     facts = start_facts(parts, container, existing_files(parts.settings.container_dir(container.id)), maps)
     config = plan_spec(container, facts, parts.host)

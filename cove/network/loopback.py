@@ -77,6 +77,8 @@ class _Listener:
         self._loop = asyncio.get_running_loop()
         self._socket = socket.socket(fileno=descriptor)
         try:
+            # set after bind(2), it takes nothing away from the port; connections that linger don't hold it then
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._socket.listen(_BACKLOG)
         except OSError:
             self._socket.detach()

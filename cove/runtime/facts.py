@@ -98,5 +98,7 @@ class Host:
     oom_score_adj: int = 0  # this daemon's own, which its children inherit
     limits: tuple[tuple[int, int], ...] = ()  # RLIMIT_* -> this daemon's own hard limit, where there is one
     in_user_namespace: bool = False  # this daemon isn't root of the whole machine: no mknod(2), for one
+    groups: int = 1 << 32  # how many there are, 0 … groups - 1: in a user namespace, those of its map
+    setgroups: bool = True  # whether setgroups(2) is allowed (user_namespaces(7))
     security_modules: frozenset[str] = frozenset()  # apparmor, selinux
     resctrl: str = ""  # where the resctrl file system is mounted, for intelRdt

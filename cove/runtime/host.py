@@ -41,6 +41,8 @@ def find_host(cgroups: Layout) -> Host:
         oom_score_adj=_oom_score_adj(),
         limits=_own_limits(),
         in_user_namespace=_in_user_namespace(),
+        groups=_count_groups(),
+        setgroups=_read_flag("/proc/self/setgroups") != "deny",
         security_modules=_security_modules(),
         resctrl=_find_resctrl(),
     )
@@ -70,6 +72,11 @@ def _in_user_namespace() -> bool:
     """user_namespaces(7): the first one's map is the whole range onto itself."""
     with open("/proc/self/uid_map", encoding="ascii") as file:
         return file.read().split() != ["0", "0", "4294967295"]
+
+
+def _count_groups() -> int:
+    with open("/proc/self/gid_map", encoding="ascii") as file:
+        return sum(int(line.split()[2]) for line in file)
 
 
 def _security_modules() -> frozenset[str]:

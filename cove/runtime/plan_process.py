@@ -222,7 +222,7 @@ def plan_identity(
 def _plan_ids(user: oci.User, facts: PlanFacts) -> Step:
     groups = user.additional_gids or (user.gid,)
     if not facts.setgroups:
-        if user.additional_gids:
+        if any(group != user.gid for group in user.additional_gids):
             raise Unavailable(
                 "process.user.additionalGids: an unprivileged user's own maps allow no supplementary groups, "
                 "leave them out"

@@ -49,6 +49,7 @@ class StartFacts:
     block_numbers: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # cgroups_limits.block_devices
     rows: int = 0  # of the terminal
     cols: int = 0
+    setgroups: bool = True  # Host.setgroups; else a user's further groups don't count
     identity: Resolved | None = None  # the user, when it was looked up before; else the plan asks
 
 
@@ -150,22 +151,23 @@ def plan_rlimits(ulimits: Sequence[Ulimit], host: Host) -> tuple[oci.Rlimit, ...
 _IPC_SYSCTLS = frozenset(
     f"kernel.{name}" for name in "msgmax msgmnb msgmni sem shmall shmmax shmmni shm_rmid_forced".split()
 )
+_PING, _MOST_PING = "net.ipv4.ping_group_range", 1 << 31
 _SYSCTL_NAME = re.compile(r"[A-Za-z0-9_:@+-]+(?:[./][A-Za-z0-9_:@+-]+)+")
 
 
 def plan_sysctls(
-    spec: ContainerSpec, host: Host, *, own_network: bool, mapped: bool = False
+    spec: ContainerSpec, host: Host, *, own_network: bool, groups: int = 1 << 32
 ) -> dict[str, str]:
-    """Docker's default settings of a new network namespace, and `--sysctl`. In a user namespace (`mapped`) groups are
-    fewer than the range of those that may ping, and the kernel refuses it.
+    """Docker's default settings of a new network namespace, and `--sysctl`. Everybody may ping: the kernel takes no
+    range with more than the `groups` of the user namespace.
 
     Only what belongs to a namespace of the container's own may be set. Raises Invalid.
     """
     result: dict[str, str] = {}
     if own_network:
         result = {key: value for key, value in DEFAULT_SYSCTLS.items() if key in host.sysctls}
-        if mapped:
-            result.pop("net.ipv4.ping_group_range", None)
+        if _PING in result and groups <= _MOST_PING:
+            result[_PING] = f"0 {groups - 1}"
     for key, value in spec.sysctls.items():
         if not _SYSCTL_NAME.fullmatch(key):
             raise Invalid(f'sysctl "{key}": give a name such as net.ipv4.ip_forward')
@@ -223,16 +225,18 @@ def plan_spec(container: Container, facts: StartFacts, host: Host) -> oci.Config
             resources=_plan_resources(spec, facts, host),
             rootfs_propagation=_root_propagation(container.mounts),
             seccomp=seccomp.select(_seccomp_text(spec), bits, host.architecture, host.kernel),
-            sysctl=plan_sysctls(
-                spec,
-                host,
-                own_network=own_network,
-                mapped=facts.id_maps is not None or host.in_user_namespace,
-            ),
+            sysctl=plan_sysctls(spec, host, own_network=own_network, groups=_count_groups(facts, host)),
             masked_paths=_hidden(spec, spec.masked_paths, host.masked_paths),
             readonly_paths=_hidden(spec, spec.readonly_paths, READONLY_PATHS),
         ),
     )
+
+
+def _count_groups(facts: StartFacts, host: Host) -> int:
+    """How many group ids the container has."""
+    if facts.id_maps is None:
+        return host.groups
+    return sum(mapping.size for mapping in facts.id_maps.gids)
 
 
 def plan_facts(container: Container, start: StartFacts, *, network_ready: bool) -> PlanFacts:
@@ -243,6 +247,7 @@ def plan_facts(container: Container, start: StartFacts, *, network_ready: bool) 
         root=start.root,
         network_ready=network_ready and start.id_maps is None,
         network_pause=network_ready and "user" in start.joined,
+        setgroups=start.setgroups,
         init=spec.init and spec.pid_mode in ("", "private"),
         group_add=spec.group_add,
     )
@@ -382,13 +387,14 @@ def _plan_resources(spec: ContainerSpec, facts: StartFacts, host: Host) -> oci.R
 
 
 _DEV_OPTIONS = ("nosuid", "strictatime", "mode=755", "size=65536k")
-_PTS_OPTIONS = ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5")
+_PTS_OPTIONS = ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620")
+_TTY_GROUP = 5
 _SHM = "/dev/shm"  # noqa: S108
 
 
 @lru_cache(maxsize=64)
 def _default_mounts(
-    privileged: bool, readonly_rootfs: bool, shm_bytes: int, mqueue: bool
+    privileged: bool, readonly_rootfs: bool, shm_bytes: int, mqueue: bool, tty_group: bool
 ) -> tuple[oci.Mount, ...]:
     """Docker's default mounts, in their order; `shm_bytes` -1 leaves /dev/shm out."""
     sys_options: tuple[str, ...] = ("nosuid", "noexec", "nodev")
@@ -396,10 +402,11 @@ def _default_mounts(
     if not privileged:
         sys_options += ("ro",)
         cgroup_options += ("ro",)
+    pts_options = (*_PTS_OPTIONS, f"gid={_TTY_GROUP}") if tty_group else _PTS_OPTIONS
     mounts = [
         oci.Mount(destination="/proc", type="proc", source="proc", options=("nosuid", "noexec", "nodev")),
         oci.Mount(destination="/dev", type="tmpfs", source="tmpfs", options=_DEV_OPTIONS),
-        oci.Mount(destination="/dev/pts", type="devpts", source="devpts", options=_PTS_OPTIONS),
+        oci.Mount(destination="/dev/pts", type="devpts", source="devpts", options=pts_options),
         oci.Mount(destination="/sys", type="sysfs", source="sysfs", options=sys_options),
         oci.Mount(destination="/sys/fs/cgroup", type="cgroup", source="cgroup", options=cgroup_options),
     ]
@@ -418,7 +425,10 @@ def _plan_mounts(container: Container, facts: StartFacts, host: Host) -> tuple[o
     shm_bytes = spec.shm_size_bytes or DEFAULT_SHM_BYTES
     if spec.ipc_mode == "none" or facts.shm_path or spec.ipc_mode == "host":
         shm_bytes = -1
-    default = _default_mounts(spec.privileged, spec.readonly_rootfs, shm_bytes, "mqueue" in host.filesystems)
+    tty_group = _count_groups(facts, host) > _TTY_GROUP
+    default = _default_mounts(
+        spec.privileged, spec.readonly_rootfs, shm_bytes, "mqueue" in host.filesystems, tty_group
+    )
 
     chosen = {_clean(mount.target): mount for mount in container.mounts}
     readonly = "rro" if host.kernel >= RECURSIVE_SINCE else "ro"

@@ -135,15 +135,23 @@ int die_with_supervisor(const struct context *c)
 	return c->detached ? 0 : die_with_parent();
 }
 
+/* None where user_namespaces(7) denies them: what is then left are groups that don't exist in there. */
+static int drop_groups(void)
+{
+	int r = (int)checked(syscall(SYS_setgroups, 0, NULL));
+
+	return r == -EPERM ? 0 : r;
+}
+
 static int set_groups(const struct value *list, const struct context *c)
 {
 	const struct identity *identity = &c->identity;
 	gid_t groups[256]; /* check_ids: they fit */
 
-	if (identity->resolved)
+	if (identity->resolved && identity->group_count)
 		return (int)checked(syscall(SYS_setgroups, (size_t)identity->group_count, identity->groups));
-	if (!list->size && c->keeps_groups)
-		return 0;
+	if (identity->resolved || !list->size)
+		return drop_groups();
 	for (size_t i = 0; i < list->size; i++)
 		groups[i] = (gid_t)strtoul(list->list[i], NULL, 10);
 	return (int)checked(syscall(SYS_setgroups, list->size, groups));
@@ -165,11 +173,10 @@ static int give_pipes(uid_t uid)
 
 int run_become_root(const struct value *v, struct context *c)
 {
-	int r = (int)checked(syscall(SYS_setgroups, 0, NULL));
+	int r = drop_groups();
 
 	(void)v;
-	c->keeps_groups = r == -EPERM;
-	if (r == 0 || c->keeps_groups)
+	if (r == 0)
 		r = (int)checked(syscall(SYS_setresgid, 0, 0, 0));
 	if (r == 0)
 		r = (int)checked(syscall(SYS_setresuid, 0, 0, 0));

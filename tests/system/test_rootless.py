@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import select
 import shutil
 import signal
 import socket
 import stat
 import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -21,6 +23,7 @@ import pytest
 from docker.errors import APIError
 from docker.models.containers import Container
 
+from tests import leaks
 from tests.daemon import IMAGE, Daemon
 from tests.imagekit import Dir, File, busybox_layer, make_docker_archive
 from tests.nanny import descendants
@@ -71,6 +74,10 @@ class RootlessDaemon(Daemon):
             super().start()
         finally:
             os.umask(mask)
+
+    def __enter__(self) -> RootlessDaemon:
+        super().__enter__()
+        return self
 
     def inner_pid(self) -> int:
         """The daemon proper: the child that executes cove.daemon."""
@@ -221,38 +228,31 @@ def serve_once(sock: socket.socket, answer: bytes) -> threading.Thread:
     return thread
 
 
-def outward_address() -> str:
-    """An address of this machine that isn't the loopback's."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.254", 9))
-        return str(probe.getsockname()[0])
+OUTSIDE = "198.51.100.77"
+
+
+@pytest.fixture
+def outside() -> Iterator[str]:
+    """An address of this machine that isn't the one which pasta shows inside."""
+    name = leaks.unique_name()
+    for words in (["link", "add", name, "type", "bridge"], ["addr", "add", f"{OUTSIDE}/32", "dev", name]):
+        subprocess.run(["ip", *words], check=True)
+    yield OUTSIDE
+    subprocess.run(["ip", "link", "del", name], check=True)
 
 
 @pytest.mark.parametrize("program", ["pasta", "slirp4netns"])
-def test_the_way_out(program: str) -> None:
+def test_the_way_out(program: str, outside: str) -> None:
     """From a container, over its bridge and the tap device, to a server outside."""
     if shutil.which(program) is None:
         pytest.skip(f"{program} isn't installed")
     if not os.path.exists("/dev/net/tun"):
         pytest.skip("this machine has no /dev/net/tun")
-    with RootlessDaemon(network=program) as daemon, socket.create_server(("0.0.0.0", 0)) as server:
+    with RootlessDaemon(network=program) as daemon, socket.create_server((outside, 0)) as server:
         daemon.load_image()
         thread = serve_once(server, b"outside\n")
-        # pasta has the host's own address inside, so that one isn't outside: any other of the machine's will do
-        target = other_address()
-        if target is None:
-            pytest.skip("this machine has no second address to be the outside")
-        said = run(daemon, f"nc -w 10 {target} {server.getsockname()[1]} </dev/null")
-        assert said == "outside\n"
+        assert run(daemon, f"nc -w 10 {outside} {server.getsockname()[1]} </dev/null") == "outside\n"
         thread.join(10)
-
-
-def other_address() -> str | None:
-    """An address of this machine beside the loopback's and the outward one: a bridge's, say."""
-    done = subprocess.run(["ip", "-4", "-o", "addr"], capture_output=True, text=True, check=True)
-    found = [line.split()[3].partition("/")[0] for line in done.stdout.splitlines()]
-    usable = [address for address in found if not address.startswith("127.") and address != outward_address()]
-    return usable[0] if usable else None
 
 
 def test_published_ports_are_the_hosts(rootless: RootlessDaemon) -> None:
@@ -264,10 +264,18 @@ def test_published_ports_are_the_hosts(rootless: RootlessDaemon) -> None:
         container.reload()
         port = int(container.attrs["NetworkSettings"]["Ports"]["8000/tcp"][0]["HostPort"])
         assert read_port(port) == b"hello\n"
-        with pytest.raises(APIError, match=f"failed to bind host port .*:{port}/tcp: address already in use"):
+        with pytest.raises(APIError, match=f"Bind for 127.0.0.1:{port} failed: port is already allocated"):
             rootless.client.containers.run(
                 IMAGE, serving, detach=True, ports={"8000/tcp": ("127.0.0.1", port)}
             )
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            used = taken.getsockname()[1]
+            with pytest.raises(
+                APIError, match=f"failed to bind host port 127.0.0.1:{used}/tcp: address already"
+            ):
+                rootless.client.containers.run(
+                    IMAGE, serving, detach=True, ports={"8000/tcp": ("127.0.0.1", used)}
+                )
         with pytest.raises(APIError, match="cannot expose privileged port 81: use one from 1024 on"):
             rootless.client.containers.run(IMAGE, serving, detach=True, ports={"8000/tcp": ("127.0.0.1", 81)})
         container.stop(timeout=0)
@@ -292,25 +300,36 @@ def read_port(port: int) -> bytes:
     raise AssertionError(f"nobody answers on {port}")
 
 
+_ECHO = """
+import socket
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.bind(("0.0.0.0", 8000))
+print("ready", flush=True)
+while True:
+    data, peer = sock.recvfrom(64)
+    sock.sendto(data, peer)
+"""
+
+
 def test_a_published_datagram_port(rootless: Daemon) -> None:
     container = rootless.client.containers.run(
-        IMAGE,
-        ["sh", "-c", "nc -u -l -p 8000 -e cat"],
-        detach=True,
-        ports={"8000/udp": ("127.0.0.1", None)},
+        IMAGE, ["sleep", "1000"], detach=True, ports={"8000/udp": ("127.0.0.1", None)}
+    )
+    echo = subprocess.Popen(
+        ["nsenter", f"--net=/proc/{pid_of(container)}/ns/net", sys.executable, "-c", _ECHO],
+        stdout=subprocess.PIPE,
     )
     try:
+        assert echo.stdout is not None and echo.stdout.readline() == b"ready\n"
         container.reload()
         port = int(container.attrs["NetworkSettings"]["Ports"]["8000/udp"][0]["HostPort"])
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(0.2)
-            for _ in range(50):
-                sock.sendto(b"ping\n", ("127.0.0.1", port))
-                with contextlib.suppress(TimeoutError):
-                    assert sock.recv(64) == b"ping\n"
-                    return
-        raise AssertionError("no datagram came back")
+            sock.settimeout(10)
+            sock.sendto(b"ping", ("127.0.0.1", port))
+            assert sock.recv(64) == b"ping"
     finally:
+        echo.kill()
+        echo.communicate()
         container.remove(force=True)
 
 
@@ -377,8 +396,6 @@ def test_containers_outlive_the_daemon(how: str) -> None:
         else:
             inner = os.pidfd_open(daemon.inner_pid())
             daemon.kill9()
-            import select
-
             assert select.select([inner], [], [], 30)[0], "the daemon outlived its bootstrap"
             os.close(inner)
         assert os.path.exists(f"/proc/{pid}")
