@@ -103,8 +103,9 @@ def release(container: Container) -> None:
     for name in ("go", "status"):
         os.unlink(f"{directory}/{name}")
     if told:
-        index, number = struct.unpack("<Ii", told)
-        kind, what = container.data["after_hold"][str(index)]
+        # who shares the pid namespace and may trace can write here, too
+        index, number = struct.unpack("<Ii", told.ljust(8, b"\0"))
+        kind, what = container.data["after_hold"].get(str(index), ("", "start the process"))
         raise HostError(explain_failure(kind, what, number))
 
 
