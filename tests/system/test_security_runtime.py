@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import shutil
 import subprocess
 import termios
@@ -142,6 +143,45 @@ def test_nobody_overwrites_the_runtime_or_its_interpreter(bundle: Bundle, tmp_pa
     assert int(seen) > 0 and int(opened) > 0, "it never met cove-init: nothing was tried"
     assert "overwritten" not in said and "truncated" not in said, said
     assert before == [(program.read_bytes(), program.stat().st_mtime_ns) for program in programs]
+
+
+def test_a_created_container_shows_its_neighbours_nothing_of_the_host(bundle: Bundle, tmp_path: Path) -> None:
+    """CVE-2016-9962: it waits, for as long as somebody likes, in the pid namespace of one that may trace it."""
+    for kind in ("bounding", "effective", "permitted"):
+        bundle.config["process"]["capabilities"][kind].append("CAP_SYS_PTRACE")
+    with bundle.running("sleep", "1000", output=tmp_path / "out") as first:
+        pid = json.loads(bundle("state", first).stdout)["pid"]
+        others = [each for each in bundle.config["linux"]["namespaces"] if each["type"] != "pid"]
+        bundle.config["linux"]["namespaces"] = [*others, {"type": "pid", "path": f"/proc/{pid}/ns/pid"}]
+        second = bundle.prepare(["true"])
+        output = tmp_path / "second"
+        with open(output, "wb") as out:
+            command = [
+                RUNTIME,
+                "--root",
+                str(bundle.path / "root"),
+                "create",
+                "--bundle",
+                str(bundle.path),
+                second,
+            ]
+            subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=BOUND_S, check=True
+            )
+        try:
+            secret = bundle.path / "secret"
+            script = (
+                f"for p in /proc/[0-9]*; do grep -l cove-init $p/comm; cat $p/root{secret} $p/cwd{secret}; done;"
+                "busybox ls -l /proc/[0-9]*/fd; echo environ=; cat /proc/[0-9]*/environ"
+            )
+            said = bundle("exec", first, "sh", "-c", script).stdout
+            assert "/comm" in said, "the waiting process isn't there"
+            assert "secret of the host" not in said and "cove" not in said.partition("environ=")[2]
+            held = re.findall(r" (\d+) -> (.*)", said)
+            more = {target for number, target in held if int(number) > 2 and not target.startswith("/proc/")}
+            assert more == {f"{bundle.path}/root/{second}/{name}" for name in ("go", "status")}
+        finally:
+            assert bundle("delete", "--force", second).returncode == 0
 
 
 def test_a_process_types_nothing_into_the_terminal_of_who_called_the_runtime(bundle: Bundle) -> None:
