@@ -8,7 +8,8 @@ treated alike; a call's conditions are tried one rule after the other. What hold
     rules overlap      one without conditions, else the first whose conditions hold (libseccomp, and so runc,
                        has the former rule, too)
     32 bits            architectures with 32-bit arguments compare the lower halves
-    unknown names      of this libseccomp are passed over
+    unknown names      are passed over; calls that Linux got since libseccomp 2.5 are known without it, so that a rule
+                       which refuses one isn't lost
     unknown calls      newer than any that the profile names for their architecture: ENOSYS where the default
                        action refuses or kills. Programs try new calls first and fall back on ENOSYS only, so
                        that a profile written today doesn't break tomorrow's libraries
@@ -55,6 +56,17 @@ _X32_BIT = 0x40000000
 _SKIPPED = 0xFFFFFFFF  # -1: what a tracer sets to have a call skipped
 _64_BIT = 0x80000000
 _ENOSYS = action_number("SCMP_ACT_ERRNO", errno.ENOSYS)
+
+# asm-generic/unistd.h up to Linux 6.19: since 424 a call is as far from the others on every architecture
+_SHARED = ("io_uring_setup", 425)
+_NEWER = {
+    name: 451 + index
+    for index, name in enumerate(
+        "cachestat fchmodat2 map_shadow_stack futex_wake futex_wait futex_requeue statmount listmount "
+        "lsm_get_self_attr lsm_set_self_attr lsm_list_modules mseal setxattrat getxattrat listxattrat removexattrat "
+        "open_tree_attr file_getattr file_setattr listns".split()
+    )
+}
 
 # linux/net.h SYS_*, linux/ipc.h: what the first argument of a multiplexer stands for
 _MULTIPLEXED_NUMBERS = -100  # libseccomp's numbers of these calls, where there is a multiplexer, are below
@@ -285,6 +297,12 @@ def _libseccomp() -> tuple[int, Resolve]:
 
     def resolve(architecture: int, name: str) -> int:
         number = find(architecture, name)
-        return direct(architecture).get(name, -1) if number <= _MULTIPLEXED_NUMBERS else number
+        if number <= _MULTIPLEXED_NUMBERS:
+            return direct(architecture).get(name, -1)
+        if number == -1 and name in _NEWER:
+            shared, there = _SHARED
+            known = find(architecture, shared)
+            return known - there + _NEWER[name] if known >= 0 else -1
+        return number
 
     return library.seccomp_arch_native(), resolve

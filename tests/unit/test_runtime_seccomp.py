@@ -391,6 +391,16 @@ def test_a_rule_holds_through_the_32_bit_multiplexers_unless_it_allows_condition
     assert [run(program, socketcall, call, arch=X86) for call in (1, 2, 3)] == [0, fails_with(1), ALLOW]
 
 
+def test_a_rule_about_a_call_that_libseccomp_does_not_know_yet_is_not_lost() -> None:
+    rule = SeccompSyscall(names=("file_setattr", "cachestat"), action="SCMP_ACT_ERRNO")
+    arches = ("SCMP_ARCH_X86", "SCMP_ARCH_X32", "SCMP_ARCH_MIPSEL64")
+    program = compile_filter(Seccomp(default_action="SCMP_ACT_ALLOW", architectures=arches, syscalls=(rule,)))
+    mips64 = ARCHITECTURES["SCMP_ARCH_MIPSEL64"]
+    for first, arch in ((0, X86_64), (0, X86), (1 << 30, X86_64), (5000, mips64)):
+        verdicts = [run(program, first + number, arch=arch) for number in (451, 452, 468, 469, 470)]
+        assert verdicts == [fails_with(1), ALLOW, ALLOW, fails_with(1), ALLOW]
+
+
 def test_every_architecture_of_the_specification_may_be_named() -> None:
     rule = SeccompSyscall(names=("openat", "socket", "shmget"), action="SCMP_ACT_ALLOW")
     program = compile_filter(
