@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import re
 import socket
@@ -42,10 +43,15 @@ def of_the_host(daemon: Daemon) -> Path:
 
 
 def sealed_program(daemon: Daemon) -> bytes:
-    """What the daemon starts supervisors from."""
+    """What the daemon starts supervisors from, which nobody can change."""
     for entry in Path(f"/proc/{daemon.pid}/fd").iterdir():
         if os.readlink(entry).startswith("/memfd:cove-init"):
-            return entry.read_bytes()
+            with open(entry, "rb") as file:
+                seals = fcntl.fcntl(file, fcntl.F_GET_SEALS)
+                assert (
+                    seals == fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+                )
+                return file.read()
     raise AssertionError("the daemon has no copy of cove-init")
 
 
@@ -287,8 +293,9 @@ def test_the_hosts_keys_are_not_a_containers(daemon: Daemon, image: str) -> None
     """Keyrings have no namespace: the filter refuses the calls, and without it the session's keyring is a new one."""
     libc = ctypes.CDLL(None, use_errno=True)
     name = f"cove-{unique_name()}".encode()
-    session, revoke, search, no_key = -3, 3, 10, 126
-    key = libc.syscall(probes.ADD_KEY, b"user", name, b"secret", 6, session)
+    session, get_id, revoke, search, no_key = -3, 0, 3, 10, 126
+    ring = libc.syscall(probes.KEYCTL, get_id, session, 0, 0, 0)  # the daemon's, too: none is made
+    key = libc.syscall(probes.ADD_KEY, b"user", name, b"secret", 6, ring)
     if key < 0:
         pytest.skip(f"this kernel has no keys for us: {os.strerror(ctypes.get_errno())}")
     try:
