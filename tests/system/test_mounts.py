@@ -265,7 +265,13 @@ def test_a_copy_has_bounds(box: Box, host: Host) -> None:
 # --- idmapped mounts ----------------------------------------------------------------------------------
 
 
+def needs_idmapped_tmpfs(host: Host) -> None:
+    if host.kernel < (6, 3):
+        pytest.skip(f"idmapped tmpfs needs Linux 6.3, this is {host.kernel[0]}.{host.kernel[1]}")
+
+
 def test_an_idmapped_bind_shows_other_owners_and_writes_back(box: Box, host: Host, tmp_path: Path) -> None:
+    needs_idmapped_tmpfs(host)
     source = tmp_path / "source"
     with tmpfs_at(source, source / "sub"):
         for place in (source, source / "sub"):
