@@ -44,10 +44,12 @@ def exec_command(call: Call) -> int:
     process = read_process(call, config)
     check_console(call, process.terminal, detach=options.on("detach"))
     layout = detect_cgroups().layout
-    facts = PlanFacts(id=container.id, all_cgroups=True, keyring=True)
+    facts = PlanFacts(id=container.id, all_cgroups=True, mount_at=container.data["mount_at"])
     host = find_host(layout)
     granted = grant(process, config, host, call.log)
     plan, slots = plan_exec(config, granted, facts, host, filter_compiler(call.root))
+    if not options.on("detach"):
+        foreground.hold_signals()
     console = None
     pidfd = container.open_process()
     try:

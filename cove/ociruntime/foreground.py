@@ -1,6 +1,7 @@
 """Wait for a process in the foreground: forward signals to it, and bridge its terminal when it has one.
 
-The process is this program's child (CLONE_PARENT), so its status comes by waitpid(2).
+The process is this program's child (CLONE_PARENT), so its status comes by waitpid(2). Order that must hold: signals
+are held back before the process is made, so that none is lost that comes before they are forwarded.
 """
 
 from __future__ import annotations
@@ -15,6 +16,12 @@ if TYPE_CHECKING:
 _SIGCHLD, _SIGURG, _SIGWINCH = 17, 23, 28
 _STOPPING = (9, 19)  # SIGKILL and SIGSTOP can't be caught
 _KEPT = (_SIGCHLD, _SIGURG, *_STOPPING, 4, 7, 8, 11)  # and what tells of this program's own faults
+_FORWARDED = [signo for signo in (*range(1, 32), *range(34, 65)) if signo not in _KEPT]
+
+
+def hold_signals() -> None:
+    """Keep signals until `wait` forwards them."""
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, _FORWARDED)
 
 
 def wait(started: Started) -> int:
@@ -31,20 +38,18 @@ def wait(started: Started) -> int:
         finally:
             bridge.close()
     status = os.waitstatus_to_exitcode(os.waitpid(started.pid, 0)[1])
-    forwarding.stop()
     return 128 - status if status < 0 else status
 
 
 class Forwarding:
-    """While it lasts, every signal that this program gets goes to the process instead."""
+    """From now on every signal that this program gets goes to the process instead."""
 
     def __init__(self, pidfd: int) -> None:
         self._pidfd = pidfd
         self.on_resize = _nothing
-        self._before = {}
-        for signo in (*range(1, 32), *range(34, 65)):
-            if signo not in _KEPT:
-                self._before[signo] = _signal.signal(signo, self._on_signal)
+        for signo in _FORWARDED:
+            _signal.signal(signo, self._on_signal)
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _FORWARDED)
 
     def _on_signal(self, signo: int, _frame: object) -> None:
         if signo == _SIGWINCH:
@@ -54,10 +59,6 @@ class Forwarding:
             _signal.pidfd_send_signal(self._pidfd, signo)
         except ProcessLookupError:
             pass
-
-    def stop(self) -> None:
-        for signo, handler in self._before.items():
-            _signal.signal(signo, handler)
 
 
 def _nothing() -> None:

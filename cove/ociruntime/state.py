@@ -36,6 +36,7 @@ class Container:
     maker          pid and start time of the runtime that makes it; null once it is made
     cgroup         its path in every hierarchy
     cgroups        directories that make up its cgroup, one in each hierarchy
+    mount_at       where its root is mounted on the host, "" when it has a mount namespace of its own
     freezer        control file of the freezer, "" without one
     own_pids       whether it has a pid namespace of its own: with the first process all others end
     poststart, poststop   whether there are such hooks
@@ -188,14 +189,17 @@ def write_atomically(path: str, text: str, mode: int = 0o600) -> None:
 
 
 def remove_directory(directory: str) -> None:
-    """Remove a state directory and the plain files in it."""
+    """Remove a state directory, the plain files in it, and the directory `root` that was mounted upon."""
     try:
         entries = os.listdir(directory)
     except FileNotFoundError:
         return
     for name in entries:
         try:
-            os.unlink(f"{directory}/{name}")
+            if name == "root":
+                os.rmdir(f"{directory}/{name}")
+            else:
+                os.unlink(f"{directory}/{name}")
         except FileNotFoundError:
             pass
     try:

@@ -1,6 +1,6 @@
 """Take a container down: processes, cgroup, state directory, and the poststop hooks. Idempotent.
 
-Order that must hold: processes before their cgroup, the state directory last, for it is what a later `delete` goes by.
+Order that must hold: processes before their cgroup and mounts, the state directory last, for it is what a later `delete` goes by.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ def destroy(call: Call, container: Container, poststop: Sequence[Hook] | None = 
     if poststop is None:
         poststop = read_poststop(container)
     cgroup.remove(directories)
+    if container.data["mount_at"]:
+        from cove.runtime.trees import detach_mounts
+
+        detach_mounts(container.data["mount_at"])
     container.remove()
     for hook in poststop:
         from cove.ociruntime.hooks import run_hooks

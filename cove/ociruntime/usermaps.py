@@ -38,7 +38,7 @@ def _write_map(pid: int, kind: str, mappings: Sequence[IdMapping], own: int) -> 
     numbers = [str(n) for each in mappings for n in (each.container_id, each.host_id, each.size)]
     program = f"new{kind}map"
     try:
-        child = os.posix_spawnp(program, [program, str(pid), *numbers], os.environ)
+        child = os.posix_spawnp(program, [program, str(pid), *numbers], os.environ, setsigmask=())
     except FileNotFoundError:
         raise Unavailable(
             f"linux.{kind}Mappings: {program} isn't installed: apt-get install uidmap"
