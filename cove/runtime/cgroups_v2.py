@@ -22,6 +22,7 @@ from cove.runtime.cgroups_files import (
     list_files,
     make_directory,
     read_file,
+    read_pids,
     signal_all,
     write_file,
     write_limits,
@@ -120,13 +121,18 @@ class CgroupsV2(Cgroups):
                 )
 
     def _delegate(self, directory: str, controllers: Iterable[str]) -> bool:
-        """Enable controllers for the cgroups below; one at a time, as one refused refuses all. False when processes
-        of its own forbid it; the limits that need others that are refused are reported as missing."""
+        """Enable controllers for the cgroups below; one at a time, as one refused refuses all. False when it has
+        processes of its own; the limits that need controllers that are refused are reported as missing.
+
+        With processes the kernel would take the controllers that threads can be divided by (cpu, cpuset, pids) and
+        make the cgroup a threaded one, so that none below takes a process any more (cgroups(7)): it isn't even tried.
+        """
         have = read_file(f"{directory}/cgroup.subtree_control").split()
         available = read_file(f"{directory}/cgroup.controllers").split()
-        for controller in controllers:
-            if controller not in available or controller in have:
-                continue
+        missing = [name for name in controllers if name in available and name not in have]
+        if missing and directory != self.layout.root and read_pids(directory):
+            return False
+        for controller in missing:
             try:
                 write_file(f"{directory}/cgroup.subtree_control", f"+{controller}")
             except OSError as error:
