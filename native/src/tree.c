@@ -73,11 +73,99 @@ int tree_clone(int dir, const char *path, bool all)
 	return tree == -ENOSYS ? bind_to_stage(dir, path, all) : tree;
 }
 
+/* `key`, `key=value`, or `key="value, with commas"`. Changes the text. */
+static int set_option(int fs, char *option)
+{
+	char *value = strchr(option, '=');
+	size_t length;
+
+	if (!value)
+		return sys_fsconfig(fs, FSCONFIG_SET_FLAG, option, NULL);
+	*value++ = '\0';
+	length = strlen(value);
+	if (length > 1 && value[0] == '"' && value[length - 1] == '"') {
+		value[length - 1] = '\0';
+		value++;
+	}
+	return sys_fsconfig(fs, FSCONFIG_SET_STRING, option, value);
+}
+
+static int set_options(int fs, const char *data)
+{
+	char page[4096], *option = page;
+	size_t length = strlen(data);
+	bool quoted = false;
+	int r = 0;
+
+	if (length >= sizeof(page))
+		return -E2BIG;
+	memcpy(page, data, length + 1);
+	for (char *p = page; r == 0; p++) {
+		bool last = !*p;
+
+		quoted ^= *p == '"';
+		if (!last && (*p != ',' || quoted))
+			continue;
+		*p = '\0';
+		if (*option)
+			r = set_option(fs, option);
+		if (last)
+			break;
+		option = p + 1;
+	}
+	return r;
+}
+
+/* Of mount(2)'s flags, those that are the filesystem's, by its names, and those that are the mount's. */
+static int set_flags(int fs, unsigned long flags)
+{
+	static const struct {
+		unsigned long ms;
+		const char *name;
+	} known[] = { { MS_RDONLY, "ro" },	  { MS_SYNCHRONOUS, "sync" }, { MS_DIRSYNC, "dirsync" },
+		      { MS_LAZYTIME, "lazytime" }, { MS_MANDLOCK, "mand" } };
+
+	for (size_t i = 0; i < ARRAY_SIZE(known); i++) {
+		int r = flags & known[i].ms ? sys_fsconfig(fs, FSCONFIG_SET_FLAG, known[i].name, NULL) : 0;
+
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+static unsigned int mount_attributes(unsigned long flags)
+{
+	/* the first four are the same bits */
+	unsigned int attributes = flags & (MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
+
+	if (flags & MS_NOATIME)
+		attributes |= MOUNT_ATTR_NOATIME;
+	else if (flags & MS_STRICTATIME)
+		attributes |= MOUNT_ATTR_STRICTATIME;
+	return attributes | (flags & MS_NODIRATIME ? MOUNT_ATTR_NODIRATIME : 0) |
+	       (flags & MS_NOSYMFOLLOW ? MOUNT_ATTR_NOSYMFOLLOW : 0);
+}
+
 int tree_new(const char *type, const char *source, unsigned long flags, const char *data)
 {
-	int r = sys_mount(source, STAGE_DIRECTORY, type, flags, data);
+	CLOSE_AT_END int fs = sys_fsopen(type);
+	int r;
 
-	return r < 0 ? r : sys_openat2(AT_FDCWD, STAGE_DIRECTORY, O_PATH | O_DIRECTORY, 0, 0);
+	if (fs == -ENOSYS) {
+		r = sys_mount(source, STAGE_DIRECTORY, type, flags, data);
+		return r < 0 ? r : sys_openat2(AT_FDCWD, STAGE_DIRECTORY, O_PATH | O_DIRECTORY, 0, 0);
+	}
+	if (fs < 0)
+		return fs;
+	r = sys_fsconfig(fs, FSCONFIG_SET_STRING, "source", source);
+	if (r == 0)
+		r = set_flags(fs, flags);
+	if (r == 0)
+		r = set_options(fs, data);
+	if (r == 0)
+		r = sys_fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL);
+	return r < 0 ? r : sys_fsmount(fs, mount_attributes(flags));
 }
 
 /* The MS_* that a mount has, changed as asked. statfs(2): ST_* are those of calculate_f_flags(). */

@@ -1,9 +1,9 @@
 /*
  * Mounts on their way to their place: cloned or new, given attributes, then attached, each by its descriptor.
  *
- * open_tree(2), mount_setattr(2) and move_mount(2) do that where nobody sees the mount yet. A kernel (or a filter)
- * without them answers ENOSYS; then mount(2) does it at a stage, a directory or a file of the host's /proc as the
- * child's own mount namespace has it, from where the mount is moved away at once.
+ * fsopen(2), open_tree(2), mount_setattr(2) and move_mount(2) do that where nobody sees the mount yet. A kernel (or a
+ * filter) without them answers ENOSYS; then mount(2) does it at a stage, a directory or a file of the host's /proc
+ * as the child's mount namespace has it, from where the mount is moved away at once.
  */
 #ifndef COVE_TREE_H
 #define COVE_TREE_H

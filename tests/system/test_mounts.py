@@ -110,6 +110,20 @@ def test_each_option_of_a_new_filesystem_is_there(box: Box, host: Host) -> None:
         assert kind == "tmpfs" and matches(shown, options, own), (option, options, own)
 
 
+def test_each_option_is_there_when_the_filesystem_is_made_aside(box: Box, host: Host) -> None:
+    """As those are that somebody shares: fsconfig(2) takes one option after the other, not mount(2)'s flags."""
+    rest = {option: shown for option, shown in OF_A_FILESYSTEM.items() if "shared" not in shown}
+    given = [tmpfs(f"/mnt/{index}", option, "shared", "mode=0710") for index, option in enumerate(rest)]
+    found = mounted(printed(box, config_of(box.lower, SHOW, given), host))
+    for index, (option, shown) in enumerate(rest.items()):
+        options, own, _ = found[f"/mnt/{index}"]
+        assert "mode=710" in own and "shared" in options
+        assert shown == "unbindable" or matches(shown, options, own), (option, options, own)
+    with pytest.raises(StepFailed) as caught:
+        run(start(box, config_of(box.lower, "true", [tmpfs("/x", "shared", "nosuch=1")]), host))
+    assert caught.value.errno == errno.EINVAL
+
+
 def test_each_option_of_a_bind_is_there_and_the_recursive_ones_below_too(
     box: Box, host: Host, tmp_path: Path
 ) -> None:
