@@ -56,8 +56,7 @@ class Box:
         self.state = {"cove": directory / "cove", "runc": directory / "runc"}
         self.cgroup = leaks.unique_name()
         make_root(self.bundle / "rootfs")
-        for hierarchy in hierarchies():  # runc joins the empty v2 tree of a hybrid host, too
-            (hierarchy / self.cgroup).mkdir()
+        make_cgroups(self.cgroup)
         self.config: dict[str, Any] = {}
 
     def configure(
@@ -136,6 +135,12 @@ def hierarchies() -> list[Path]:
     if (root / "cgroup.controllers").exists():
         return [root]
     return [each for each in root.iterdir() if not each.is_symlink() and (each / "cgroup.procs").exists()]
+
+
+def make_cgroups(name: str) -> None:
+    """A parent in every hierarchy, also a hybrid's v2 tree, which runc joins: `remove_cgroups` removes it."""
+    for hierarchy in hierarchies():
+        (hierarchy / name).mkdir()
 
 
 def remove_cgroups(name: str) -> None:
