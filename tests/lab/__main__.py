@@ -1,6 +1,6 @@
 """Run a command as root in a virtual machine with another kernel; see docs/lab.md.
 
-    python -m tests.lab [--systemd] [--kernel DIRECTORY] [--limit SECONDS] [--memory MIB] -- COMMAND...
+    python -m tests.lab [--systemd] [--kernel SUITE|DIRECTORY] [--limit SECONDS] [--memory MIB] -- COMMAND...
 
 One word is a shell command, more are a command with its arguments. Exits with the command's status; 124: time is
 up, 125: the machine ended without a result, 77: there can be no machine here.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from pathlib import Path
 
 from tests.lab.support import machine
 from tests.lab.support.images import Missing
@@ -27,15 +26,20 @@ def main() -> int:
     )
     parser.add_argument(
         "--kernel",
-        type=Path,
-        metavar="DIRECTORY",
-        help="an unpacked kernel package with boot/vmlinuz* and lib/modules (default: Debian's cloud kernel)",
+        default="",
+        metavar="SUITE",
+        help="Debian's suite, e.g. trixie, or a directory (with a slash) that is an unpacked kernel package, with "
+        "boot/vmlinuz* and lib/modules (default: this host's suite)",
     )
     parser.add_argument(
         "--limit", type=float, default=300, metavar="SECONDS", help="give up after SECONDS (default: 300)"
     )
     parser.add_argument(
-        "--memory", type=int, default=2048, metavar="MIB", help="the machine's memory (default: 2048)"
+        "--memory",
+        type=int,
+        default=machine.MEMORY_MIB,
+        metavar="MIB",
+        help="the machine's memory (default: 2048)",
     )
     parser.add_argument("command", nargs="+", help="a shell command, or a program with its arguments")
     chosen = parser.parse_args()

@@ -9,9 +9,7 @@ from __future__ import annotations
 import ast
 import shlex
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
@@ -21,6 +19,7 @@ LIMIT_S = 400.0
 TESTS = images.ROOT / "tests"
 # Besides tests/lab, these of the host's modules run on the other kernel, too.
 SHARED = ("system/test_plan_run.py", "system/test_cgroups_v2.py")
+pytestmark = pytest.mark.timeout(LIMIT_S + 1200)  # a boot, and the making of what it boots from
 REPORT = b"\n== report of the lab\n"
 
 
@@ -87,20 +86,24 @@ def _wanted(request: pytest.FixtureRequest, systemd: bool) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def plain(request: pytest.FixtureRequest) -> Iterator[Results]:
-    yield _boot_or_skip(False, _wanted(request, systemd=False))
+def lab() -> None:
+    """What a machine boots from is there; the first time it is made, which takes a minute."""
+    try:
+        machine.check_host(machine.MEMORY_MIB)
+        images.make_kernel()
+        images.make_root()
+    except images.Missing as error:
+        pytest.skip(f"no lab here: {error}")
 
 
 @pytest.fixture(scope="module")
-def with_systemd(request: pytest.FixtureRequest) -> Iterator[Results]:
-    yield _boot_or_skip(True, _wanted(request, systemd=True))
+def plain(request: pytest.FixtureRequest, lab: None) -> Results:
+    return _boot(False, _wanted(request, systemd=False))
 
 
-def _boot_or_skip(systemd: bool, wanted: list[str]) -> Results:
-    try:
-        return _boot(systemd, wanted)
-    except images.Missing as error:
-        pytest.skip(f"no lab here: {error}")
+@pytest.fixture(scope="module")
+def with_systemd(request: pytest.FixtureRequest, lab: None) -> Results:
+    return _boot(True, _wanted(request, systemd=True))
 
 
 def _show(results: Results, name: str) -> None:
@@ -113,32 +116,24 @@ def _show(results: Results, name: str) -> None:
         pytest.skip(cases[0][1])
 
 
-@pytest.mark.timeout(LIMIT_S + 300)
 @pytest.mark.parametrize("name", _find_tests(systemd=False))
 def test_in_the_lab(plain: Results, name: str) -> None:
     _show(plain, name)
 
 
-@pytest.mark.timeout(LIMIT_S + 300)
 @pytest.mark.parametrize("name", _find_tests(systemd=True))
 def test_in_the_lab_with_systemd(with_systemd: Results, name: str) -> None:
     _show(with_systemd, name)
 
 
-def test_the_exit_status_and_the_output_come_whole() -> None:
+def test_the_exit_status_and_the_output_come_whole(lab: None) -> None:
     written = bytearray()
-    try:
-        status = machine.run("head -c 3000000 /dev/zero; exit 3", write=written.extend, limit_s=60)
-    except images.Missing as error:
-        pytest.skip(f"no lab here: {error}")
+    status = machine.run("head -c 3000000 /dev/zero; exit 3", write=written.extend, limit_s=60)
     assert (status, bytes(written)) == (3, bytes(3_000_000))
 
 
-def test_a_machine_that_hangs_or_dies_is_told_from_one_that_answers(tmp_path: Path) -> None:
+def test_a_machine_that_hangs_or_dies_is_told_from_one_that_answers(lab: None) -> None:
     written = bytearray()
-    try:
-        assert machine.run("sleep 1000", write=written.extend, limit_s=0.5) == machine.TIMED_OUT
-        assert machine.run("echo c >/proc/sysrq-trigger", write=written.extend) == machine.NO_STATUS
-    except images.Missing as error:
-        pytest.skip(f"no lab here: {error}")
+    assert machine.run("sleep 1000", write=written.extend, limit_s=0.5) == machine.TIMED_OUT
+    assert machine.run("echo c >/proc/sysrq-trigger", write=written.extend) == machine.NO_STATUS
     assert b"sysrq triggered crash" in written

@@ -20,6 +20,7 @@ import hashlib
 import lzma
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -42,7 +43,7 @@ ROOT_PACKAGES = (
     "slirp4netns fuse-overlayfs ca-certificates"
 ).split()
 # What the initrd loads before the root is there; dependencies are added.
-INITRD_MODULES = "virtio_mmio virtio_pci virtio_blk virtio_console erofs overlay".split()
+INITRD_MODULES = "virtio_pci virtio_blk virtio_console erofs overlay".split()
 # The guest runs no linter, and these are most of .venv.
 VENV_LEFT_OUT = (
     r"bin/(ruff|mypy|dmypy|lint-imports)$|site-packages/(mypy|mypyc|ruff|grimp)(/|$)|.*__mypyc.*\.so$"
@@ -71,7 +72,7 @@ def make_root() -> Path:
     suite = _find_suite()
     packages = [p + "t64" if p == "libarchive13" and suite != "bookworm" else p for p in ROOT_PACKAGES]
     key = _digest(repr((_RECIPE, suite, packages)).encode())
-    target = CACHE / f"root-{suite}-{key}.erofs"
+    target = CACHE / f"root-{suite}-{key}"
     with _made_once(target) as partial:
         if partial is not None:
             with tempfile.TemporaryDirectory(dir=CACHE, prefix="root-") as work:
@@ -94,22 +95,28 @@ def make_root() -> Path:
     return target
 
 
-def make_kernel(source: Path | None = None) -> Kernel:
-    """Debian's cloud kernel, or the one in `source`: an unpacked kernel package (boot/vmlinuz*, lib/modules)."""
-    if source is not None:
-        name = "kernel-" + _digest(f"{source.resolve()} {source.stat().st_mtime_ns}".encode())
+def make_kernel(source: str = "") -> Kernel:
+    """Debian's cloud kernel of a suite (default: this host's), or the one in a directory.
+
+    A directory, known by a slash in `source`, is an unpacked kernel package: boot/vmlinuz* and lib/modules.
+    """
+    if "/" in source:
+        if not Path(source, "boot").is_dir():
+            raise Missing(f"{source} holds no boot/vmlinuz*")
+        name = "kernel-" + _digest(f"{Path(source).resolve()} {Path(source).stat().st_mtime_ns}".encode())
     else:
-        name = "kernel-debian-" + _find_suite()
+        source = source or _find_suite()
+        name = f"kernel-{source}"
     name += "-" + _digest((GUEST / "init").read_bytes() + repr(INITRD_MODULES).encode())
     target = CACHE / name
     with _made_once(target) as partial:
         if partial is not None:
             with tempfile.TemporaryDirectory(dir=CACHE, prefix="kernel-") as work:
                 partial.mkdir()
-                if source is None:
-                    _download_kernel(Path(work), partial)
-                else:
+                if "/" in source:
                     shutil.copytree(source, work, dirs_exist_ok=True, symlinks=True)
+                else:
+                    _download_kernel(source, Path(work), partial)
                 _fill_kernel(Path(work), partial)
     return Kernel(target / "vmlinuz", target / "initrd", target / "modules.erofs")
 
@@ -121,7 +128,7 @@ def make_venv() -> Path:
         raise Missing(".venv isn't there: scripts/setup.sh test makes it")
     site = next((ROOT / ".venv/lib").glob("python3*/site-packages"))
     key = _digest(f"{VENV_LEFT_OUT} {site.stat().st_mtime_ns} {stamp.read_text()}".encode())
-    target = BUILD / f"venv-{key}.erofs"
+    target = BUILD / f"venv-{key}"
     with _made_once(target) as partial:
         if partial is not None:
             _make_erofs(ROOT / ".venv", partial, f"--exclude-regex={VENV_LEFT_OUT}")
@@ -130,7 +137,7 @@ def make_venv() -> Path:
 
 def make_scratch() -> Path:
     """The empty file system that runs write to."""
-    target = CACHE / f"scratch-{SCRATCH_BYTES}.ext4"
+    target = CACHE / f"scratch-{SCRATCH_BYTES}"
     with _made_once(target) as partial:
         if partial is not None:
             with (
@@ -189,28 +196,36 @@ def _find_suite() -> str:
     return release["VERSION_CODENAME"]
 
 
-def _download_kernel(work: Path, record: Path) -> None:
-    """Fetch and unpack the package; apt checks it against the archive's signature."""
-    apt = ["apt-get", "-q", "-o", "APT::Sandbox::User=root"]
-    try:
-        package = _find_kernel_package()
-    except Missing:
-        _run([*apt, "update"])
-        package = _find_kernel_package()
-    _run([*apt, "download", package], cwd=work)
+def _download_kernel(suite: str, work: Path, record: Path) -> None:
+    """Fetch and unpack a suite's package from this host's mirror; apt checks it against the archive's signature."""
+    mirror = _run(["sh", "-euc", f". scripts/debian.sh; find_mirror {_find_suite()}"]).strip()
+    if not mirror:
+        raise Missing("this host's apt has no Debian mirror")
+    keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
+    (work / "sources.list").write_text(f"deb [signed-by={keyring}] {mirror} {suite} main\n")
+    (work / "lists/partial").mkdir(parents=True)
+    (work / "cache/archives/partial").mkdir(parents=True)
+    options = [
+        f"Dir::Etc::sourcelist={work}/sources.list",
+        "Dir::Etc::sourceparts=/dev/null",
+        f"Dir::State::lists={work}/lists",
+        f"Dir::Cache={work}/cache",
+        "APT::Sandbox::User=root",
+        "Acquire::Languages=none",
+        "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false",
+    ]
+    settings = [word for option in options for word in ("-o", option)]
+    _run(["apt-get", "-q", *settings, "update"])
+    depends = re.search(
+        r"Depends: (linux-image-\S+)", _run(["apt-cache", *settings, "depends", KERNEL_PACKAGE])
+    )
+    if depends is None:
+        raise Missing(f"{suite} has no package {KERNEL_PACKAGE}")
+    _run(["apt-get", "-q", *settings, "download", depends[1]], cwd=work)
     (archive,) = work.glob("*.deb")
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     (record / "package").write_text(f"{archive.name} sha256:{digest}\n")
     _run(["dpkg-deb", "-x", str(archive), str(work)])
-
-
-def _find_kernel_package() -> str:
-    command = ["apt-cache", "depends", KERNEL_PACKAGE]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    for line in done.stdout.splitlines():
-        if line.strip().startswith("Depends: linux-image-"):
-            return line.split()[-1]
-    raise Missing(f"apt knows no package {KERNEL_PACKAGE}")
 
 
 def _fill_kernel(source: Path, target: Path) -> None:
@@ -292,7 +307,10 @@ def _make_erofs(tree: Path, target: Path, *options: str) -> None:
 
 @contextlib.contextmanager
 def _made_once(target: Path) -> Iterator[Path | None]:
-    """A path to make, renamed to `target` at the end; None where it exists. Others wait meanwhile."""
+    """A path to make, renamed to `target` at the end; None where it exists. Others wait meanwhile.
+
+    A name ends in a key of what it is made from: others with the same beginning are old, and are removed.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         yield None
@@ -307,6 +325,9 @@ def _made_once(target: Path) -> Iterator[Path | None]:
         try:
             yield partial
             partial.rename(target)
+            for old in target.parent.glob(target.name.rpartition("-")[0] + "-*"):
+                if old != target:
+                    _remove(old)
         finally:
             _remove(partial)
 
@@ -318,7 +339,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _run(command: list[str], cwd: Path = ROOT) -> None:
+def _run(command: list[str], cwd: Path = ROOT) -> str:
     try:
         done = subprocess.run(
             command,
@@ -335,6 +356,7 @@ def _run(command: list[str], cwd: Path = ROOT) -> None:
         raise Missing(f"{command[0]} wasn't done after 900 s") from None
     if done.returncode:
         raise Missing(f"{' '.join(command[:3])} failed: {done.stderr.strip()[-600:]}")
+    return done.stdout
 
 
 def _digest(data: bytes) -> str:

@@ -31,6 +31,7 @@ TIMED_OUT = 124  # as timeout(1)
 NO_STATUS = 125
 PROOF_LIMIT_S = 8.0
 CPUS = 2
+MEMORY_MIB = 2048
 # KASLR, mitigations and self-tests cost an emulated processor seconds, and a test nothing.
 KERNEL_OPTIONS = (
     "console=ttyS0 quiet loglevel=4 panic=-1 reboot=t mitigations=off nokaslr cryptomgr.notests audit=0 "
@@ -59,9 +60,9 @@ def run(
     *,
     write: Callable[[bytes], object],
     systemd: bool = False,
-    kernel: Path | None = None,
+    kernel: str = "",
     limit_s: float = 300.0,
-    memory_mib: int = 2048,
+    memory_mib: int = MEMORY_MIB,
 ) -> int:
     """The exit status of a shell command, run as root in the checkout of a fresh machine.
 
@@ -101,20 +102,30 @@ def _qemu(
     ours, theirs = socket.socketpair()
     arguments = [
         *("setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64"),
-        *("-M", "microvm,acpi=on,rtc=on", "-accel", accelerator, "-smp", str(CPUS), "-m", str(memory_mib)),
+        # Not microvm: it has no HPET, and a kernel waits for ever for its PIT's ticks where the host is busy.
+        *(
+            "-M",
+            "q35,usb=off,vmport=off,smm=off",
+            "-accel",
+            accelerator,
+            "-smp",
+            str(CPUS),
+            "-m",
+            str(memory_mib),
+        ),
         *("-cpu", "host" if accelerator == "kvm" else "max,la57=off"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         *("-kernel", str(kernel.vmlinuz), "-initrd", str(kernel.initrd), "-append", options),
         *("-serial", f"file:{console}"),
-        *("-device", "virtio-serial-device", "-chardev", f"socket,id=port,fd={theirs.fileno()}"),
+        *("-device", "virtio-serial-pci", "-chardev", f"socket,id=port,fd={theirs.fileno()}"),
         *("-device", "virtserialport,nr=1,chardev=port,name=cove.lab"),
     ]
     for name, path in {**drives, "modules": kernel.modules}.items():
         # Changes go to an unlinked temporary file of QEMU's.
         mode = "snapshot=on,cache=unsafe" if name == "scratch" else "readonly=on"
         arguments += ["-drive", f"if=none,id={name},format=raw,file={path},{mode}"]
-        arguments += ["-device", f"virtio-blk-device,drive={name},serial={name}"]
+        arguments += ["-device", f"virtio-blk-pci,drive={name},serial={name}"]
     environment = {**os.environ, "TMPDIR": str(console.parent)}
     with (
         ours,
