@@ -116,9 +116,12 @@ _DATA_BYTES = 4000  # mount(2): one page, in which mode= and a label find room, 
 # another container's file system: a bind can't reach into another mount namespace, the daemon can
 _FOREIGN = re.compile(r"/proc/[0-9]+/root/")
 
-# what may be mounted over below /proc (lxcfs); anything else could fool the checks that go by /proc
+# what may be mounted over below /proc (lxcfs, CRIU), as by runc; anything else could fool the checks that go by /proc
 _PROC_FILES = frozenset(
-    f"/proc/{name}" for name in "cpuinfo diskstats loadavg meminfo slabinfo stat swaps uptime".split()
+    f"/proc/{name}"
+    for name in (
+        "cpuinfo diskstats loadavg meminfo slabinfo stat swaps uptime sys/kernel/ns_last_pid sys/crypto/fips_enabled"
+    ).split()
 )
 # these have labels of their own, or none
 _UNLABELLED = frozenset({"proc", "sysfs", "mqueue"})
@@ -237,9 +240,9 @@ def _clean(destination: str) -> str:
 
 def _check(mount: oci.Mount, target: str, options: Options, config: oci.Config, host: Host) -> None:
     """What can't be, and what this host can't do."""
-    if (target == "/proc" and mount.type != "proc") or (
-        target.startswith("/proc/") and target not in _PROC_FILES
-    ):
+    # the host's own may be bound there, as for a container with the host's pid namespace in a user namespace
+    is_proc = _clean(mount.source) == "/proc" if is_bind(mount) else mount.type == "proc"
+    if (target == "/proc" and not is_proc) or (target.startswith("/proc/") and target not in _PROC_FILES):
         raise Invalid(f'"{target}" cannot be mounted because it is inside /proc')
     if target == "/":
         raise Invalid(f"{_name(mount, config)}.destination: the root is not mounted upon, e.g. use /data")

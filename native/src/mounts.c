@@ -81,7 +81,23 @@ int check_place(int target, const char *path)
 
 	if (fstatfs(target, &fs) < 0)
 		return -errno;
-	return fs.f_type == PROC_SUPER_MAGIC && strncmp(path, "/proc", 5) ? -EXDEV : 0;
+	if (fs.f_type != PROC_SUPER_MAGIC || !strcmp(path, "/proc") || !strncmp(path, "/proc/", 6))
+		return 0;
+	return -EXDEV;
+}
+
+/* What masks below /proc are set on. */
+static int remember_procfs(int mount, struct context *c)
+{
+	struct statfs fs;
+
+	if (fstatfs(mount, &fs) < 0)
+		return -errno;
+	if (fs.f_type != PROC_SUPER_MAGIC)
+		return -EXDEV;
+	close_fd(&c->procfs);
+	c->procfs = fcntl(mount, F_DUPFD_CLOEXEC, 3);
+	return c->procfs < 0 ? -errno : 0;
 }
 
 /* `data` with the mode of a directory, which what follows may override; of one page, as mount(2) wants it. */
@@ -146,11 +162,7 @@ int run_mount_in(const struct value *v, struct context *c)
 	r = tree_change(tree, &propagation);
 	if (r == 0)
 		r = tree_attach(tree, target);
-	if (r == 0 && is_proc && !strcmp(path, "/proc")) {
-		close_fd(&c->procfs);
-		c->procfs = take(&tree);
-	}
-	return r;
+	return r == 0 && !strcmp(path, "/proc") ? remember_procfs(tree, c) : r;
 }
 
 /* Attach a detached tree at a path, which is made when missing. `v`: path, recursive, then attributes of the
@@ -161,6 +173,7 @@ static int attach_at(int tree, const struct value *v, struct context *c)
 	bool spreads = v[4].number & MS_REC;
 	struct attributes own = { v[2].number, v[3].number, spreads ? 0 : propagation, false };
 	struct attributes all = { v[5].number, v[6].number, spreads ? propagation : 0, true };
+	bool is_proc = !strcmp(v[0].text, "/proc");
 	int root = child_root(c), r;
 	struct stat st;
 
@@ -168,11 +181,14 @@ static int attach_at(int tree, const struct value *v, struct context *c)
 		return root;
 	if (fstat(tree, &st) < 0)
 		return -errno;
-	CLOSE_AT_END int target = S_ISDIR(st.st_mode) ? root_make_dir(root, v[0].text, 0755, NULL) :
+	CLOSE_AT_END int target = is_proc		? root_make_plain_dir(root, v[0].text, 0755, NULL) :
+				  S_ISDIR(st.st_mode) ? root_make_dir(root, v[0].text, 0755, NULL) :
 							root_make_file(root, v[0].text);
 	if (target < 0)
 		return target;
 	r = check_place(target, v[0].text);
+	if (r == 0 && is_proc)
+		r = remember_procfs(tree, c);
 	/* before anyone sees the mount */
 	if (r == 0)
 		r = tree_change(tree, &own);

@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 
 from cove.model.errors import CoveError
-from cove.runtime import oci
+from cove.runtime import oci, steps
 from cove.runtime.facts import Host
 from cove.runtime.launch import StepFailed
-from tests.system.bundles import DEV, PROC, PTS, SYS, config_of, find, printed, start, terminal
+from tests.system.bundles import DEV, PROC, PTS, SPACES, SYS, config_of, find, printed, start, terminal
 from tests.system.native_support import Box, make_launcher, needs_root, run
 
 pytestmark = needs_root
@@ -165,6 +165,21 @@ def test_nothing_is_mounted_on_procfs_through_a_symlink(box: Box, host: Host, ta
         oci.Mount(destination="/vol", type="tmpfs", source="t", options=("tmpcopyup",)),
     ):
         assert refused(box, config_of(box.lower, "true", [mount]), host) in answers
+
+
+def test_a_proc_of_the_host_is_bound_with_its_masks_and_nothing_else_is(
+    box: Box, host: Host, tmp_path: Path
+) -> None:
+    spaces = tuple(space for space in SPACES if space.type != "pid")
+    own = (oci.Mount(destination="/proc", type="bind", source="/proc", options=("rbind", "nosuid")), DEV, PTS)
+    text = printed(box, config_of(box.lower, LOOK, own=own, namespaces=spaces), host)
+    assert "proc hidden=1:3" in text
+    hidden_everywhere(text)
+    # though the plan's maker can be fooled about a source
+    step = steps.Bind(source=str(tmp_path), target="/proc")
+    with pytest.raises(StepFailed) as caught:
+        run(start(box, config_of(box.lower, "true"), host, [step]))
+    assert caught.value.errno == errno.EXDEV
 
 
 @pytest.mark.parametrize("what", ["file", "fifo", "directory", "zero", *TARGETS])

@@ -214,6 +214,7 @@ OLD = replace(HOST_V1, kernel=(5, 10))
         (oci.Mount(destination="/", type="tmpfs"), HOST_V1, "the root is not mounted upon"),
         (oci.Mount(destination="/x", type="nosuchfs"), HOST_V1, "this kernel has no filesystem 'nosuchfs'"),
         (oci.Mount(destination="/proc", type="tmpfs"), HOST_V1, "inside /proc"),
+        (oci.Mount(destination="/proc", type="bind", source="/procs"), HOST_V1, "inside /proc"),
         (oci.Mount(destination="/proc/sys", type="none", source="/s", options=("bind",)), HOST_V1, "inside /proc"),
         (oci.Mount(destination="//x/../proc/./sys/", type="tmpfs"), HOST_V1, "inside /proc"),
         (oci.Mount(destination="proc/kcore", type="tmpfs"), HOST_V1, "inside /proc"),
@@ -222,6 +223,16 @@ OLD = replace(HOST_V1, kernel=(5, 10))
 def test_what_can_not_be_is_refused_in_a_sentence(mount: oci.Mount, host: Host, message: str) -> None:
     with pytest.raises((Invalid, Unavailable), match=message):
         plan(mount, host)
+
+
+def test_the_hosts_own_proc_may_be_bound_and_what_lxcfs_emulates() -> None:
+    for place, source in (
+        ("/proc", "/proc/"),
+        ("/proc/uptime", "/l/uptime"),
+        ("/proc/sys/kernel/ns_last_pid", "/l"),
+    ):
+        made = step(oci.Mount(destination=place, type="bind", source=source))
+        assert made == steps.Bind(source=source, target=place, recursive=0)
 
 
 def test_the_path_names_the_mount_that_is_wrong() -> None:
