@@ -36,6 +36,7 @@ from cove.runtime.plan_cgroups import CLONE_INTO_CGROUP, NO_RESOURCES, CgroupPla
 from cove.runtime.plan_devices import plan_default_devices, plan_devices
 from cove.runtime.plan_inputs import Attached, Directory, Overlay, PlanFacts, Slot, Slots
 from cove.runtime.plan_mounts import (
+    MS_BIND,
     MS_PRIVATE,
     MS_REC,
     ROOT_PROPAGATION,
@@ -46,6 +47,7 @@ from cove.runtime.plan_mounts import (
 from cove.runtime.plan_namespaces import (
     flag_of,
     has_user_namespace,
+    mount_mode,
     plan_namespaces,
     plan_oom_score,
     plan_settings,
@@ -81,6 +83,7 @@ from cove.runtime.steps import (
     RunHook,
     SetNs,
     Step,
+    UnmountHost,
 )
 
 _OVERLAY_OPTIONS_BYTES = 4095  # mount(2): one page with the NUL
@@ -99,21 +102,20 @@ def plan_start(
     namespaces = plan_namespaces(config, facts, slots)
     resctrl = plan_resctrl(config.linux.intel_rdt, facts.id, host)
     process = config.process
+    unmount = [UnmountHost(path=facts.mount_at)] if namespaces.mount == "host" else []
     child = [
         *cgroup.child,
         *namespaces.child,
         *plan_settings(config, namespaces, host),
     ]
-    if namespaces.joined_mount:
-        child += _plan_joined_root(config, host)
-    else:
+    if namespaces.mount == "own":
         child.append(Propagate(flags=MS_REC | MS_PRIVATE))
-        child += _plan_root(config, facts, slots)
-        child += _plan_filesystem(config, slots, host, bound=namespaces.user or host.in_user_namespace)
-        child += plan_user_lookup(process, facts.group_add)
-        child += _plan_hooks(config.hooks)
-        child += plan_labels(process, host)
-        child += _plan_pivot(config)
+    child += _plan_root(config, facts, slots, namespaces.mount)
+    child += _plan_filesystem(config, slots, host, bound=namespaces.user or host.in_user_namespace)
+    child += plan_user_lookup(process, facts.group_add)
+    child += _plan_hooks(config.hooks)
+    child += plan_labels(process, host)
+    child += _plan_entry(config, "" if namespaces.mount == "own" else facts.mount_at or config.root.path)
     child += plan_identity(config, process, facts, host, compile_, user_ns=namespaces.user)
     child += _plan_end(config, facts, slots)
     plan = Plan(
@@ -122,7 +124,7 @@ def plan_start(
         before=(*cgroup.before, *resctrl.before, *namespaces.before),
         parent=(*resctrl.parent, *(plan_raised_limits(process, host) if namespaces.user else ())),
         child=tuple(child),
-        exit=(*cgroup.exit, *resctrl.exit),
+        exit=(*cgroup.exit, *resctrl.exit, *unmount),
     )
     return plan, tuple(slots.needed)
 
@@ -162,6 +164,8 @@ def plan_exec(
         *plan_labels(process, host),
         SetNs(slot=0, flags=flags),
     ]
+    if mount_mode(config) != "own":
+        child.append(Chroot(path=facts.mount_at or config.root.path))
     if user_ns:
         child.append(BecomeRoot())
     child += plan_terminal(process, console=False)
@@ -202,8 +206,14 @@ def _plan_cgroup(config: oci.Config, facts: PlanFacts, host: Host) -> CgroupPlan
 # --- root and mounts --------------------------------------------------------------------------------
 
 
-def _plan_root(config: oci.Config, facts: PlanFacts, slots: Slots) -> Iterator[Step]:
+def _plan_root(config: oci.Config, facts: PlanFacts, slots: Slots, mount: str) -> Iterator[Step]:
     root = facts.root or Directory(path=config.root.path)
+    if mount == "host":
+        if not facts.mount_at:
+            raise Invalid("linux.namespaces: mount is missing, add it: the container's mounts are its own")
+        flags = MS_BIND | MS_REC
+        yield MountRoot(fstype="", source=config.root.path, target=facts.mount_at, flags=flags, data="")
+        return
     match root:
         case Directory():
             yield BindRoot(path=root.path)
@@ -261,20 +271,9 @@ def _hide_paths(masked: tuple[str, ...], readonly: tuple[str, ...]) -> tuple[Ste
     return (*(ReadonlyPath(path=path) for path in readonly), *(Mask(path=path) for path in masked))
 
 
-def _plan_joined_root(config: oci.Config, host: Host) -> Iterator[Step]:
-    """A mount namespace that is joined has its mounts: the process only changes its root there."""
-    for field, given in (("mounts", config.mounts), ("linux.maskedPaths", config.linux.masked_paths),
-                         ("linux.readonlyPaths", config.linux.readonly_paths), ("linux.devices", config.linux.devices),
-                         ("linux.rootfsPropagation", config.linux.rootfs_propagation)):  # fmt: skip
-        if given:
-            raise Invalid(f"{field}: nothing is changed in a mount namespace that is joined, leave it out")
-    yield from plan_labels(config.process, host)
-    yield Chroot(path=config.root.path)
-    yield Chdir(path=config.process.cwd)
-
-
-def _plan_pivot(config: oci.Config) -> Iterator[Step]:
-    yield PivotRoot()
+def _plan_entry(config: oci.Config, root: str) -> Iterator[Step]:
+    """Enter the root: by pivot_root(2), or, in a mount namespace of others, by chroot(2) to `root`."""
+    yield Chroot(path=root) if root else PivotRoot()
     yield Chdir(path=config.process.cwd, create=1)
     if config.root.readonly:
         yield RootReadonly()

@@ -96,3 +96,4 @@ class PlanFacts(msgspec.Struct, frozen=True, kw_only=True):
     cgroup_pause: bool = False  # systemd's driver: the caller puts the process into a scope (Pause "cgroup")
     setgroups: bool = True  # False: the user namespace's maps are an unprivileged user's own
     keyring: bool = True  # a session keyring of its own
+    mount_at: str = ""  # without a mount namespace: an empty directory that the root is mounted at, and unmounted from

@@ -12,6 +12,7 @@ A new cgroup namespace comes after the process is in its cgroups: its root is de
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import msgspec
 
@@ -53,7 +54,7 @@ class Namespaces(msgspec.Struct, frozen=True, kw_only=True):
     child: tuple[Step, ...]
     own_network: bool  # an empty network namespace was made
     user: bool  # the container is in a user namespace, its own or a joined one
-    joined_mount: bool
+    mount: Literal["own", "joined", "host"]
 
 
 def flag_of(kind: str) -> int:
@@ -68,6 +69,14 @@ def has_user_namespace(config: oci.Config) -> bool:
     return any(namespace.type == "user" for namespace in config.linux.namespaces)
 
 
+def mount_mode(config: oci.Config) -> Literal["own", "joined", "host"]:
+    """Whose mount namespace the container is in."""
+    for namespace in config.linux.namespaces:
+        if namespace.type == "mount":
+            return "joined" if namespace.path else "own"
+    return "host"
+
+
 def plan_namespaces(config: oci.Config, facts: PlanFacts, slots: Slots) -> Namespaces:
     """Raises Invalid for a combination that can't be, Unavailable for one that isn't done."""
     kinds: dict[str, oci.Namespace] = {}
@@ -76,8 +85,6 @@ def plan_namespaces(config: oci.Config, facts: PlanFacts, slots: Slots) -> Names
         if namespace.type in kinds:
             raise Invalid(f"linux.namespaces: {namespace.type} is there twice, leave one out")
         kinds[namespace.type] = namespace
-    if "mount" not in kinds:
-        raise Invalid("linux.namespaces: mount is missing, add it: the container's mounts are its own")
     user = kinds.get("user")
     clone, before, child, own_network = 0, list[Step](), list[Step](), False
     for kind, namespace in kinds.items():
@@ -123,7 +130,7 @@ def plan_namespaces(config: oci.Config, facts: PlanFacts, slots: Slots) -> Names
         child=tuple(child),
         own_network=own_network,
         user=user is not None,
-        joined_mount=bool(kinds["mount"].path),
+        mount=mount_mode(config),
     )
 
 

@@ -100,6 +100,16 @@ class RemoveHostDir(Step, frozen=True, kw_only=True):
         return f"remove directory {self.path}"
 
 
+class UnmountHost(Step, frozen=True, kw_only=True):
+    """umount2(2) with MNT_DETACH of a host path, with all that is mounted below it; nothing mounted there is fine."""
+
+    KIND: ClassVar[int] = 8
+    path: str
+
+    def describe(self) -> str:
+        return f"unmount what is at {self.path}"
+
+
 class ReadOom(Step, frozen=True, kw_only=True):
     """Read `KEY NUMBER` lines of a host file; a positive number after `key` sets the OOM flag."""
 
@@ -371,7 +381,7 @@ class AttachRoot(Step, frozen=True, kw_only=True):
 
 
 class Chroot(Step, frozen=True, kw_only=True):
-    """chroot(2) into a directory of a mount namespace that was joined: nothing is mounted or pivoted there."""
+    """chroot(2) into a directory of a mount namespace that others are in, too: pivot_root(2) would move their root."""
 
     KIND: ClassVar[int] = 41
     path: str

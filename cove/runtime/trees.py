@@ -24,7 +24,16 @@ _SYS_OPEN_TREE = 428  # the same number on every architecture
 _OPEN_TREE_CLONE, _AT_RECURSIVE, _AT_EMPTY_PATH = 1, 0x8000, 0x1000
 _CLONE_FS, _CLONE_NEWNS = 0x200, 0x20000
 _AT_FDCWD = -100
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def detach_mounts(path: str) -> None:
+    """umount2(2) with MNT_DETACH: what is mounted at `path`, and below; nothing there is fine. Raises OSError."""
+    if _libc.umount2(os.fsencode(path), _MNT_DETACH | _UMOUNT_NOFOLLOW) < 0:
+        number = ctypes.get_errno()
+        if number not in (errno.EINVAL, errno.ENOENT):
+            raise OSError(number, os.strerror(number), path)
 
 
 def open_tree(path: str, *, recursive: bool, subpath: str = "") -> int:

@@ -85,6 +85,14 @@ int run_remove_host_dir(const struct value *v, struct context *c)
 	return 0;
 }
 
+int run_unmount_host(const struct value *v, struct context *c)
+{
+	int r = sys_umount2(v[0].text, MNT_DETACH | UMOUNT_NOFOLLOW);
+
+	(void)c;
+	return r == -EINVAL || r == -ENOENT ? 0 : r; /* nothing is mounted there */
+}
+
 int run_read_oom(const struct value *v, struct context *c)
 {
 	char text[1024];

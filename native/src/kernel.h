@@ -23,6 +23,9 @@
 #ifndef P_PIDFD
 #define P_PIDFD 3
 #endif
+#ifndef UMOUNT_NOFOLLOW
+#define UMOUNT_NOFOLLOW 8
+#endif
 #ifndef MNT_DETACH
 #define MNT_DETACH 2
 #endif

@@ -109,6 +109,7 @@ static const struct operation operations[] = {
 	{ WRITE_PID, IN(PARENT), false, "WritePid", "h", run_write_pid, NULL },
 	{ JOIN_CGROUP, CHILD_ONLY, false, "JoinCgroup", "h", run_join_cgroup, NULL },
 	{ REMOVE_HOST_DIR, IN(EXIT), false, "RemoveHostDir", "h", run_remove_host_dir, NULL },
+	{ UNMOUNT_HOST, IN(EXIT), false, "UnmountHost", "h", run_unmount_host, NULL },
 	{ READ_OOM, IN(EXIT), true, "ReadOom", "hs", run_read_oom, NULL },
 	{ ATTACH_DEVICE_PROGRAM, IN(BEFORE) | IN(PARENT), false, "AttachDeviceProgram", "hb",
 	  run_attach_device_program, check_device_program },

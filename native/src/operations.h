@@ -14,6 +14,7 @@ enum kind {
 	READ_OOM = 5,
 	ATTACH_DEVICE_PROGRAM = 6,
 	JOIN_CGROUP = 7,
+	UNMOUNT_HOST = 8,
 	SET_NS = 16,
 	PROPAGATE = 17,
 	MOUNT_ROOT = 18,
@@ -98,7 +99,6 @@ struct context {
 	int go;           /* child: the FIFOs of Hold, -1 without one */
 	int status;
 	bool released;    /* child: Hold has told the supervisor; what fails from here on goes to `status` */
-	bool keeps_groups; /* child: BecomeRoot found that the user namespace denies setgroups(2) */
 	bool has_stdin;   /* child: 0 is a pipe, or will be the terminal */
 	bool umask_set;
 	bool exec_ready;
@@ -132,7 +132,7 @@ const struct operation *find_operation(uint32_t kind);
 /* Run steps in order; stop at the first failure: -errno, and its index is in `context->index`. */
 int run_steps(const struct steps *steps, struct context *context);
 
-run_step run_make_host_dir, run_write_host, run_write_pid, run_join_cgroup, run_remove_host_dir, run_read_oom,
+run_step run_make_host_dir, run_write_host, run_write_pid, run_join_cgroup, run_remove_host_dir, run_unmount_host, run_read_oom,
 	run_attach_device_program;
 run_step run_set_ns, run_propagate, run_mount_root, run_bind_root, run_mount_in, run_bind, run_make_dir,
 	run_make_node, run_make_symlink, run_mask, run_readonly_path, run_pivot_root, run_root_readonly,
