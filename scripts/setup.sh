@@ -36,15 +36,11 @@ if [ "${debian:-12}" -ge 13 ]; then
 fi
 run_packages="python3 python3-venv gcc libc6-dev musl-tools meson ninja-build libnftables1
 	libseccomp2 $archive nftables iproute2 procps mmdebstrap busybox-static ca-certificates"
-test_packages="runc clang $clang_runtime zstd xz-utils tmux git iptables qemu-system-x86 erofs-utils kmod e2fsprogs"
+test_packages="runc clang $clang_runtime zstd xz-utils tmux git iptables qemu-system-x86 erofs-utils kmod e2fsprogs
+	docker.io containerd"
 
-# The docker command line may come from elsewhere than Debian's docker.io.
 wanted=$run_packages
-[ "$level" = run ] || {
-	wanted="$wanted $test_packages"
-	command -v docker >/dev/null 2>&1 || wanted="$wanted docker.io"
-}
-[ "$level" != bench ] || wanted="$wanted docker.io containerd"
+[ "$level" = run ] || wanted="$wanted $test_packages"
 
 find_missing() {
 	# shellcheck disable=SC2086
