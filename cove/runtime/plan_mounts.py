@@ -249,8 +249,10 @@ def _check(mount: oci.Mount, target: str, options: Options, config: oci.Config, 
     bind, kernel = is_bind(mount), f"this is {host.kernel[0]}.{host.kernel[1]}"
     where = f"{_name(mount, config)}.options"
     if bind:
-        if options.data:
-            raise Invalid(f"{where}: a bind has no option {options.data.split(',')[0]!r}, leave it out")
+        # those of a file system (mode=755) come with binds, too, and the kernel passes over them there
+        wrong = [word for word in options.data.split(",") if word and "=" not in word]
+        if wrong:
+            raise Invalid(f"{where}: a bind has no option {wrong[0]!r}, leave it out")
         if not options.remount and not mount.source.startswith("/"):
             raise Invalid(f"{_name(mount, config)}.source {mount.source!r}: an absolute path, e.g. /srv/data")
         if any(options.all) and host.kernel < RECURSIVE_SINCE:

@@ -198,7 +198,7 @@ OLD = replace(HOST_V1, kernel=(5, 10))
 @pytest.mark.parametrize(
     ("mount", "host", "message"),
     [
-        (bind("size=1m"), HOST_V1, r"mounts\[0\].options: a bind has no option 'size=1m'"),
+        (bind("size=1m", "fast"), HOST_V1, r"mounts\[0\].options: a bind has no option 'fast'"),
         (bind("idmap"), HOST_V1, r"mounts\[0\].options: idmap needs uidMappings and gidMappings"),
         (bind(uid_mappings=MAPPING), HOST_V1, r"mounts\[0\].gidMappings: .* go together"),
         (bind(gid_mappings=MAPPING), HOST_V1, r"mounts\[0\].uidMappings: .* go together"),
