@@ -236,7 +236,7 @@ def test_the_hosts_own_proc_may_be_bound_and_what_lxcfs_emulates() -> None:
 
 
 def test_the_path_names_the_mount_that_is_wrong() -> None:
-    good, bad = tmpfs(), bind("size=1m")
+    good, bad = tmpfs(), bind("fast")
     with pytest.raises(Invalid, match=r"mounts\[1\].options"):
         list(plan_mount(bad, config_of(good, bad), HOST_V1, Slots()))
 
