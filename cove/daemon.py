@@ -33,6 +33,7 @@ from cove import __version__
 from cove.api.server import ApiServer
 from cove.engine.engine import Engine
 from cove.engine.types import Settings
+from cove.image.overlayfs import in_user_namespace
 from cove.model.errors import CoveError, Invalid
 from cove.network.model import NetworkSettings
 from cove.rootless.ports import OutsidePorts
@@ -271,6 +272,8 @@ def plan_settings(options: argparse.Namespace) -> tuple[Settings, NetworkSetting
     """The options as the engine and the networks want them."""
     run_dir = Path(os.path.abspath(options.run_dir))
     data_root = Path(os.path.abspath(options.data_root))
+    if options.userns_remap and in_user_namespace():
+        raise Invalid("--userns-remap: a rootless daemon's containers are in its user namespace, leave it out")
     names = plan_names(run_dir)
     outside = OutsidePorts.inherited()
     settings = Settings(

@@ -53,17 +53,21 @@ def detect_cgroups(root: str = "/sys/fs/cgroup", *, parent: str = "cove") -> Cgr
 def detect_delegated(root: str = "/sys/fs/cgroup", *, parent: str = "cove") -> Cgroups:
     """What an ordinary user's daemon has: a v2 cgroup that systemd delegated to it (Delegate=yes), else nothing.
 
-    A cgroup with processes can't be a parent, so those that are there, this one among them, go into a leaf.
+    A cgroup with processes can't be a parent, so those that are there, this one among them, go into a leaf; the next
+    daemon may start in there (DelegateSubgroup=daemon).
     """
-    own = own_path().strip("/")
+    own = own_path().strip("/").removesuffix(f"/{_LEAF}")
     directory = f"{root}/{own}"
     if own and os.access(directory, os.W_OK) and os.access(f"{directory}/cgroup.procs", os.W_OK):
-        leaf = f"{directory}/{parent}-daemon"
+        leaf = f"{directory}/{_LEAF}"
         make_directory(leaf)
         for pid in read_pids(directory):
             write_file(f"{leaf}/cgroup.procs", str(pid))
         return detect_cgroups(root, parent=f"{own}/{parent}")
     return CgroupsNone(parent, online_cpus=len(os.sched_getaffinity(0)))
+
+
+_LEAF = "daemon"
 
 
 def _find_hierarchies(root: str) -> tuple[Hierarchy, ...]:
