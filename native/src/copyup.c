@@ -44,17 +44,17 @@ static int copy_attributes(int dir, const char *name, const struct stat *st)
 	return utimensat(dir, name, times, AT_SYMLINK_NOFOLLOW) < 0 ? -errno : 0;
 }
 
-static int copy_file(int from, int to, const char *name)
+/* `st` becomes that of the file that is copied: in between, one could have been exchanged for another. */
+static int copy_file(int from, int to, const char *name, struct stat *st)
 {
-	struct stat st;
 	CLOSE_AT_END int in = sys_openat2(from, name, O_RDONLY | O_NONBLOCK | O_NOCTTY, 0, BENEATH);
 
 	if (in < 0)
 		return in;
-	if (fstat(in, &st) < 0)
+	if (fstat(in, st) < 0)
 		return -errno;
-	if (!S_ISREG(st.st_mode))
-		return -ESTALE; /* exchanged since it was looked at */
+	if (!S_ISREG(st->st_mode))
+		return -ESTALE;
 	CLOSE_AT_END int out = openat(to, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
 	if (out < 0)
 		return -errno;
@@ -68,10 +68,10 @@ static int copy_file(int from, int to, const char *name)
 	}
 }
 
-static int copy_link(int from, int to, const char *name)
+static int copy_link(int link, int to, const char *name)
 {
 	char target[PATH_MAX];
-	ssize_t length = readlinkat(from, name, target, sizeof(target) - 1);
+	ssize_t length = readlinkat(link, "", target, sizeof(target) - 1);
 
 	if (length < 0)
 		return -errno;
@@ -79,12 +79,14 @@ static int copy_link(int from, int to, const char *name)
 	return symlinkat(target, to, name) < 0 ? -errno : 0;
 }
 
-static int copy_child(int from, int to, const char *name, unsigned int depth)
+static int copy_child(int from, int to, const char *name, struct stat *st, unsigned int depth)
 {
 	CLOSE_AT_END int in = sys_openat2(from, name, O_RDONLY | O_DIRECTORY, 0, BENEATH);
 
 	if (in < 0)
 		return in;
+	if (fstat(in, st) < 0)
+		return -errno;
 	if (mkdirat(to, name, 0700) < 0)
 		return -errno;
 	CLOSE_AT_END int out = sys_openat2(to, name, O_RDONLY | O_DIRECTORY, 0, BENEATH);
@@ -105,13 +107,13 @@ static int copy_entry(int from, int to, const char *name, unsigned int depth)
 		return -errno;
 	switch (st.st_mode & S_IFMT) {
 	case S_IFDIR:
-		r = copy_child(from, to, name, depth);
+		r = copy_child(from, to, name, &st, depth);
 		break;
 	case S_IFREG:
-		r = copy_file(from, to, name);
+		r = copy_file(from, to, name, &st);
 		break;
 	case S_IFLNK:
-		r = copy_link(from, to, name);
+		r = copy_link(fd, to, name);
 		break;
 	case S_IFCHR:
 	case S_IFBLK:

@@ -363,3 +363,23 @@ def test_a_copy_of_what_is_exchanged_stays_inside(box: Box, host: Host, tmp_path
     assert {error.errno for error in errors if isinstance(error, StepFailed)} <= {
         errno.ELOOP, errno.ENOTDIR, errno.ESTALE, errno.EINVAL, errno.EEXIST,
     }  # fmt: skip
+
+
+def test_a_copy_never_has_the_rights_of_another_file(box: Box, host: Host) -> None:
+    """One file's set-user-ID with another's content would be a way to root."""
+    for number, (text, mode) in enumerate((("good", 0o4755), ("evil", 0o755))):
+        path = box.shared / f"f{number}"
+        path.write_text(text)
+        path.chmod(mode)
+    for filler in range(50):
+        (box.shared / f"a{filler}").write_text("")
+    copy = oci.Mount(destination="/vol", type="tmpfs", source="t", options=("tmpcopyup",))
+    script = "for f in /vol/f0 /vol/f1; do echo $(stat -c %a $f) $(cat $f); done"
+    config = config_of(box.lower, script, [bind(box.shared, "/vol"), copy])
+
+    def check(said: str) -> None:
+        assert set(said.split("\n")) <= {"4755 good", "755 evil", ""}, said
+
+    with exchanging((box.shared / "f0", box.shared / "f1")):
+        count, _ = starts(box, config, host, check)
+    assert count
