@@ -111,7 +111,8 @@ def plan_start(
     if namespaces.mount == "own":
         child.append(Propagate(flags=MS_REC | MS_PRIVATE))
     child += _plan_root(config, facts, slots, namespaces.mount)
-    child += _plan_filesystem(config, slots, host, bound=namespaces.user or host.in_user_namespace)
+    bound = namespaces.user or host.in_user_namespace
+    child += _plan_filesystem(config, slots, host, bound=bound, all_cgroups=facts.all_cgroups)
     child += plan_user_lookup(process, facts.group_add)
     child += _plan_hooks(config.hooks)
     child += plan_labels(process, host)
@@ -250,11 +251,13 @@ def _escape(path: str) -> str:
     return path
 
 
-def _plan_filesystem(config: oci.Config, slots: Slots, host: Host, *, bound: bool) -> Iterator[Step]:
+def _plan_filesystem(
+    config: oci.Config, slots: Slots, host: Host, *, bound: bool, all_cgroups: bool
+) -> Iterator[Step]:
     """Mounts, devices (none when the caller brings a /dev of its own), masks, terminal."""
     own_dev = False
     for mount in config.mounts:
-        yield from plan_mount(mount, config, host, slots)
+        yield from plan_mount(mount, config, host, slots, all_cgroups=all_cgroups)
         if mount.destination == "/dev":
             own_dev = is_bind(mount)
     if not own_dev:

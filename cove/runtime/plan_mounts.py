@@ -190,8 +190,11 @@ def is_bind(mount: oci.Mount) -> bool:
     return mount.type == "bind" or parse_options(mount.options).bind
 
 
-def plan_mount(mount: oci.Mount, config: oci.Config, host: Host, slots: Slots) -> Iterator[Step]:
-    """The steps of one mount. Raises Invalid for what can't be, Unavailable for what this kernel lacks."""
+def plan_mount(
+    mount: oci.Mount, config: oci.Config, host: Host, slots: Slots, *, all_cgroups: bool = False
+) -> Iterator[Step]:
+    """The steps of one mount; `all_cgroups`: it is in every v1 hierarchy (PlanFacts). Raises Invalid for what
+    can't be, Unavailable for what this kernel lacks."""
     target = _clean(mount.destination)
     options = parse_options(mount.options)
     _check(mount, target, options, config, host)
@@ -202,7 +205,7 @@ def plan_mount(mount: oci.Mount, config: oci.Config, host: Host, slots: Slots) -
     elif is_bind(mount):
         yield _plan_bind(mount, target, options, config, slots)
     elif mount.type == "cgroup":
-        yield from _plan_cgroup_mount(target, options, config, host)
+        yield from _plan_cgroup_mount(target, options, config, host, all_cgroups)
     else:
         writable = bool(options.flags & MS_RDONLY) and _fills_up(mount, target, config)
         yield _plan_filesystem(mount, target, config.linux.mount_label, writable=writable)
@@ -371,7 +374,9 @@ def _plan_bind(mount: oci.Mount, target: str, options: Options, config: oci.Conf
     )
 
 
-def _plan_cgroup_mount(target: str, options: Options, config: oci.Config, host: Host) -> Iterator[Step]:
+def _plan_cgroup_mount(
+    target: str, options: Options, config: oci.Config, host: Host, all_cgroups: bool
+) -> Iterator[Step]:
     """v2: the tree, which starts at the container's cgroup in a cgroup namespace; without one, an ordinary
     container is shown its own cgroup alone. v1: the container's own cgroup of each hierarchy that it joined,
     below the host's tmpfs with its mount points and links.
@@ -399,7 +404,9 @@ def _plan_cgroup_mount(target: str, options: Options, config: oci.Config, host: 
         yield MountIn(fstype="tmpfs", source="tmpfs", target=target, flags=flags, data="mode=755,size=1024k")
     resources = config.linux.resources or NO_RESOURCES
     if path:
-        for hierarchy, directory in joined_directories(layout, path, resources, everything=not readonly):
+        for hierarchy, directory in joined_directories(
+            layout, path, resources, everything=all_cgroups or not readonly
+        ):
             yield Bind(
                 source=directory, target=f"{target}/{hierarchy.directory}", recursive=0, attr_set=attributes
             )
