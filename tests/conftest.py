@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,9 @@ import pytest
 
 if TYPE_CHECKING:
     from tests.daemon import Daemon
+
+# No call of bin/cove-runtime leaves a process behind, but for tests of just that.
+os.environ["COVE_RUNTIME_WARM"] = "0"
 
 
 @pytest.fixture(scope="module")

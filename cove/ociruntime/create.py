@@ -14,7 +14,7 @@ import msgspec
 
 from cove.model import wirejson
 from cove.model.errors import HostError, Invalid
-from cove.ociruntime import teardown
+from cove.ociruntime import caller, teardown
 from cove.ociruntime.console import connect, hand_over, send_descriptors
 from cove.ociruntime.filters import filter_compiler
 from cove.ociruntime.grants import grant
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from cove.ociruntime.main import Call
     from cove.runtime.cgroups import Cgroups
+    from cove.runtime.cgroups_systemd import Unit
     from cove.runtime.facts import Layout
     from cove.runtime.oci import Seccomp
     from cove.runtime.steps import Plan
@@ -63,7 +64,7 @@ def run_command(call: Call) -> int:
     check_console(call, config.process.terminal, detach=detach)
     creation = Creation(call, config, held=bool(config.hooks.start_container))
     if not detach:
-        foreground.hold_signals()
+        caller.current.begin_foreground(config.process.terminal)
     started = creation.make()
     container = creation.container
     try:
@@ -180,7 +181,13 @@ class Creation:
         layout = self._cgroups.layout
         host = find_host(layout)
         check_host(config, host)
-        self._path = find_path(layout, config.linux.cgroups_path, self.id)
+        self._scope: Unit | None = None
+        if call.systemd_cgroup:
+            from cove.ociruntime.systemd import find_scope
+
+            self._scope, self._path = find_scope(layout, config.linux.cgroups_path, self.id)
+        else:
+            self._path = find_path(layout, config.linux.cgroups_path, self.id)
         linux = msgspec.structs.replace(config.linux, cgroups_path=self._path)
         process = grant(config.process, config, host, call.log)
         self.config = msgspec.structs.replace(config, linux=linux, process=process)
@@ -188,6 +195,7 @@ class Creation:
             id=self.id,
             held=held,
             all_cgroups=True,
+            cgroup_pause=self._scope is not None,
             keyring=not call.options.on("no-new-keyring"),
             mount_at=f"{call.root}/{self.id}/root" if mount_mode(config) == "host" else "",
         )
@@ -209,7 +217,10 @@ class Creation:
             "start": 0,
             "maker": [os.getpid(), start_time(os.getpid())],
             "cgroup": self._path,
-            "cgroups": [step.path for step in self._plan.exit if isinstance(step, RemoveHostDir)],
+            "cgroups": [f"{layout.root}/{self._path}"]
+            if self._scope
+            else [step.path for step in self._plan.exit if isinstance(step, RemoveHostDir)],
+            "scope": list(self._scope) if self._scope else None,
             "freezer": freezer_file(layout, self._path),
             "mount_at": mount_at,
             "own_pids": own_pids,
@@ -235,7 +246,8 @@ class Creation:
                     os.mkfifo(f"{container.directory}/{name}", 0o600)
             if call.options.text("console-socket"):
                 console = connect(call.options.text("console-socket"), "--console-socket")
-            made = self._cgroups.prepare(self._path, self.config.linux.resources or NO_RESOURCES)
+            if self._scope is None:
+                made = self._cgroups.prepare(self._path, self.config.linux.resources or NO_RESOURCES)
             started = self._launch()
             if console is not None:
                 hand_over(console, started.terminal)
@@ -281,6 +293,14 @@ class Creation:
     def _on_paused(self, name: str) -> bytes:
         """Do what the waiting child needs; the state is what later hooks read."""
         container, config = self.container, self.config
+        if name == "cgroup":
+            from cove.ociruntime.systemd import enter
+
+            assert self._scope is not None
+            enter(
+                self._cgroups, self._scope, self._path, container.pid, config.linux.resources or NO_RESOURCES
+            )
+            return b""
         if name == "user":
             from cove.ociruntime.usermaps import write_maps
 

@@ -7,7 +7,7 @@ import os
 import msgspec
 
 from cove.model.errors import Conflict, HostError, Invalid
-from cove.ociruntime import foreground
+from cove.ociruntime import caller, foreground
 from cove.ociruntime.console import connect, hand_over
 from cove.ociruntime.create import announce, check_console, hand_listener
 from cove.ociruntime.filters import filter_compiler
@@ -49,7 +49,7 @@ def exec_command(call: Call) -> int:
     granted = grant(process, config, host, call.log)
     plan, slots = plan_exec(config, granted, facts, host, filter_compiler(call.root))
     if not options.on("detach"):
-        foreground.hold_signals()
+        caller.current.begin_foreground(process.terminal)
     console = None
     pidfd = container.open_process()
     try:

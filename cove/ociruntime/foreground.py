@@ -9,6 +9,8 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]
 import os
 
+from cove.ociruntime import caller
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cove.ociruntime.launch import Started
@@ -26,6 +28,13 @@ def hold_signals() -> None:
 
 def wait(started: Started) -> int:
     """Its exit status, 128 + signal for a killed one. `started` stays the caller's but for its terminal."""
+    status = os.waitstatus_to_exitcode(
+        caller.current.wait_foreground(started.pid, lambda: _wait_here(started))
+    )
+    return 128 - status if status < 0 else status
+
+
+def _wait_here(started: Started) -> int:
     forwarding = Forwarding(started.pidfd)
     if started.terminal >= 0:
         from cove.ociruntime.console import Bridge
@@ -37,8 +46,7 @@ def wait(started: Started) -> int:
             bridge.copy(started.pidfd)
         finally:
             bridge.close()
-    status = os.waitstatus_to_exitcode(os.waitpid(started.pid, 0)[1])
-    return 128 - status if status < 0 else status
+    return os.waitpid(started.pid, 0)[1]
 
 
 class Forwarding:

@@ -12,6 +12,7 @@ import time
 
 from cove.model import wirejson
 from cove.model.errors import HostError
+from cove.ociruntime import caller
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from cove.runtime.oci import Hook
 
-_ALL_SIGNALS = (*range(1, 32), *range(34, 65))
 _SHOWN_BYTES = 4096
 
 
@@ -41,18 +41,7 @@ def run_hook(hook: Hook, text: str) -> str:
         os.lseek(stdin, 0, os.SEEK_SET)
         environment = dict(item.partition("=")[::2] for item in hook.env) if hook.env else os.environ
         try:
-            pid = os.posix_spawn(
-                hook.path,
-                hook.args or (hook.path,),
-                environment,
-                file_actions=[
-                    (os.POSIX_SPAWN_DUP2, stdin, 0),
-                    (os.POSIX_SPAWN_DUP2, output, 1),
-                    (os.POSIX_SPAWN_DUP2, output, 2),
-                ],
-                setsigmask=(),
-                setsigdef=_ALL_SIGNALS,
-            )
+            pid = caller.current.spawn_hook(hook.path, hook.args or (hook.path,), environment, stdin, output)
         except OSError as error:
             return (error.strerror or str(error)).lower()
         status = _wait(pid, hook.timeout)
@@ -88,5 +77,5 @@ def _wait(pid: int, timeout_s: float | None) -> int | None:
                     break
         finally:
             os.close(pidfd)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    status = os.waitstatus_to_exitcode(caller.current.wait(pid))
     return None if late else status

@@ -16,9 +16,10 @@ import os
 import struct
 
 from cove.model.errors import HostError, Invalid
+from cove.ociruntime import caller
 from cove.runtime import protocol
 from cove.runtime.encode import encode
-from cove.runtime.executor import Launcher, StepFailed, control_pair, step_failed
+from cove.runtime.executor import StepFailed, control_pair, step_failed
 from cove.runtime.steps import Pause, Terminal
 
 TYPE_CHECKING = False
@@ -42,11 +43,6 @@ class Started:
             if descriptor >= 0:
                 os.close(descriptor)
         self.pidfd = self.terminal = -1
-
-
-def find_binary() -> str:
-    """cove-init of this checkout."""
-    return __file__.rpartition("/cove/")[0] + "/build/native/cove-init"
 
 
 def launch(
@@ -74,7 +70,7 @@ def launch(
             f"config.json needs {len(slots)} descriptors, at most {protocol.MAX_SLOTS} are possible: "
             "use fewer mounts with mappings or propagation"
         )
-    launcher = Launcher.open(find_binary())
+    launcher = caller.current.launcher()
     memory = os.memfd_create("plan", os.MFD_CLOEXEC)
     try:
         os.write(memory, content)
@@ -88,7 +84,7 @@ def launch(
             descriptors = [memory, *slots]
             rights = struct.pack(f"{len(descriptors)}i", *descriptors)
             control.sendmsg([start.encode()], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)])
-            pid = launcher.spawn_detached(title, theirs)
+            pid = caller.current.spawn_init(launcher, title, theirs)
         except OSError as error:
             control.close()
             raise HostError(f"cove-init can't be started: {error.strerror}") from error
@@ -107,7 +103,7 @@ def launch(
         raise
     finally:
         control.close()
-        os.waitpid(pid, 0)
+        caller.current.wait(pid)
     return started
 
 

@@ -36,6 +36,7 @@ class Call:
 
 def start(arguments: Sequence[str]) -> NoReturn:
     """Run, and end the process without the interpreter's farewell: everything has been closed."""
+    planner = os.environ.pop("COVE_RUNTIME_PLANNER", "")
     try:
         status = run(arguments)
         sys.stdout.flush()
@@ -43,6 +44,10 @@ def start(arguments: Sequence[str]) -> NoReturn:
         status = 141
     except KeyboardInterrupt:
         status = 130
+    if planner and "cove.ociruntime.create" in sys.modules:
+        from cove.ociruntime.planner import leave_behind
+
+        leave_behind(planner)
     os._exit(status)
 
 

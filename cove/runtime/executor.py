@@ -119,6 +119,14 @@ class Launcher:
             setsigdef=_ALL_SIGNALS,
         )
 
+    def fileno(self) -> int:
+        """The sealed program."""
+        return self._descriptor
+
+    def copy(self) -> Launcher:
+        """The same, to be closed by itself."""
+        return Launcher(fcntl.fcntl(self._descriptor, fcntl.F_DUPFD_CLOEXEC, LOW), self._environment)
+
     def close(self) -> None:
         os.close(self._descriptor)
 

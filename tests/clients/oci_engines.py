@@ -47,7 +47,6 @@ class DockerdWithCove(Dockerd):
         leaks.own_directory(directory.parent)
         super().__init__(directory, leaks.unique_name())
         make_cgroups(self.cgroup_parent)
-        self.environment = {"COVE_RUNTIME_WARM": "0"}
 
     def daemon_commands(self) -> list[list[str]]:
         containerd, dockerd = super().daemon_commands()
@@ -82,8 +81,7 @@ class Containerd:
         config.write_text(CONTAINERD_CONFIG.format(directory=self.directory))
         self.room = Room()
         log = self.directory / "log"
-        environment = {"COVE_RUNTIME_WARM": "0"}
-        self.room.start([find_program("containerd", "containerd"), "--config", str(config)], log, environment)
+        self.room.start([find_program("containerd", "containerd"), "--config", str(config)], log)
         wait_until(lambda: self.ctr("version").status == 0, 60, "containerd answers")
         archive = self.directory / "image.tar"
         archive.write_bytes(busybox_archive(IMAGE))

@@ -24,7 +24,6 @@ from tests import leaks
 ROOT = Path(__file__).parent.parent.parent
 RUNTIME = ROOT / "bin/cove-runtime"
 BOUND_S = 60.0
-ENVIRONMENT = {**os.environ, "COVE_RUNTIME_WARM": "0"}
 
 
 def find_runc() -> str | None:
@@ -52,6 +51,8 @@ class Box:
     """A directory with a bundle, and the state of both runtimes beside it."""
 
     def __init__(self, directory: Path) -> None:
+        self.environment = dict(os.environ)
+        self.prefix: list[str] = []  # of each command line of ours
         self.bundle = directory / "bundle"
         self.state = {"cove": directory / "cove", "runc": directory / "runc"}
         self.cgroup = leaks.unique_name()
@@ -71,15 +72,15 @@ class Box:
         (self.bundle / "config.json").write_text(json.dumps(self.config))
 
     def argv(self, which: str, *args: str) -> list[str]:
-        program = str(RUNTIME) if which == "cove" else find_runc() or "runc"
-        return [program, "--root", str(self.state[which]), *args]
+        program = [*self.prefix, str(RUNTIME)] if which == "cove" else [find_runc() or "runc"]
+        return [*program, "--root", str(self.state[which]), *args]
 
     def call(self, which: str, *args: str, stdin: str = "") -> Done:
         """Call a runtime and wait for its end; output by files, which a detached process may keep open."""
         out, err = self.bundle.parent / f"{which}.out", self.bundle.parent / f"{which}.err"
         with open(out, "wb") as out_file, open(err, "wb") as err_file:
             child = subprocess.Popen(
-                self.argv(which, *args), cwd=self.bundle, env=ENVIRONMENT, stdin=subprocess.PIPE,
+                self.argv(which, *args), cwd=self.bundle, env=self.environment, stdin=subprocess.PIPE,
                 stdout=out_file, stderr=err_file,
             )  # fmt: skip
             child.communicate(stdin.encode(), timeout=BOUND_S)

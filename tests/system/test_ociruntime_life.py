@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.system.oci_support import BOUND_S, ENVIRONMENT, Box, opened, wait_until
+from tests.system.oci_support import BOUND_S, Box, opened, wait_until
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_a_detached_process_becomes_the_child_of_the_nearest_subreaper(box: Box)
         )
         done = subprocess.run(
             ["python3", "-c", script, pid_file, *argv], cwd=box.bundle, capture_output=True, text=True,
-            timeout=BOUND_S, env=ENVIRONMENT, stdin=subprocess.DEVNULL,
+            timeout=BOUND_S, env=box.environment, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         assert done.stdout.split() == ["True", "9"], done.stderr
         if verb == ["create"]:
@@ -155,7 +155,7 @@ def test_a_detached_process_becomes_the_child_of_the_nearest_subreaper(box: Box)
 def test_signals_to_a_foreground_run_reach_the_process(box: Box) -> None:
     box.configure(["sh", "-c", "trap 'echo got it; exit 9' USR1; echo ready; while :; do sleep 0.05; done"])
     with subprocess.Popen(
-        box.argv("cove", "run", "one"), cwd=box.bundle, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+        box.argv("cove", "run", "one"), cwd=box.bundle, stdout=subprocess.PIPE, text=True, env=box.environment
     ) as child:
         assert child.stdout is not None and child.stdout.readline() == "ready\n"
         child.send_signal(signal.SIGUSR1)
@@ -253,7 +253,7 @@ def test_a_foreground_run_bridges_the_callers_terminal(box: Box) -> None:
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
-        env=ENVIRONMENT,
+        env=box.environment,
     ) as child:
         assert b"40 132\r\n" in read_until(ours, b"40 132\r\n")
         os.write(ours, b"typed\r")
@@ -329,7 +329,7 @@ def test_delete_force_clears_up_after_a_kill_at_any_moment(box: Box) -> None:
     box.configure(["sleep", "1000"])
     for step in range(24):
         child = subprocess.Popen(
-            box.argv("cove", "create", "one"), cwd=box.bundle, env=ENVIRONMENT,
+            box.argv("cove", "create", "one"), cwd=box.bundle, env=box.environment,
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         time.sleep(0.02 + 0.005 * step)  # the moments, not a wait

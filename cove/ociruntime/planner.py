@@ -1,0 +1,280 @@
+"""A planner: this program with everything imported, waiting for calls. Starting Python and importing is four fifths of
+what a call takes.
+
+A call that was made without one leaves it behind; it ends after a minute without calls, and when a file that it was
+loaded from has changed. For each call it forks: the child gets the client's descriptors, working directory, umask and
+environment and runs the verb as the client would have; what has to happen in the client's place, the client does
+(caller.py). The socket's name and a check of the peer see to it that a planner serves only callers that are like the
+one who left it: same user, namespaces, capabilities, limits, cgroups.
+
+    client ──call──▶ planner ─fork─▶ child ──SPAWN, HOOK, WAIT …──▶ client ──answers──▶ child ──EXIT──▶ client
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]
+import _socket
+import gc
+import os
+import select
+import struct
+import sys
+
+from cove.ociruntime import caller
+from cove.runtime.executor import Launcher
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import NoReturn
+
+IDLE_S = 60
+VERSION = 1
+# native/client/cove-runtime.c, enum message
+FALLBACK, SPAWN, HOOK, WAIT, HOLD_SIGNALS, FOREGROUND, EXIT = 1, 2, 3, 4, 5, 6, 7
+_ORDER = struct.Struct("<IiII")
+_CALL = struct.Struct("<IIII")
+_SIGCHLD, _SIGPIPE = 17, 13
+_ALIKE = ("Uid:", "Gid:", "Groups:", "Cap", "NoNewPrivs:", "Seccomp:")
+_NAMESPACES = ("mnt", "pid", "user", "net", "cgroup", "uts", "ipc")
+
+
+class Fallback(Exception):
+    """A planner can't do this call: the client starts Python for it. Nothing has been done yet."""
+
+
+class Client(caller.Caller):
+    """The C client at the other end does what has to be done in its place."""
+
+    warm = True
+
+    def __init__(self, connection: _socket.socket, launcher: Launcher) -> None:
+        self._connection = connection
+        self._launcher = launcher
+
+    def launcher(self) -> Launcher:
+        return self._launcher.copy()
+
+    def spawn_init(self, launcher: Launcher, title: str, control: int) -> int:
+        return self._ask(SPAWN, descriptors=(launcher.fileno(), control), args=("cove-init", title))
+
+    def spawn_hook(
+        self, path: str, args: Sequence[str], env: Mapping[str, str], stdin: int, output: int
+    ) -> int:
+        directory = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            variables = [f"{name}={value}" for name, value in env.items()]
+            return self._ask(HOOK, descriptors=(stdin, output, directory), args=(path, *args), env=variables)
+        finally:
+            os.close(directory)
+
+    def wait(self, pid: int) -> int:
+        return self._ask(WAIT, pid)
+
+    def begin_foreground(self, terminal: bool) -> None:
+        if terminal:  # it is in the client's session, and so are the signals of its size
+            raise Fallback
+        self._ask(HOLD_SIGNALS)
+
+    def wait_foreground(self, pid: int, wait: Callable[[], int]) -> int:
+        return self._ask(FOREGROUND, pid)
+
+    def _ask(
+        self,
+        kind: int,
+        value: int = 0,
+        descriptors: Sequence[int] = (),
+        args: Sequence[str] = (),
+        env: Sequence[str] = (),
+    ) -> int:
+        """One order and its answer; a negative answer is an errno. Raises OSError."""
+        strings = b"".join(text.encode(errors="surrogateescape") + b"\0" for text in (*args, *env))
+        message = _ORDER.pack(kind, value, len(args), len(env)) + strings
+        rights = struct.pack(f"{len(descriptors)}i", *descriptors)
+        ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)] if descriptors else []
+        self._connection.sendmsg([message], ancillary)
+        data = self._connection.recv(4)
+        if len(data) < 4:
+            os._exit(1)  # the client was killed, as this program would have been in its place
+        answer: int = struct.unpack("<i", data)[0]
+        if answer < 0:
+            raise OSError(-answer, os.strerror(-answer))
+        return answer
+
+
+# --- the planner ------------------------------------------------------------------------------------
+
+
+def leave_behind(path: str) -> None:
+    """Fork a planner that listens at `path`; the caller goes on, and isn't its parent."""
+    if os.fork():
+        os.wait()
+        return
+    os.setsid()
+    if os.fork():
+        os._exit(0)
+    try:
+        _serve(path)
+    finally:
+        os._exit(1)
+
+
+def _serve(path: str) -> NoReturn:
+    null = os.open("/dev/null", os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.closerange(3, 65536)
+    os.chdir("/")
+    os.umask(0o077)
+    for signo in caller.ALL_SIGNALS:
+        if signo not in (9, 19):
+            _signal.signal(signo, _signal.SIG_DFL)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+    _signal.signal(_SIGCHLD, _signal.SIG_IGN)  # children are reaped by the kernel
+    listener = _listen(path)
+    if listener is None:
+        os._exit(0)
+    inode = os.stat(path).st_ino
+    from cove.ociruntime import control, create, execute, foreground, processes, teardown  # noqa: F401
+    from cove.runtime import trees  # noqa: F401
+
+    launcher = Launcher.open(caller.find_binary())
+    stamps = {file: _stamp(file) for file in _loaded_files()}
+    own = _identity(os.getpid())
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    poll = select.poll()
+    poll.register(listener.fileno(), select.POLLIN)
+    while poll.poll(IDLE_S * 1000):
+        descriptor = listener._accept()[0]  # type: ignore[attr-defined]
+        connection = _socket.socket(fileno=descriptor)
+        if any(_stamp(file) != stamp for file, stamp in stamps.items()):
+            _send_end(connection, FALLBACK, 0)
+            connection.close()
+            break
+        if os.fork() == 0:
+            listener.close()
+            _answer(connection, launcher, own)
+        connection.close()
+    try:
+        if os.stat(path).st_ino == inode:
+            os.unlink(path)
+    except FileNotFoundError:
+        pass
+    os._exit(0)
+
+
+def _listen(path: str) -> _socket.socket | None:
+    """The listening socket, in a directory that is this user's alone; None when another planner listens."""
+    directory = os.path.dirname(path)
+    try:
+        os.mkdir(directory, 0o700)
+    except FileExistsError:
+        info = os.lstat(directory)
+        if info.st_uid != os.geteuid() or info.st_mode & 0o170077 != 0o040000:
+            return None
+    listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    try:
+        listener.connect(path)
+        return None
+    except FileNotFoundError:
+        pass
+    except OSError:
+        os.unlink(path)  # of a planner that was killed
+    listener = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    try:
+        listener.bind(path)
+    except OSError:
+        return None
+    listener.listen(64)
+    return listener
+
+
+def _loaded_files() -> list[str]:
+    files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+    return sorted({file for file in files if file} | {caller.find_binary()})
+
+
+def _stamp(file: str) -> tuple[int, int, int]:
+    try:
+        info = os.stat(file)
+    except OSError:
+        return 0, 0, 0
+    return info.st_mtime_ns, info.st_ino, info.st_size
+
+
+def _identity(pid: int) -> tuple[object, ...]:
+    """What a client has in common with its planner, or is refused: namespaces, root, identity and rights."""
+    with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+        lines = [line for line in file if line.startswith(_ALIKE)]
+    with open(f"/proc/{pid}/cgroup", encoding="ascii", errors="replace") as file:
+        lines += file
+    inodes = [os.stat(f"/proc/{pid}/ns/{name}").st_ino for name in _NAMESPACES]
+    root = os.stat(f"/proc/{pid}/root/")
+    return (root.st_dev, root.st_ino, *inodes, *lines)
+
+
+# --- one call ---------------------------------------------------------------------------------------
+
+
+def _answer(connection: _socket.socket, launcher: Launcher, own: tuple[object, ...]) -> NoReturn:
+    """In the child: take the client's place, run the verb, tell the exit status."""
+    status = 1
+    try:
+        _signal.signal(_SIGCHLD, _signal.SIG_DFL)
+        _signal.signal(_SIGPIPE, _signal.SIG_IGN)
+        arguments = _take_place(connection, own)
+        caller.current = Client(connection, launcher)
+        from cove.ociruntime.main import run
+
+        status = run(arguments)
+        sys.stdout.flush()
+        _send_end(connection, EXIT, status)
+    except Fallback:
+        _send_end(connection, FALLBACK, 0)
+    except BrokenPipeError:
+        _send_end(connection, EXIT, 141)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        _send_end(connection, EXIT, 1)
+    finally:
+        os._exit(0)
+
+
+def _take_place(connection: _socket.socket, own: tuple[object, ...]) -> list[str]:
+    """Descriptors 0 to 2, working directory, umask and environment of the client; its arguments. Raises Fallback for
+    a peer that isn't like this process."""
+    data, ancillary, _, _ = connection.recvmsg(64, _socket.CMSG_SPACE(20), _socket.MSG_CMSG_CLOEXEC)
+    descriptors = [fd for _, _, rights in ancillary for fd in struct.unpack(f"{len(rights) // 4}i", rights)]
+    pid, uid, _ = struct.unpack(
+        "iii", connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, struct.calcsize("iii"))
+    )
+    if len(data) < _CALL.size or len(descriptors) != 5 or uid != os.geteuid() or _identity(pid) != own:
+        raise Fallback
+    version, mask, args, env = _CALL.unpack_from(data)
+    if version != VERSION:
+        raise Fallback
+    for target, source in enumerate(descriptors[:3]):
+        os.dup2(source, target)
+    os.fchdir(descriptors[3])
+    os.umask(mask)
+    size = os.fstat(descriptors[4]).st_size
+    strings = os.pread(descriptors[4], size, 0).split(b"\0")[:-1]
+    for descriptor in descriptors:
+        os.close(descriptor)
+    if len(strings) != args + env:
+        raise Fallback
+    os.environ.clear()
+    for variable in strings[args:]:
+        name, equals, value = variable.partition(b"=")
+        if name and equals:
+            os.environb[name] = value
+    return [os.fsdecode(argument) for argument in strings[:args]]
+
+
+def _send_end(connection: _socket.socket, kind: int, status: int) -> None:
+    try:
+        connection.send(_ORDER.pack(kind, status, 0, 0))
+    except OSError:
+        pass  # the client was killed

@@ -1,0 +1,147 @@
+"""A planner stands in for Python's start: what it does is the same, and it serves nobody but who is like its maker."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.oci_support import BOUND_S, Box, opened, wait_until
+from tests.system.test_ociruntime_life import (
+    test_a_detached_process_becomes_the_child_of_the_nearest_subreaper as test_parent,
+)
+from tests.system.test_ociruntime_life import (
+    test_a_foreground_run_bridges_the_callers_terminal as test_terminal,
+)
+from tests.system.test_ociruntime_life import (
+    test_a_hook_that_takes_too_long_is_killed as test_slow_hook,
+)
+from tests.system.test_ociruntime_life import (
+    test_exec_joins_everything_and_takes_its_flags as test_exec,
+)
+from tests.system.test_ociruntime_life import (
+    test_hooks_run_in_the_order_of_the_specification_with_the_state_on_their_input as test_hooks,
+)
+from tests.system.test_ociruntime_life import (
+    test_signals_to_a_foreground_run_reach_the_process as test_signals,
+)
+
+__all__ = ["test_exec", "test_hooks", "test_parent", "test_signals", "test_slow_hook", "test_terminal"]
+
+SOCKETS = Path("/run/cove-planner")
+
+
+def listeners() -> dict[str, int]:
+    """Sockets of planners, and their processes."""
+    found = {}
+    for path in SOCKETS.glob("*") if SOCKETS.exists() else ():
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
+            try:
+                peer.connect(str(path))
+            except OSError:
+                continue
+            found[path.name] = struct.unpack(
+                "iii", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            )[0]
+    return found
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[Box]:
+    """Its calls have a limit of their own, and so a planner of their own, which is there already."""
+    before = set(listeners())
+    with opened(tmp_path) as made:
+        del made.environment["COVE_RUNTIME_WARM"]
+        made.prefix = ["prlimit", f"--nofile={3000 + os.getpid() % 1000}:", "--"]
+        made.configure(["true"])
+        assert made.cove("run", "first").status == 0
+        wait_until(lambda: bool(set(listeners()) - before), "a planner listens")
+        try:
+            yield made
+        finally:
+            made.close()
+            for name in set(listeners()) - before:
+                os.kill(listeners()[name], signal.SIGKILL)
+                (SOCKETS / name).unlink()
+
+
+def running_program(box: Box) -> str:
+    """What executes a `run` in the foreground."""
+    box.configure(["sleep", "1000"])
+    with subprocess.Popen(box.argv("cove", "run", "one"), cwd=box.bundle, env=box.environment) as child:
+        wait_until(lambda: box.status("cove", "one") == "running", "it runs")
+        program = os.readlink(f"/proc/{child.pid}/exe")
+        box.cove("kill", "one", "KILL")
+        assert child.wait(BOUND_S) == 137
+    return program
+
+
+def test_the_second_call_needs_no_python(box: Box) -> None:
+    assert running_program(box).endswith("build/native/cove-runtime")
+    box.environment["COVE_RUNTIME_WARM"] = "0"
+    assert "python" in running_program(box)
+
+
+def test_output_status_environment_and_directory_are_the_callers(box: Box) -> None:
+    box.configure(["sh", "-c", "cat; echo err >&2; exit 7"])
+    done = box.cove("run", "one", stdin="typed")
+    assert (done.status, done.out, done.err) == (7, "typed", "err\n")
+    pid_file = box.bundle / "pid"
+    box.configure(["sleep", "1000"])
+    assert box.cove("create", "--pid-file", "pid", "one").status == 0
+    assert int(pid_file.read_text()) == box.cove("state", "one").json()["pid"]
+    assert box.cove("start", "one").status == 0
+    limits = Path(f"/proc/{int(pid_file.read_text())}/limits").read_text()
+    assert re.search(r"Max open files +1024 +1024", limits)
+    assert box.cove("delete", "one").error.startswith(
+        "cannot delete container one that is not stopped: running"
+    )
+
+
+def test_another_limit_has_another_planner(box: Box) -> None:
+    before = listeners()
+    box.prefix[1] = f"--nofile={5000 + os.getpid() % 1000}:"
+    box.configure(["true"])
+    assert box.cove("run", "one").status == 0
+    wait_until(lambda: len(listeners()) > len(before), "another planner listens")
+
+
+def test_a_planner_ends_when_its_code_has_changed(box: Box, tmp_path: Path) -> None:
+    """Seen from its own side: it compares the files that it was loaded from at each call."""
+    from cove.ociruntime import planner
+
+    file = tmp_path / "module.py"
+    file.write_text("a = 1\n")
+    stamp = planner._stamp(str(file))
+    assert planner._stamp(str(file)) == stamp
+    time.sleep(0.01)  # the clock of a file's time ticks every 4 ms
+    file.write_text("a = 2\n")
+    assert planner._stamp(str(file)) != stamp
+
+
+def test_a_client_that_differs_is_left_to_python(box: Box) -> None:
+    """The socket's name is a hash that anybody may compute: the planner looks at the peer itself."""
+    path = max(SOCKETS.glob("*"), key=lambda each: each.stat().st_mtime)
+    script = (
+        "import socket, struct, os, sys, ctypes\n"
+        "ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)\n"  # PR_SET_NO_NEW_PRIVS
+        "peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
+        "peer.connect(sys.argv[1])\n"
+        "call = os.memfd_create('call')\n"
+        "os.write(call, b'--version\\0')\n"
+        "fds = [0, 1, 2, os.open('.', os.O_PATH), call]\n"
+        "socket.send_fds(peer, [struct.pack('<IIII', 1, 18, 1, 0)], fds)\n"
+        "print(struct.unpack('<I', peer.recv(100)[:4])[0])\n"
+    )
+    done = subprocess.run(
+        ["python3", "-c", script, str(path)], capture_output=True, text=True, timeout=BOUND_S
+    )
+    assert done.stdout == "1\n", done.stderr  # FALLBACK
