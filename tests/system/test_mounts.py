@@ -512,6 +512,19 @@ def test_mount_does_what_newer_calls_do(checked: Box, host: Host, tmp_path: Path
     assert "/proc/interrupts 1:3" in text
 
 
+def test_a_tree_that_is_handed_over_is_changed_by_mount_too(checked: Box, host: Host, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    with tmpfs_at(source, source / "sub"):
+        subprocess.run(["mount", "--make-rshared", str(source)], check=True)
+        given = [bind(source, "/follow", "rslave", "ro"), bind(source, "/peer", "rshared", "nosuid")]
+        config = config_of(checked.lower, SHOW, given)
+        text = on_an_old_kernel([442], lambda: run(text_of(checked, config, replace(host, kernel=(5, 10)))))
+    assert isinstance(text, str), text
+    found = mounted(text)
+    assert {"master", "ro"} <= found["/follow"][0] and "master" in found["/follow/sub"][0]
+    assert {"shared", "nosuid"} <= found["/peer"][0] and "shared" in found["/peer/sub"][0]
+
+
 def test_without_the_calls_the_whole_tree_can_not_be_changed(box: Box, host: Host, tmp_path: Path) -> None:
     """The planner refuses by the kernel's version; a filter around the engine it can't know of."""
     config = config_of(box.lower, "true", [bind(tmp_path, "/d", "rro")])
