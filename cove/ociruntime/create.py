@@ -34,7 +34,7 @@ from cove.runtime.plan import plan_start
 from cove.runtime.plan_cgroups import NO_RESOURCES
 from cove.runtime.plan_inputs import PlanFacts
 from cove.runtime.plan_namespaces import mount_mode
-from cove.runtime.steps import Hold, RemoveHostDir
+from cove.runtime.steps import Hold, Pause, RemoveHostDir
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -238,7 +238,8 @@ class Creation:
         console = None
         try:
             container.save()
-            write_atomically(f"{container.directory}/config.json", encode_config(self.config).decode())
+            with open(f"{container.directory}/config.json", "xb") as file:
+                file.write(encode_config(self.config))
             if container.data["mount_at"]:
                 os.mkdir(container.data["mount_at"], 0o700)
             if self.held:
@@ -288,7 +289,8 @@ class Creation:
     def _on_cloned(self, pid: int) -> None:
         self.container.data["pid"] = pid
         self.container.data["start"] = start_time(pid)
-        self.container.save()
+        if any(isinstance(step, Pause) for step in self._plan.child):
+            self.container.save()  # hooks may ask for it
 
     def _on_paused(self, name: str) -> bytes:
         """Do what the waiting child needs; the state is what later hooks read."""

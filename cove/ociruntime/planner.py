@@ -138,6 +138,7 @@ def _serve(path: str) -> NoReturn:
     from cove.ociruntime import control, create, execute, foreground, processes, teardown  # noqa: F401
     from cove.runtime import trees  # noqa: F401
 
+    _rehearse()
     launcher = Launcher.open(caller.find_binary())
     stamps = {file: _stamp(file) for file in _loaded_files()}
     own = _identity(os.getpid())
@@ -163,6 +164,28 @@ def _serve(path: str) -> NoReturn:
     except FileNotFoundError:
         pass
     os._exit(0)
+
+
+def _rehearse() -> None:
+    """Plan a container once: decoders are made, constant parts of plans are cached, the last modules are imported."""
+    from cove.model import wirejson
+    from cove.model.errors import CoveError
+    from cove.runtime.cgroups_detect import detect_cgroups
+    from cove.runtime.default_spec import default_spec
+    from cove.runtime.encode import encode
+    from cove.runtime.host import find_host
+    from cove.runtime.oci import encode_config, parse_config
+    from cove.runtime.oci_check import check_config
+    from cove.runtime.plan import plan_start
+    from cove.runtime.plan_inputs import PlanFacts
+
+    try:
+        config = parse_config(wirejson.dumps(default_spec(False)))
+        check_config(config)
+        encode_config(config)
+        encode(plan_start(config, PlanFacts(id="0", held=True), find_host(detect_cgroups().layout))[0])
+    except (CoveError, OSError):
+        pass  # what this host can't do will be said to whoever asks for it
 
 
 def _listen(path: str) -> _socket.socket | None:

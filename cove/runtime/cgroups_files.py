@@ -10,7 +10,10 @@ import os
 from collections.abc import Iterable, Iterator
 
 from cove.model.errors import HostError, Invalid, Unavailable
-from cove.runtime.plan_limits import Write
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cove.runtime.plan_limits import Write
 
 _SIGKILL = 9
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
