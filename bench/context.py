@@ -117,6 +117,16 @@ class Bench:
         self._undo.callback(runc.stop)
         return runc
 
+    def cove_runtime(self) -> Runc:
+        from bench.cases.runtime import CoveRuntime
+
+        return self._side("cove-runtime", lambda: self._started(CoveRuntime))
+
+    def _started(self, kind: type[Runc]) -> Runc:
+        side = kind(self.directory / kind.__name__, f"{self._name}-runtime", self._rootfs())
+        self._undo.callback(side.stop)
+        return side
+
     def _rootfs(self) -> Path:
         return busybox_root(self.directory / "rootfs")
 

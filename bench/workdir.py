@@ -69,7 +69,7 @@ def sweep(work: Path) -> None:
         except OSError:
             continue
         try:
-            for side in ("cove", "dockerd", "floor", "runc"):
+            for side in ("cove", "dockerd", "floor", "runc", "runtime"):
                 remove_cgroups(f"{directory.name}-{side}")
             if os.path.ismount(directory / MOUNT_POINT):
                 unmount(directory / MOUNT_POINT)
