@@ -22,8 +22,17 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import msgspec.structs
-from jeepney import DBusAddress, HeaderFields, MatchRule, Message, MessageType, Properties, new_method_call
+from jeepney import (
+    DBusAddress,
+    HeaderFields,
+    MatchRule,
+    Message,
+    MessageType,
+    Properties,
+    new_method_call,
+)
 from jeepney.bus import get_bus
+from jeepney.bus_messages import message_bus
 from jeepney.io.blocking import DBusConnection
 
 from cove.model.errors import Conflict, HostError, Invalid, NotFound, Unavailable
@@ -215,6 +224,7 @@ class Systemd:
 
     def __init__(self, connection: DBusConnection) -> None:
         self._connection = connection
+        self._hears = False  # of jobs
 
     @classmethod
     def connect(cls, *, user: bool = False) -> Systemd:
@@ -294,11 +304,14 @@ class Systemd:
     def _run_job(self, method: str, signature: str, body: tuple[Any, ...]) -> None:
         """Call a method that answers with a job, and wait for its JobRemoved (u id, o job, s unit, s result).
 
-        systemd sends it to whoever asked for the job; it may come before the answer.
+        systemd tells the bus as long as the one who asked for the job is there; it may come before the answer.
         """
         rule = MatchRule(
             type="signal", interface=_MANAGER.interface, member="JobRemoved", path=_MANAGER.object_path
         )
+        if not self._hears:
+            self._call(message_bus.AddMatch(rule), "AddMatch")
+            self._hears = True
         removed: deque[Message] = deque()
         with self._connection.filter(rule, queue=removed):
             (job,) = self._call(new_method_call(_MANAGER, method, signature, body), method)

@@ -159,6 +159,7 @@ class Bus(threading.Thread):
         self.calls: list[tuple[str, Any]] = []
         self.answers: dict[str, deque[Answer]] = {}
         self.words: list[bytes] = []
+        self.matches: list[str] = []
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen()
@@ -194,6 +195,10 @@ class Bus(threading.Thread):
         method = message.header.fields[HeaderFields.member]
         if method == "Hello":
             self.send(new_method_return(message, "s", (":1.7",)))
+            return
+        if method == "AddMatch":
+            self.matches.append(message.body[0])
+            self.send(new_method_return(message))
             return
         self.calls.append((method, message.body))
         self.answers[method].popleft()(self, message)
@@ -293,6 +298,7 @@ def test_stopping_waits_and_what_is_gone_is_fine(bus: Bus) -> None:
     with Systemd.connect() as systemd:
         systemd.stop(UNIT)
         systemd.stop(UNIT)
+    assert len(bus.matches) == 1 and "JobRemoved" in bus.matches[0]
 
 
 def test_limits_of_a_living_scope_are_changed_until_it_ends(bus: Bus) -> None:
