@@ -24,7 +24,7 @@ from pathlib import Path
 from cove.model.errors import CoveError, Invalid
 from cove.rootless import holder as holders
 from cove.rootless.holder import Holder
-from cove.rootless.outside import choose_program, connect
+from cove.rootless.outside import choose_programs, connect
 from cove.rootless.ports import ENVIRONMENT, PortServer
 
 _LINGER_S = 2.0  # supervisors of containers that have just ended
@@ -54,12 +54,13 @@ def main(argv: Sequence[str]) -> int:
     if any(word in ("-h", "--help", "--version") for word in rest):
         return os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-P", "-m", "cove.daemon", *rest])  # noqa: S606
     try:
-        program = choose_program(options.rootless_network)
+        ending = "--uninstall" in rest
+        programs = () if ending else choose_programs(options.rootless_network)
         make_run_dir(run_dir)
         data_root.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = _lock(run_dir)
         try:
-            return _run(run_dir, program, ["--run-dir", str(run_dir), "--data-root", str(data_root), *rest])
+            return _run(run_dir, programs, ["--run-dir", str(run_dir), "--data-root", str(data_root), *rest])
         finally:
             os.close(lock)
     except (CoveError, OSError) as error:
@@ -95,12 +96,12 @@ def _lock(run_dir: Path) -> int:
     return fd
 
 
-def _run(run_dir: Path, program: str, arguments: list[str]) -> int:
+def _run(run_dir: Path, programs: Sequence[str], arguments: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # what the loop below is told of
     waker, told = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    holder = find_holder(run_dir, program)
+    holder = find_holder(run_dir, programs)
     ports = PortServer()
     try:
         child = _spawn(holder, ports, arguments)
@@ -112,12 +113,12 @@ def _run(run_dir: Path, program: str, arguments: list[str]) -> int:
         _settle(run_dir, holder)
 
 
-def find_holder(run_dir: Path, program: str) -> Holder:
+def find_holder(run_dir: Path, programs: Sequence[str]) -> Holder:
     """The run dir's holder with its way out; made when there is none. Raises Unavailable, HostError."""
     found = holders.read_holder(run_dir) or holders.make_holder()
     try:
         if found.helper is None or not found.helper.lives():
-            helper = connect(program, found, run_dir / "network.log")
+            helper = connect(programs, found, run_dir / "network.log")
             found = Holder(found.process, helper)
         holders.write_holder(run_dir, found)
     except BaseException:

@@ -10,31 +10,46 @@ import os
 import select
 import shutil
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cove.model.errors import Invalid, Unavailable
 from cove.rootless.holder import Holder, Process
 
 READY_BOUND_S = 10.0
-NONE = "none"
+AUTO, NONE = "auto", "none"
 
 
-def choose_program(wanted: str) -> str:
-    """pasta, slirp4netns or none: `wanted`, or with "auto" the first that is installed. Raises Invalid, Unavailable."""
-    if wanted not in ("auto", NONE, *_STARTERS):
+def choose_programs(wanted: str) -> tuple[str, ...]:
+    """What to try, in this order: `wanted`, or with "auto" whatever is installed. Raises Invalid, Unavailable."""
+    if wanted not in (AUTO, NONE, *_STARTERS):
         raise Invalid(f"--rootless-network {wanted}: use auto, {', '.join(_STARTERS)} or none")
-    if wanted == "auto":
-        return next((name for name in _STARTERS if shutil.which(name)), NONE)
+    if wanted == AUTO:
+        return (AUTO, *(name for name in _STARTERS if shutil.which(name)))
     if wanted != NONE and not shutil.which(wanted):
         raise Unavailable(f"--rootless-network {wanted}: it isn't installed; install it, or use none")
-    return wanted
+    return () if wanted == NONE else (wanted,)
 
 
-def connect(program: str, holder: Holder, log_path: Path) -> Process | None:
+def connect(programs: Sequence[str], holder: Holder, log_path: Path) -> Process | None:
     """Give the holder's network namespace a way out; returns once it works. Raises Unavailable with the program's
-    own words."""
-    return None if program == NONE else _STARTERS[program](holder.process.pid, log_path)
+    own words; with AUTO among the programs that is a warning: without a way out containers reach each other."""
+    trouble: Unavailable | None = None
+    for name in programs:
+        if name == AUTO:
+            trouble = Unavailable("install pasta (Debian: passt) or slirp4netns")
+            continue
+        try:
+            return _STARTERS[name](holder.process.pid, log_path)
+        except Unavailable as error:
+            trouble = error
+    if trouble is None:
+        return None
+    if AUTO not in programs:
+        raise trouble
+    print(f"cove daemon: warning: containers have no way out: {trouble}", file=sys.stderr)
+    return None
 
 
 def _start_pasta(pid: int, log_path: Path) -> Process:

@@ -76,7 +76,10 @@ async def version(api: Api, request: Request) -> Response:
 
 async def info(api: Api, request: Request) -> Response:
     facts = api.engine.info()
-    missing = " ".join(facts.missing).lower()
+
+    def has(limit: str) -> bool:
+        return f"No {limit} support" not in facts.missing
+
     found: Json = {
         "ID": facts.id,
         "Containers": facts.containers,
@@ -92,13 +95,13 @@ async def info(api: Api, request: Request) -> Response:
             "Authorization": None,
             "Log": facts.log_drivers,
         },
-        "MemoryLimit": "memory" not in missing,
-        "SwapLimit": "swap" not in missing,
-        "CpuCfsPeriod": "cpu" not in missing,
-        "CpuCfsQuota": "cpu" not in missing,
-        "CPUShares": "cpu" not in missing,
-        "CPUSet": "cpuset" not in missing,
-        "PidsLimit": "pids" not in missing,
+        "MemoryLimit": has("memory limit"),
+        "SwapLimit": has("swap limit"),
+        "CpuCfsPeriod": has("CPU CFS scheduler"),
+        "CpuCfsQuota": has("CPU CFS scheduler"),
+        "CPUShares": has("CPU shares"),
+        "CPUSet": has("cpuset"),
+        "PidsLimit": has("PIDs limit"),
         "IPv4Forwarding": True,
         "Debug": api.engine.settings.debug,
         "NFd": facts.open_files,
