@@ -36,6 +36,7 @@ class Container:
     maker          pid and start time of the runtime that makes it; null once it is made
     cgroup         its path in every hierarchy
     cgroups        directories that make up its cgroup, one in each hierarchy
+    scope          its scope and that one's slice when systemd made the cgroup, else null
     mount_at       where its root is mounted on the host, "" when it has a mount namespace of its own
     freezer        control file of the freezer, "" without one
     own_pids       whether it has a pid namespace of its own: with the first process all others end

@@ -1,6 +1,7 @@
 """Take a container down: processes, cgroup, state directory, and the poststop hooks. Idempotent.
 
-Order that must hold: processes before their cgroup and mounts, the state directory last, for it is what a later `delete` goes by.
+Order that must hold: processes before their cgroup and mounts, the state directory last, for it is what a later
+`delete` goes by.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ def destroy(call: Call, container: Container, poststop: Sequence[Hook] | None = 
     cgroup.kill_all(directories, container.data["freezer"])
     if poststop is None:
         poststop = read_poststop(container)
+    if container.data["scope"]:
+        from cove.ociruntime.systemd import stop
+
+        stop(container.data["scope"])
     cgroup.remove(directories)
     if container.data["mount_at"]:
         from cove.runtime.trees import detach_mounts

@@ -36,7 +36,12 @@ def update_command(call: Call) -> int:
     if wanted.memory is not None and (wanted.memory.kernel or wanted.memory.kernel_tcp):
         call.log.warn("kernel memory settings are ignored: it is part of the memory limit")
     old = config.linux.resources or Resources()
-    detect_cgroups().update(container.data["cgroup"], complete(wanted, old))
+    changed = complete(wanted, old)
+    if container.data["scope"]:
+        from cove.ociruntime.systemd import set_limits
+
+        set_limits(container.data["scope"], changed)
+    detect_cgroups().update(container.data["cgroup"], changed)
     linux = msgspec.structs.replace(config.linux, resources=merge(old, wanted))
     text = encode_config(msgspec.structs.replace(config, linux=linux)).decode()
     write_atomically(f"{container.directory}/config.json", text)

@@ -124,6 +124,10 @@ class Cgroups(ABC):
         """Remove what `prepare` made, unless it is in use. Idempotent."""
         remove_directories(reversed(made))
 
+    def enable(self, path: str) -> None:
+        """Have all controllers in a cgroup that somebody else made: systemd enables those that it knows."""
+        self._make_way(path, [])
+
     @abstractmethod
     def _make_way(self, path: str, made: list[str]) -> None:
         """Make the directories of `path`, each of which goes into `made`."""

@@ -384,8 +384,10 @@ def enter_scope(
     """
     systemd.start_scope(unit, pid, f"container {unit.name.removesuffix('.scope')}", resources)
     try:
+        cgroups.enable(path)
         cgroups.update(path, with_devices(resources))
     except BaseException:
+        cgroups.signal(path, 9)  # it waits for us, and a SIGTERM is nothing to it
         systemd.stop(unit)
         raise
 
