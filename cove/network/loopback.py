@@ -18,6 +18,7 @@ import logging
 import socket
 from typing import cast
 
+from cove.network.clients import socket_from
 from cove.network.model import Published
 from cove.network.ports import Held
 
@@ -48,9 +49,11 @@ class LoopbackProxies:
         entry = held.published
         if held.descriptor < 0 or not (self._everything or entry.host_ip in ("::", "::1")):
             return
-        kind = _DatagramFront if entry.protocol == "udp" else _Listener
         try:
-            self._served[held.descriptor] = kind(held.descriptor, entry)
+            if entry.protocol == "udp":
+                self._served[held.descriptor] = _DatagramFront(held.descriptor, entry)
+            else:
+                self._served[held.descriptor] = _Listener(held.descriptor, entry, as_client=self._everything)
         except OSError as error:
             log.warning("port %d isn't reachable through ::1: %s", entry.host_port, error)
 
@@ -69,8 +72,9 @@ class LoopbackProxies:
 class _Listener:
     """A TCP port: accepts, and relays each connection to the container."""
 
-    def __init__(self, descriptor: int, entry: Published) -> None:
+    def __init__(self, descriptor: int, entry: Published, *, as_client: bool) -> None:
         self._entry = entry
+        self._as_client = as_client  # the container sees the client's own address (clients.py)
         self._relays: set[_Relay] = set()
         self._tasks: set[asyncio.Task[object]] = set()
         self._pause: asyncio.TimerHandle | None = None
@@ -97,7 +101,7 @@ class _Listener:
 
     def _accept(self) -> None:
         try:
-            client, _ = self._socket.accept()
+            client, peer = self._socket.accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
                 # It stays in the backlog; asking again at once would only burn the processor.
@@ -105,7 +109,7 @@ class _Listener:
                 self._pause = self._loop.call_later(_SHORT_OF_DESCRIPTORS_S, self._resume)
             return
         client.setblocking(False)
-        task = self._loop.create_task(self._relay(client))
+        task = self._loop.create_task(self._relay(client, peer[0] if self._as_client else ""))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -113,9 +117,11 @@ class _Listener:
         self._pause = None
         self._loop.add_reader(self._socket.fileno(), self._accept)
 
-    async def _relay(self, client: socket.socket) -> None:
+    async def _relay(self, client: socket.socket, address: str) -> None:
         try:
-            await self._loop.connect_accepted_socket(lambda: _Relay(self._entry, self._relays), client)
+            await self._loop.connect_accepted_socket(
+                lambda: _Relay(self._entry, self._relays, address), client
+            )
         except BaseException:
             client.close()
             raise
@@ -160,9 +166,10 @@ class _Side(asyncio.Protocol):
 class _Relay(_Side):
     """The client's end; makes the connection to the container."""
 
-    def __init__(self, entry: Published, relays: set[_Relay]) -> None:
+    def __init__(self, entry: Published, relays: set[_Relay], client: str) -> None:
         super().__init__()
         self._entry = entry
+        self._client = client  # to connect as; "": as this host
         self._relays = relays
         self._connecting: asyncio.Task[None] | None = None
 
@@ -188,9 +195,7 @@ class _Relay(_Side):
         back = _Side()
         back.other = self
         try:
-            await asyncio.get_running_loop().create_connection(
-                lambda: back, self._entry.address, self._entry.port
-            )
+            await self._reach(back)
         except OSError:
             self.transport.abort()  # the client sees a reset, as from a port nobody listens on
             return
@@ -200,6 +205,20 @@ class _Relay(_Side):
             return
         self.other = back
         self.transport.resume_reading()
+
+    async def _reach(self, back: _Side) -> None:
+        loop = asyncio.get_running_loop()
+        entry = self._entry
+        sock = socket_from(self._client, entry.address) if self._client else None
+        if sock is None:
+            await loop.create_connection(lambda: back, entry.address, entry.port)
+            return
+        try:
+            await loop.sock_connect(sock, (entry.address, entry.port))
+            await loop.create_connection(lambda: back, sock=sock)
+        except BaseException:
+            sock.close()
+            raise
 
 
 class _DatagramFront:

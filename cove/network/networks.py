@@ -440,6 +440,11 @@ class Networks:
             return
         for network_id, index in indexes.items():
             self._bridges[network_id].index = index
+        if self._settings.bind_outside is not None:
+            try:
+                await self._in(self._workshop.reaper, self._upkeep.keep_clients)
+            except HostError as error:
+                log.warning("published ports show containers the bridge instead of their clients: %s", error)
         for item in await self._store.range(_NOTED):
             await self._take_link_off(item.key.removeprefix(_NOTED))
 

@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from cove.model.errors import HostError
 from cove.model.objects import Network
 from cove.network import bridges, foreign, links, records
+from cove.network.clients import apply_return_path
 from cove.network.firewall import Firewall
 from cove.network.links import Subnet
 from cove.network.model import FeatureMissing, Published
@@ -66,6 +67,10 @@ class Upkeep:
         indexes = {network.id: self._apply(network) for network in networks}
         self._settle(networks)
         return indexes
+
+    def keep_clients(self) -> None:
+        """Let relayed connections come from their clients' addresses. After `start`. Raises HostError."""
+        apply_return_path(self._workshop.netlink(), self.firewall, self._table)
 
     def add(self, network: Network, networks: Sequence[Network]) -> int:
         """Make one network, which is among `networks`; returns its bridge."""

@@ -233,6 +233,36 @@ def test_published_ports_are_the_hosts(rootless: RootlessDaemon) -> None:
                 each.remove(force=True)
 
 
+_TELL_PEER = """
+import socket
+with socket.create_server(("0.0.0.0", 8000)) as server:
+    print("ready", flush=True)
+    connection, peer = server.accept()
+    connection.sendall(peer[0].encode())
+    connection.close()
+"""
+
+
+def test_a_published_port_shows_the_container_its_client(rootless: Daemon, outside: str) -> None:
+    container = rootless.client.containers.run(
+        IMAGE, ["sleep", "1000"], detach=True, ports={"8000/tcp": (outside, None)}
+    )
+    tell = subprocess.Popen(
+        ["nsenter", f"--net=/proc/{pid_of(container)}/ns/net", sys.executable, "-c", _TELL_PEER],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert tell.stdout is not None and tell.stdout.readline() == b"ready\n"
+        container.reload()
+        port = int(container.attrs["NetworkSettings"]["Ports"]["8000/tcp"][0]["HostPort"])
+        with socket.create_connection((outside, port), timeout=20, source_address=(outside, 0)) as connection:
+            assert connection.recv(64).decode() == outside
+    finally:
+        tell.kill()
+        tell.communicate()
+        container.remove(force=True)
+
+
 def read_port(port: int) -> bytes:
     """What the server there says, once it is up."""
     for _ in range(100):
