@@ -90,6 +90,7 @@ _MULTIPLEXED = {
 }
 
 
+@lru_cache(maxsize=128)
 def filter_flags(filter_: Seccomp) -> int:
     """The flags for seccomp(2). A filter that asks an agent has a listener; without one there is nobody whose
     waiting could be killable. TSYNC is left out: the process has one thread. Raises Invalid."""
