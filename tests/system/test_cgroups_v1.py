@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 
 from cove.model.container import Resources
-from cove.model.errors import CoveError, HostError, Invalid, NotFound
+from cove.model.errors import Conflict, CoveError, HostError, Invalid, NotFound
 from cove.runtime import oci
-from cove.runtime.cgroups import Cgroups
+from cove.runtime.cgroups import Cgroups, wait_here
 from cove.runtime.cgroups_detect import detect_cgroups
 from cove.runtime.cgroups_limits import FEATURES, plan_resources
 from cove.runtime.cgroups_oom import OomWatch
+from cove.runtime.cgroups_stats import parse_number
 from cove.runtime.facts import GUARDED
 from cove.runtime.plan_cgroups import NO_RESOURCES, plan_cgroup
 from cove.runtime.steps import JoinCgroup, MakeHostDir, RemoveHostDir, WriteHost
@@ -423,3 +424,101 @@ def test_the_end_of_a_cgroup_is_no_want_of_memory(cgroups: Cgroups) -> None:
         watch.close()
     with pytest.raises(NotFound):
         cgroups.watch_oom(path)
+
+
+# --- a container anywhere -----------------------------------------------------------------------------
+
+
+def test_the_way_is_made_in_every_hierarchy_and_undone(cgroups: Cgroups) -> None:
+    path = f"{cgroups.layout.parent}/pods/deep/one"
+    made = cgroups.prepare(path, resources(pids_limit=9))
+    assert len([directory for directory in made if directory.endswith("/pods/deep/one")]) == len(
+        cgroups.layout.hierarchies
+    )
+    assert value(cgroups, "cpuset", path, "cpuset.cpus")
+    assert cgroups.prepare(path, resources(pids_limit=9)) == []
+    cgroups.undo(made)
+    assert not os.path.exists(cgroups.layout.directory("pids", f"{cgroups.layout.parent}/pods"))
+
+
+def test_a_cgroup_in_use_or_frozen_is_refused(cgroups: Cgroups) -> None:
+    path = make(cgroups)
+    with process(cgroups, path, WAIT) as child:
+        ready(child)
+        with pytest.raises(Conflict, match=r"cgroup is not empty: 1 process\(es\)"):
+            cgroups.prepare(path, NO_RESOURCES)
+    write(f"{cgroups.layout.directory('freezer', path)}/freezer.state", "FROZEN")
+    with pytest.raises(Conflict, match="unexpectedly frozen"):
+        cgroups.prepare(path, NO_RESOURCES)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"unified": {"memory.high": "1"}}, "this host has cgroup v1, which has no such files"),
+        ({"hugepage_limits": (oci.HugepageLimit(page_size="2MB", limit=0),)}, "no cgroup v1 controller hugetlb"),
+        ({"network": oci.NetworkLimits(class_id=1)}, "no cgroup v1 controller net_cls"),
+        ({"block_io": oci.BlockIo(leaf_weight=10)}, "leafWeight: this host can't do blkio.leaf_weight"),
+        ({"memory": oci.Memory(swappiness=101)}, "give 0 to 100"),
+    ],
+)  # fmt: skip
+def test_what_this_host_lacks_is_refused_by_name_and_nothing_is_left(
+    cgroups: Cgroups, asked: dict[str, Any], words: str
+) -> None:
+    if "controller" in words and words.rpartition(" ")[2] in cgroups.layout.controllers:
+        pytest.skip("this host has that controller")
+    path = f"{cgroups.layout.parent}/pods/one"
+    with pytest.raises(CoveError, match=words):
+        cgroups.prepare(path, oci.Resources(**asked))
+    assert not os.path.exists(cgroups.layout.directory("pids", f"{cgroups.layout.parent}/pods"))
+
+
+def test_every_field_of_processors_and_memory_is_written(cgroups: Cgroups) -> None:
+    asked = oci.Resources(
+        cpu=oci.Cpu(quota=50_000, period=100_000, burst=10_000, idle=0),
+        memory=oci.Memory(
+            limit=64 * MIB, swap=96 * MIB, kernel_tcp=8 * MIB, swappiness=5, use_hierarchy=True, kernel=1,
+            disable_oom_killer=True,
+        ),
+        pids=oci.Pids(limit=0),
+    )  # fmt: skip
+    path = f"{cgroups.layout.parent}/pods/one"
+    cgroups.prepare(path, asked)
+    for step in plan_cgroup(cgroups.layout, path, asked, everything=True).before:
+        if isinstance(step, WriteHost):
+            write(step.path, step.data, optional=bool(step.optional))
+    assert value(cgroups, "cpu", path, "cpu.cfs_burst_us") == "10000"
+    assert value(cgroups, "memory", path, "memory.kmem.tcp.limit_in_bytes") == str(8 * MIB)
+    assert "oom_kill_disable 1" in value(cgroups, "memory", path, "memory.oom_control")
+    assert value(cgroups, "pids", path, "pids.max") == "1"
+    listed = value(cgroups, "devices", path, "devices.list").splitlines()
+    assert "a *:* rwm" not in listed and "c 1:3 rwm" in listed
+    cgroups.update(path, oci.Resources(cpu=oci.Cpu(quota=90_000, burst=80_000)))
+    assert value(cgroups, "cpu", path, "cpu.cfs_burst_us") == "80000"
+    cgroups.update(path, oci.Resources(memory=oci.Memory(limit=-1)))
+    assert parse_number(value(cgroups, "memory", path, "memory.limit_in_bytes")) == 0
+
+
+def test_device_rules_are_changed_in_place(cgroups: Cgroups) -> None:
+    deny = oci.DeviceRule(allow=False, access="rwm")
+    one, two = (oci.DeviceRule(allow=True, type="c", major=10, minor=n, access="rw") for n in (1, 2))
+    path = make(cgroups, oci.Resources(devices=(deny, one)))
+    cgroups.update(path, oci.Resources(devices=(deny, two)))
+    listed = value(cgroups, "devices", path, "devices.list").splitlines()
+    assert (
+        "c 10:2 rw" in listed and "c 1:3 rwm" in listed and not [x for x in listed if x.startswith("c 10:1 ")]
+    )
+    cgroups.update(path, oci.Resources(devices=(oci.DeviceRule(allow=True, access="rwm"),)))
+    assert value(cgroups, "devices", path, "devices.list") == "a *:* rwm"
+
+
+def test_waiting_needs_no_loop(cgroups: Cgroups) -> None:
+    path = make(cgroups)
+    with process(cgroups, path, WAIT) as child:
+        ready(child)
+        wait_here(cgroups.freezing(path))
+        assert cgroups.is_frozen(path)
+        wait_here(cgroups.thawing(path))
+        cgroups.signal(path, 9)
+        assert child.wait(30) == -9
+    wait_here(cgroups.removing(path))
