@@ -40,7 +40,7 @@ BUILD = ROOT / "build" / "lab"
 ROOT_PACKAGES = (
     "systemd systemd-sysv dbus dbus-user-session libpam-systemd apparmor kmod util-linux procps iproute2 "
     "nftables iptables python3 libnftables1 libseccomp2 libarchive13 runc busybox-static uidmap passt "
-    "slirp4netns fuse-overlayfs ca-certificates"
+    "slirp4netns fuse-overlayfs ca-certificates strace"
 ).split()
 # What the initrd loads before the root is there; dependencies are added.
 INITRD_MODULES = "virtio_pci virtio_blk virtio_console erofs overlay".split()
@@ -51,7 +51,7 @@ VENV_LEFT_OUT = (
 SCRATCH_BYTES = 8 << 30
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
 # Part of the root's key: raise it when the recipe below changes.
-_RECIPE = 1
+_RECIPE = 2
 
 
 class Missing(Exception):
@@ -90,6 +90,7 @@ def make_root() -> Path:
                 tree.mkdir()
                 _run(["tar", "-xpf", str(archive), "-C", str(tree)])
                 (tree / "etc/machine-id").write_text("c07e" * 8 + "\n")
+                (tree / "etc/hostname").write_text("lab\n")
                 (tree / "etc/hosts").write_text("127.0.0.1 localhost lab\n::1 localhost\n")
                 _make_erofs(tree, partial)
     return target
