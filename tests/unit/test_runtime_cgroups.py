@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from cove.runtime.cgroups_devices import (
     ALLOW_ALL,
     DEFAULT_RULES,
     DENY_ALL,
+    effective_rules,
     is_unrestricted,
     parse_rule,
+    v1_changes,
     v1_lines,
     v2_program,
 )
@@ -31,11 +34,19 @@ from cove.runtime.cgroups_limits import (
     parse_set,
     plan_resources,
 )
-from cove.runtime.cgroups_stats import parse_blkio, parse_flat, parse_io_stat, parse_number, parse_proc_stat
-from cove.runtime.facts import Layout, check_parent
+from cove.runtime.cgroups_stats import (
+    parse_blkio,
+    parse_flat,
+    parse_io_stat,
+    parse_number,
+    parse_pressure,
+    parse_proc_stat,
+    parse_rdma,
+)
+from cove.runtime.facts import Hierarchy, Layout, check_parent
 from cove.runtime.plan_cgroups import NO_RESOURCES, plan_cgroup
 from cove.runtime.plan_limits import io_weight_of_blkio, limit_writes, weight_of_shares
-from cove.runtime.steps import AttachDeviceProgram
+from cove.runtime.steps import AttachDeviceProgram, WriteHost
 from tests.unit.runtime_samples import LAYOUT_V1, LAYOUT_V2
 
 MIB = 1 << 20
@@ -455,3 +466,139 @@ def test_a_cgroup_that_cannot_be_removed_is_named_in_time(tree: Path) -> None:
     fill(tree / "cove/x", cgroup_procs="1234\n")
     with pytest.raises(HostError, match=r"cove/x is still busy after 0\.01 s \(processes: 1234\)"):
         asyncio.run(detect_cgroups(str(tree)).remove("cove/x", 0.01))
+
+
+# --- linux.resources, field by field ------------------------------------------------------------------
+
+_V1 = ("cpu", "cpuset", "memory", "blkio", "pids", "hugetlb", "net_cls", "net_prio", "rdma", "devices")
+ALL_V1 = Layout(
+    version=1, hierarchies=(Hierarchy(directory="all", controllers=_V1),), controllers=frozenset(_V1)
+)
+ALL_V2 = Layout(version=2, controllers=frozenset("cpu cpuset io memory pids hugetlb rdma misc".split()))
+
+
+@pytest.mark.parametrize(
+    ("asked", "v1", "v2"),
+    [
+        ({"cpu": oci.Cpu(burst=5, idle=0)}, {"cpu.cfs_burst_us": "5", "cpu.idle": "0"},
+         {"cpu.max.burst": "5", "cpu.idle": "0"}),
+        ({"cpu": oci.Cpu(shares=0, quota=0, period=0)}, {}, {}),
+        ({"cpu": oci.Cpu(idle=1, shares=5)}, {"cpu.idle": "1", "cpu.shares": "5"}, {"cpu.idle": "1"}),
+        ({"memory": oci.Memory(limit=-1)}, {"memory.limit_in_bytes": "-1", "memory.memsw.limit_in_bytes": "-1"},
+         {"memory.max": "max", "memory.swap.max": "max"}),
+        ({"memory": oci.Memory(limit=8, swap=8)}, {"memory.limit_in_bytes": "8", "memory.memsw.limit_in_bytes": "8"},
+         {"memory.max": "8", "memory.swap.max": "0"}),
+        ({"memory": oci.Memory(limit=-1, swap=8)}, {"memory.limit_in_bytes": "-1", "memory.memsw.limit_in_bytes": "8"},
+         {"memory.max": "max", "memory.swap.max": "8"}),
+        ({"memory": oci.Memory(kernel=5, kernel_tcp=0, swappiness=2**64 - 1, use_hierarchy=False)}, {}, {}),
+        ({"pids": oci.Pids(limit=0)}, {"pids.max": "1"}, {"pids.max": "1"}),
+        ({"pids": oci.Pids(limit=-1)}, {"pids.max": "max"}, {"pids.max": "max"}),
+        ({"pids": oci.Pids()}, {}, {}),
+        ({"hugepage_limits": (oci.HugepageLimit(page_size="2MB", limit=7),)},
+         {"hugetlb.2MB.limit_in_bytes": "7", "hugetlb.2MB.rsvd.limit_in_bytes": "7"},
+         {"hugetlb.2MB.max": "7", "hugetlb.2MB.rsvd.max": "7"}),
+        ({"rdma": {"mlx5_1": oci.Rdma(hca_handles=3, hca_objects=9)}},
+         {"rdma.max": "mlx5_1 hca_handle=3 hca_object=9"}, {"rdma.max": "mlx5_1 hca_handle=3 hca_object=9"}),
+        ({"block_io": oci.BlockIo(weight_device=(oci.IoWeightDevice(major=8, minor=0, weight=10),))},
+         {"blkio.weight_device": "8:0 10", "blkio.bfq.weight_device": "8:0 10"},
+         {"io.bfq.weight": "8:0 10", "io.weight": "8:0 1"}),
+        ({"block_io": oci.BlockIo(throttle_read_bps_device=(oci.IoThrottleDevice(major=8, minor=0, rate=0),))},
+         {"blkio.throttle.read_bps_device": "8:0 0"}, {"io.max": "8:0 rbps=max"}),
+    ],
+)  # fmt: skip
+def test_each_field_has_its_files(asked: dict[str, Any], v1: dict[str, str], v2: dict[str, str]) -> None:
+    for layout, expected in ((ALL_V1, v1), (ALL_V2, v2)):
+        found = limit_writes(layout, oci.Resources(**asked))
+        assert {write.file: write.value for write in found} == expected
+        assert all(write.field.startswith("linux.resources.") for write in found)
+
+
+def test_v1_has_network_classes_and_leaf_weights() -> None:
+    asked = oci.Resources(
+        network=oci.NetworkLimits(class_id=7, priorities=(oci.InterfacePriority(name="eth0", priority=5),)),
+        block_io=oci.BlockIo(leaf_weight=20),
+        memory=oci.Memory(swappiness=0, disable_oom_killer=True),
+    )
+    assert {write.file: write.value for write in limit_writes(ALL_V1, asked)} == {
+        "net_cls.classid": "7", "net_prio.ifpriomap": "eth0 5", "blkio.leaf_weight": "20",
+        "memory.swappiness": "0", "memory.oom_control": "1",
+    }  # fmt: skip
+
+
+def test_unified_comes_last_a_line_at_a_time() -> None:
+    asked = oci.Resources(
+        pids=oci.Pids(limit=5), unified={"io.max": "8:0 rbps=1\n8:16 wbps=2", "pids.max": "6"}
+    )
+    assert [(write.file, write.value) for write in limit_writes(ALL_V2, asked)] == [
+        ("pids.max", "5"), ("io.max", "8:0 rbps=1"), ("io.max", "8:16 wbps=2"), ("pids.max", "6"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("layout", "asked", "words"),
+    [
+        (ALL_V2, {"memory": oci.Memory(limit=9, swap=8)}, r"memory\.swap: 8 is less than memory\.limit 9"),
+        (ALL_V2, {"memory": oci.Memory(swap=8)}, r"memory\.swap: .* give memory\.limit, too"),
+        (ALL_V2, {"memory": oci.Memory(disable_oom_killer=True)}, r"memory\.disableOOMKiller: cgroup v2 has nothing"),
+        (ALL_V2, {"block_io": oci.BlockIo(leaf_weight=5)}, r"blockIO\.leafWeight: cgroup v2 has nothing"),
+        (ALL_V2, {"unified": {"a/b": ""}}, r"unified\['a/b'\]: it is no file of a cgroup"),
+        (ALL_V2, {"unified": {"memory": ""}}, "is no file of a cgroup"),
+        (ALL_V2, {"unified": {"perf.x": ""}}, "no cgroup v2 controller perf"),
+        (ALL_V1, {"unified": {"memory.high": "1"}}, "has cgroup v1, which has no such files"),
+        (ALL_V2, {"rdma": {"x": oci.Rdma()}}, "give hcaHandles, hcaObjects or both"),
+        (ALL_V2, {"hugepage_limits": (oci.HugepageLimit(page_size="../2MB", limit=1),)}, "is no size of pages"),
+        (Layout(version=1), {"pids": oci.Pids(limit=5)}, r"pids\.limit: this host has no cgroup v1 controller pids"),
+    ],
+)  # fmt: skip
+def test_limits_that_cannot_be_are_refused_by_their_place(
+    layout: Layout, asked: dict[str, Any], words: str
+) -> None:
+    with pytest.raises((Invalid, Unavailable), match=words):
+        limit_writes(layout, oci.Resources(**asked))
+
+
+def test_a_scopes_cgroup_is_left_to_its_pause() -> None:
+    plan = plan_cgroup(ALL_V2, "system.slice/x.scope", oci.Resources(pids=oci.Pids(limit=5)), systemd=True)
+    assert [type(step).__name__ for step in (*plan.before, *plan.child, *plan.exit)] == ["Pause", "ReadOom"]
+    assert plan.clone_into == ""
+
+
+def test_without_a_parent_of_its_own_nothing_is_inherited() -> None:
+    layout = replace(ALL_V1, parent="")
+    plan = plan_cgroup(layout, "/docker/x", oci.Resources(), everything=True)
+    devices = [step for step in plan.before if isinstance(step, WriteHost)]
+    assert devices[0].path.endswith("/docker/x/devices.deny") and devices[0].data == "a"
+
+
+def test_default_devices_are_allowed_whatever_the_rules_say() -> None:
+    rule = oci.DeviceRule(allow=True, type="c", major=10, minor=1, access="r")
+    rules = effective_rules((DENY_ALL, rule))
+    assert run_bpf(v2_program(rules), "c", 1, 3, READ | WRITE) and run_bpf(
+        v2_program(rules), "c", 10, 1, READ
+    )
+    assert not run_bpf(v2_program(rules), "c", 10, 2, READ)
+    assert effective_rules(()) == effective_rules(DEFAULT_RULES) == DEFAULT_RULES
+    assert effective_rules((ALLOW_ALL,)) == (ALLOW_ALL,)
+
+
+def test_v1_rules_change_without_a_gap() -> None:
+    one = oci.DeviceRule(allow=True, type="c", major=10, minor=1, access="rw")
+    two = oci.DeviceRule(allow=True, type="b", major=8, access="r")
+    assert v1_changes("c 10:1 rwm\nc 1:3 rwm\n", (DENY_ALL, one, two)) == [
+        ("devices.allow", "b 8:* r"), ("devices.deny", "c 10:1 m"), ("devices.deny", "c 1:3 rwm"),
+    ]  # fmt: skip
+    assert v1_changes("a *:* rwm\n", (DENY_ALL, one)) == [
+        ("devices.deny", "a"),
+        ("devices.allow", "c 10:1 rw"),
+    ]
+    assert v1_changes("c 10:1 rw\n", (ALLOW_ALL,)) == [("devices.allow", "a")]
+    assert v1_changes("c 10:1 rw\n", (DENY_ALL, one)) == []
+
+
+def test_pressure_is_read() -> None:
+    text = "some avg10=1.50 avg60=0.20 avg300=0.00 total=77\nfull avg10=0.10 avg60=0.00 avg300=0.00 total=5\n"
+    pressure = parse_pressure(text)
+    assert pressure is not None
+    assert (pressure.some.avg10, pressure.some.total_us, pressure.full.total_us) == (1.5, 77, 5)
+    assert parse_pressure("") is None
+    assert parse_rdma("mlx5_1 hca_handle=2 hca_object=max\n") == {"mlx5_1": {"hca_handle": 2}}
