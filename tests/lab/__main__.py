@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
 
 from tests.lab.support import machine
@@ -44,6 +45,7 @@ def main() -> int:
     parser.add_argument("command", nargs="+", help="a shell command, or a program with its arguments")
     chosen = parser.parse_args()
     words = chosen.command
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the machine is taken down
 
     def write(data: bytes) -> None:
         sys.stdout.buffer.write(data)

@@ -216,7 +216,7 @@ def _download_kernel(suite: str, work: Path, record: Path) -> None:
         "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false",
     ]
     settings = [word for option in options for word in ("-o", option)]
-    _run(["apt-get", "-q", *settings, "update"])
+    _run(["apt-get", "-q", *settings, "update", "--error-on=any"])
     depends = re.search(
         r"Depends: (linux-image-\S+)", _run(["apt-cache", *settings, "depends", KERNEL_PACKAGE])
     )
@@ -356,7 +356,7 @@ def _run(command: list[str], cwd: Path = ROOT) -> str:
     except subprocess.TimeoutExpired:
         raise Missing(f"{command[0]} wasn't done after 900 s") from None
     if done.returncode:
-        raise Missing(f"{' '.join(command[:3])} failed: {done.stderr.strip()[-600:]}")
+        raise Missing(f"{command[0]} failed: {done.stderr.strip()[-600:]}")
     return done.stdout
 
 
