@@ -74,7 +74,7 @@ def start_command(call: Call) -> int:
         from cove.ociruntime.create import run_poststart
         from cove.ociruntime.execute import read_config
 
-        run_poststart(call, container, read_config(container))
+        run_poststart(container, read_config(container))
     return 0
 
 
@@ -213,7 +213,7 @@ def pause_command(call: Call) -> int:
     status = container.status()
     if status not in ("running", "created"):
         raise Conflict(f"container not running: it is {status}")
-    wait_here(detect_cgroups().freezing(container.data["cgroup"]))
+    wait_here(detect_cgroups().freezing(container.cgroup))
     return 0
 
 
@@ -224,5 +224,5 @@ def resume_command(call: Call) -> int:
     container = load(call.root, call.options.args[0])
     if container.status() != "paused":
         raise Conflict("container not paused")
-    wait_here(detect_cgroups().thawing(container.data["cgroup"]))
+    wait_here(detect_cgroups().thawing(container.cgroup))
     return 0

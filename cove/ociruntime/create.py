@@ -14,7 +14,7 @@ import msgspec
 
 from cove.model import wirejson
 from cove.model.errors import HostError, Invalid
-from cove.ociruntime import caller, teardown
+from cove.ociruntime import caller, cgroup, teardown
 from cove.ociruntime.console import connect, hand_over, send_descriptors
 from cove.ociruntime.filters import filter_compiler
 from cove.ociruntime.grants import grant
@@ -22,6 +22,8 @@ from cove.ociruntime.hooks import run_hooks
 from cove.ociruntime.launch import Started, launch
 from cove.ociruntime.slots import close_all, open_slots
 from cove.ociruntime.state import Container, claim, start_time, write_atomically
+from cove.ociruntime.unprivileged import check_unlimited, is_delegated, with_own_mounts
+from cove.ociruntime.usermaps import is_own_map, write_maps
 from cove.ociruntime.words import explain, outline
 from cove.runtime.cgroups import find_path
 from cove.runtime.cgroups_detect import detect_cgroups
@@ -70,7 +72,7 @@ def run_command(call: Call) -> int:
     try:
         if creation.held:
             release(container)
-        run_poststart(call, container, config)
+        run_poststart(container, config)
         if detach:
             return 0
         status = foreground.wait(started)
@@ -119,13 +121,13 @@ def check_console(call: Call, terminal: bool, *, detach: bool) -> None:
         raise Invalid("cannot use console socket if cove-runtime will not detach or allocate tty")
 
 
-def run_poststart(call: Call, container: Container, config: Config) -> None:
-    """What fails here is a warning (runtime.md, "Lifecycle", step 9)."""
-    for hook in config.hooks.poststart:
-        try:
-            run_hooks("poststart", (hook,), container.public("running"))
-        except HostError as error:
-            call.log.warn(str(error))
+def run_poststart(container: Container, config: Config) -> None:
+    """What fails here ends the container (runtime.md, "Lifecycle", step 9, since 1.3, and runc). Raises HostError."""
+    try:
+        run_hooks("poststart", config.hooks.poststart, container.public("running"))
+    except HostError:
+        cgroup.kill_all(container.data["cgroups"], container.data["freezer"])
+        raise
 
 
 def announce(call: Call, started: Started) -> None:
@@ -188,6 +190,11 @@ class Creation:
             self._scope, self._path = find_scope(layout, config.linux.cgroups_path, self.id)
         else:
             self._path = find_path(layout, config.linux.cgroups_path, self.id)
+        if os.geteuid() != 0:
+            config = with_own_mounts(config)
+            if call.rootless != "false" and not is_delegated(layout, self._path):
+                check_unlimited(layout, config.linux.resources or NO_RESOURCES)
+                self._path = ""
         linux = msgspec.structs.replace(config.linux, cgroups_path=self._path)
         process = grant(config.process, config, host, call.log)
         self.config = msgspec.structs.replace(config, linux=linux, process=process)
@@ -196,6 +203,7 @@ class Creation:
             held=held,
             all_cgroups=True,
             cgroup_pause=self._scope is not None,
+            setgroups=not is_own_map(config.linux),
             keyring=not call.options.on("no-new-keyring"),
             mount_at=f"{call.root}/{self.id}/root" if mount_mode(config) == "host" else "",
         )
@@ -221,7 +229,7 @@ class Creation:
             if self._scope
             else [step.path for step in self._plan.exit if isinstance(step, RemoveHostDir)],
             "scope": list(self._scope) if self._scope else None,
-            "freezer": freezer_file(layout, self._path),
+            "freezer": freezer_file(layout, self._path) if self._path else "",
             "mount_at": mount_at,
             "own_pids": own_pids,
             "poststart": bool(config.hooks.poststart),
@@ -247,7 +255,7 @@ class Creation:
                     os.mkfifo(f"{container.directory}/{name}", 0o600)
             if call.options.text("console-socket"):
                 console = connect(call.options.text("console-socket"), "--console-socket")
-            if self._scope is None:
+            if self._scope is None and self._path:
                 made = self._cgroups.prepare(self._path, self.config.linux.resources or NO_RESOURCES)
             started = self._launch()
             if console is not None:
@@ -304,8 +312,6 @@ class Creation:
             )
             return b""
         if name == "user":
-            from cove.ociruntime.usermaps import write_maps
-
             write_maps(container.pid, config.linux)
             return b""
         assert name == "hooks", name

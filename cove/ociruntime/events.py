@@ -29,7 +29,7 @@ def events_command(call: Call) -> int:
     container = load(call.root, name)
     if container.status() in ("stopped", "creating"):
         raise Conflict(f"container with id {name} is not running")
-    cgroups, path = detect_cgroups(), container.data["cgroup"]
+    cgroups, path = detect_cgroups(), container.cgroup
     if call.options.on("stats"):
         _print(name, "stats", convert(cgroups.read_stats(path)))
         return 0

@@ -15,6 +15,7 @@ from cove.ociruntime.grants import grant
 from cove.ociruntime.launch import launch
 from cove.ociruntime.slots import close_all, open_slots
 from cove.ociruntime.state import Container, load
+from cove.ociruntime.usermaps import is_own_map
 from cove.ociruntime.words import explain
 from cove.runtime.cgroups_detect import detect_cgroups
 from cove.runtime.executor import StepFailed
@@ -44,7 +45,12 @@ def exec_command(call: Call) -> int:
     process = read_process(call, config)
     check_console(call, process.terminal, detach=options.on("detach"))
     layout = detect_cgroups().layout
-    facts = PlanFacts(id=container.id, all_cgroups=True, mount_at=container.data["mount_at"])
+    facts = PlanFacts(
+        id=container.id,
+        all_cgroups=True,
+        setgroups=not is_own_map(config.linux),
+        mount_at=container.data["mount_at"],
+    )
     host = find_host(layout)
     granted = grant(process, config, host, call.log)
     plan, slots = plan_exec(config, granted, facts, host, filter_compiler(call.root))

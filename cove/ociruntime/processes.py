@@ -68,7 +68,10 @@ def _format(call: Call) -> str:
 def ps_command(call: Call) -> int:
     form = _format(call)
     name, *arguments = call.options.args
-    pids = cgroup.list_pids(load(call.root, name).data["cgroups"])
+    container = load(call.root, name)
+    pids = cgroup.list_pids(container.data["cgroups"])
+    if not container.data["cgroups"] and container.lives():  # an ordinary user's, without a cgroup
+        pids = [container.pid]
     if form == "json":
         print(wirejson.dumps(pids))
         return 0

@@ -56,6 +56,15 @@ class Container:
     def pid(self) -> int:
         return int(self.data["pid"])
 
+    @property
+    def cgroup(self) -> str:
+        """Its path in every hierarchy. Raises Conflict for a container without a cgroup."""
+        if not self.data["cgroup"]:
+            raise Conflict(
+                f"container {self.id} has no cgroup, which its user couldn't make: have one delegated for that"
+            )
+        return str(self.data["cgroup"])
+
     def save(self) -> None:
         """Write state.json, atomically."""
         write_atomically(f"{self.directory}/state.json", wirejson.dumps(self.data))

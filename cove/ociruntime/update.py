@@ -41,7 +41,7 @@ def update_command(call: Call) -> int:
         from cove.ociruntime.systemd import set_limits
 
         set_limits(container.data["scope"], changed)
-    detect_cgroups().update(container.data["cgroup"], changed)
+    detect_cgroups().update(container.cgroup, changed)
     linux = msgspec.structs.replace(config.linux, resources=merge(old, wanted))
     text = encode_config(msgspec.structs.replace(config, linux=linux)).decode()
     write_atomically(f"{container.directory}/config.json", text)

@@ -20,10 +20,15 @@ if TYPE_CHECKING:
 
 def write_maps(pid: int, linux: Linux) -> None:
     """Both maps of the process's user namespace. Raises HostError, Unavailable."""
-    if os.geteuid() != 0 and _is_own(linux.gid_mappings, os.getegid()):
+    if is_own_map(linux):
         _write(pid, "setgroups", "deny")  # a gid map of one's own is allowed only then
     _write_map(pid, "uid", linux.uid_mappings, os.geteuid())
     _write_map(pid, "gid", linux.gid_mappings, os.getegid())
+
+
+def is_own_map(linux: Linux) -> bool:
+    """Whether an ordinary user maps his own group alone; setgroups(2) is denied then."""
+    return os.geteuid() != 0 and _is_own(linux.gid_mappings, os.getegid())
 
 
 def _is_own(mappings: Sequence[IdMapping], own: int) -> bool:

@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from cove.model.errors import Invalid, Unavailable
-from cove.runtime import oci
+from cove.runtime import capabilities, oci
 from cove.runtime.facts import Host
 from cove.runtime.plan_cgroups import NO_RESOURCES, joined_directories, visible_names
 from cove.runtime.plan_inputs import Slot, Slots
@@ -37,6 +37,7 @@ ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_NOEXEC = 0x1, 0x2, 0x4, 0x8
 ATTR_NOATIME, ATTR_STRICTATIME, ATTR_NODIRATIME, ATTR_ATIME_MASK = 0x10, 0x20, 0x80, 0x70
 ATTR_NOSYMFOLLOW = 0x200000
 
+_SYS_ADMIN = capabilities.mask(("CAP_SYS_ADMIN",))
 _FLAGS = {  # option -> (MS_* to set, MS_* to clear)
     "defaults": (0, 0),
     "ro": (MS_RDONLY, 0),
@@ -203,7 +204,7 @@ def plan_mount(
         data = "" if is_bind(mount) else options.data
         yield MountIn(fstype=mount.type, source=mount.source, target=target, flags=flags, data=data)
     elif is_bind(mount):
-        yield _plan_bind(mount, target, options, config, slots)
+        yield _plan_bind(mount, target, options, config, host, slots)
     elif mount.type == "cgroup":
         yield from _plan_cgroup_mount(target, options, config, host, all_cgroups)
     else:
@@ -328,7 +329,9 @@ def _plan_filesystem(mount: oci.Mount, target: str, label: str, *, writable: boo
     )
 
 
-def _plan_bind(mount: oci.Mount, target: str, options: Options, config: oci.Config, slots: Slots) -> Step:
+def _plan_bind(
+    mount: oci.Mount, target: str, options: Options, config: oci.Config, host: Host, slots: Slots
+) -> Step:
     propagation = options.propagation
     uid_mappings, gid_mappings = mount.uid_mappings, mount.gid_mappings
     if options.idmap and not uid_mappings:
@@ -337,7 +340,8 @@ def _plan_bind(mount: oci.Mount, target: str, options: Options, config: oci.Conf
         propagation & (MS_SHARED | MS_SLAVE)
         or mount.subpath
         or uid_mappings
-        or has_user_namespace(config)  # its root may pass fewer directories than the caller
+        # the root of a user namespace may pass fewer directories than the caller, unless that one is an ordinary user
+        or (has_user_namespace(config) and host.capabilities & _SYS_ADMIN)
         or _FOREIGN.match(mount.source)
     ):
         slot = Slot(

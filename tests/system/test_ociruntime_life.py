@@ -88,12 +88,26 @@ def test_a_hook_that_fails_ends_the_container(box: Box, kind: str) -> None:
     assert (box.bundle / "rootfs/notes/order").read_text().split()[-1] == "poststop"
 
 
-@pytest.mark.parametrize("kind", ["poststart", "poststop"])
-def test_what_fails_of_a_late_hook_is_a_warning(box: Box, kind: str) -> None:
-    box.configure(["true"], lambda config: add_hooks(box, config, failing=kind))
+def test_a_poststart_hook_that_fails_ends_what_runs_already(box: Box) -> None:
+    """Since 1.3; runc always did so."""
+    box.configure(["sleep", "1000"], lambda config: add_hooks(box, config, failing="poststart"))
+    words = "error running poststart hook #0: /bin/sh: exit status 1, output: sorry"
+    done = box.cove("run", "--detach", "one")
+    assert done.status == 1 and words in done.error
+    assert box.ids("cove") == [] and cgroup_directories(box) == []
+    assert box.cove("create", "one").status == 0
+    done = box.cove("start", "one")
+    assert done.status == 1 and words in done.error
+    wait_until(lambda: box.status("cove", "one") == "stopped", "its end")
+    assert box.cove("delete", "one").status == 0
+    assert (box.bundle / "rootfs/notes/order").read_text().split()[-1] == "poststop"
+
+
+def test_what_fails_of_a_poststop_hook_is_a_warning(box: Box) -> None:
+    box.configure(["true"], lambda config: add_hooks(box, config, failing="poststop"))
     done = box.cove("run", "one")
     assert done.status == 0
-    assert f"error running {kind} hook #0: /bin/sh: exit status 1, output: sorry" in done.err
+    assert "error running poststop hook #0: /bin/sh: exit status 1, output: sorry" in done.err
 
 
 def test_a_hook_that_takes_too_long_is_killed(box: Box) -> None:
@@ -320,6 +334,36 @@ def test_a_user_namespace_gets_its_maps(box: Box) -> None:
         "65536",
         "0",
     ]
+
+
+def test_an_ordinary_user_runs_a_container_without_a_cgroup(box: Box) -> None:
+    nobody = 65534
+    for directory in (box.bundle.parent, *box.bundle.parents):
+        if str(directory).startswith("/tmp/"):
+            directory.chmod(0o755)
+    for directory, _, files in os.walk(box.bundle.parent):
+        for path in (directory, *(os.path.join(directory, file) for file in files)):
+            os.chown(path, nobody, nobody, follow_symlinks=False)
+    box.prefix = ["setpriv", f"--reuid={nobody}", f"--regid={nobody}", "--clear-groups"]
+    assert box.cove("spec", "--rootless").status == 0
+    config = json.loads((box.bundle / "config.json").read_text())
+    config["process"] |= {"terminal": False, "args": ["sleep", "1000"]}
+    (box.bundle / "config.json").write_text(json.dumps(config))
+    assert box.cove("run", "--detach", "one").status == 0
+    out = box.cove(
+        "exec", "one", "sh", "-c", "id -u; cat /proc/self/uid_map /proc/self/setgroups"
+    ).out.split()
+    assert out == ["0", "0", str(nobody), "1", "deny"]
+    assert box.cove("list", "-f", "json").json()[0]["owner"] == "nobody"
+    done = box.cove("pause", "one")
+    assert done.status == 1 and "has no cgroup" in done.error
+    assert box.cove("kill", "one", "KILL").status == 0
+    wait_until(lambda: box.status("cove", "one") == "stopped", "its end")
+    assert box.cove("delete", "one").status == 0
+    config["linux"]["resources"] = {"memory": {"limit": 1 << 26}}
+    (box.bundle / "config.json").write_text(json.dumps(config))
+    done = box.cove("run", "two")
+    assert done.status == 1 and "linux.resources.memory.limit: this user can't make cgroups" in done.error
 
 
 # --- what is left -----------------------------------------------------------------------------------
