@@ -47,6 +47,7 @@ from cove.model.errors import Conflict, CoveError, HostError, Invalid
 from cove.network.model import Attachment
 from cove.runtime import launch as runtime
 from cove.runtime import oci, seccomp, users
+from cove.runtime.cgroups import find_exec_path
 from cove.runtime.cgroups_limits import block_devices
 from cove.runtime.facts import Host
 from cove.runtime.host import find_block_numbers, find_devices
@@ -396,6 +397,8 @@ async def _launch_exec(
     maps = IdMaps((), ()) if in_user_namespace(pid) else None  # as it runs, whatever this daemon was told
     facts = start_facts(parts, container, existing_files(parts.settings.container_dir(container.id)), maps)
     config = plan_spec(container, facts, parts.host)
+    path = find_exec_path(parts.host.cgroups, config.linux.cgroups_path, pid)
+    config = msgspec.structs.replace(config, linux=msgspec.structs.replace(config.linux, cgroups_path=path))
     process = plan_exec_process(
         container,
         config,

@@ -6,7 +6,8 @@ counter before the directory goes.
 v1 pays for each hierarchy (a mkdir, a write that moves the process, a rmdir), so containers join those that
 statistics, limits and freezing need; cpuset only when it was asked for. A privileged container joins all, as
 it may run an engine of its own. Device rules are inherited: containers with the default rules live below
-PARENT/guarded in the devices hierarchy, whose rules `setup` writes once; others live beside it.
+PARENT/guarded in the devices hierarchy, whose rules `setup` writes once; others, and those that join all, live beside
+it.
 
 v2 needs one directory, and clone3(2) starts the process in it (CLONE_INTO_CGROUP, Linux 5.7).
 
@@ -69,7 +70,7 @@ def plan_cgroup(
     before: list[Step] = [MakeHostDir(path=directory) for _, directory in directories]
     if resources is not NO_RESOURCES:
         before += [_step(layout, path, write) for write in limit_writes(layout, resources)]
-    if "devices" in layout.controllers and not _inherits_devices(layout, path, resources):
+    if "devices" in layout.controllers and (everything or not _inherits_devices(layout, path, resources)):
         rules = effective_rules(resources.devices)
         if not is_unrestricted(rules):
             devices = layout.directory("devices", path)
@@ -116,7 +117,7 @@ def joined_directories(
     for hierarchy in layout.hierarchies:
         controllers = hierarchy.controllers
         if everything or not limited.isdisjoint(controllers):
-            if "devices" in controllers:
+            if "devices" in controllers and not everything:
                 result.append((hierarchy, device_directory(layout, path, resources)))
             else:
                 result.append((hierarchy, f"{layout.root}/{hierarchy.directory}/{path}"))
@@ -137,9 +138,8 @@ def _asked_controllers(resources: oci.Resources) -> frozenset[str]:
 
 
 def _inherits_devices(layout: Layout, path: str, resources: oci.Resources) -> bool:
-    """Whether PARENT/guarded has the rules already. A layout without a parent of its own has no such place."""
-    parent = path.rpartition("/")[0]
-    return bool(parent) and parent == layout.parent and resources.devices in ((), DEFAULT_RULES)
+    """Whether PARENT/guarded has the rules already: the daemon's, that is, for its containers."""
+    return path.rpartition("/")[0] == layout.parent and resources.devices in ((), DEFAULT_RULES)
 
 
 def device_directory(layout: Layout, path: str, resources: oci.Resources) -> str:

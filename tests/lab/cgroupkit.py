@@ -37,11 +37,11 @@ class Boxes(Runtime):
         resources: oci.Resources,
         *,
         on_pause: Callable[[str, int], Awaitable[bytes]] | None = None,
-        **spec: bool,
+        privileged: bool = False,
     ) -> Task:
         """Start `script` in a container whose cgroup is `cgroup`, which has been prepared; `on_pause` has systemd make
         it."""
-        asked = container(args=("sh", "-c", script), network_mode="none", **spec)
+        asked = container(args=("sh", "-c", script), network_mode="none", privileged=privileged)
         asked = msgspec.structs.replace(asked, id=os.urandom(32).hex())
         facts = self.start_facts(box, asked, cgroup_path=cgroup)
         config = plan_spec(asked, facts, self.host)

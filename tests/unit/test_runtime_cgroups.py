@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -563,11 +562,11 @@ def test_a_scopes_cgroup_is_left_to_its_pause() -> None:
     assert plan.clone_into == ""
 
 
-def test_without_a_parent_of_its_own_nothing_is_inherited() -> None:
-    layout = replace(ALL_V1, parent="")
-    plan = plan_cgroup(layout, "/docker/x", oci.Resources(), everything=True)
+@pytest.mark.parametrize("path", ["docker/x", "cove/x"])
+def test_who_joins_everything_has_its_device_rules_itself(path: str) -> None:
+    plan = plan_cgroup(ALL_V1, path, oci.Resources(), everything=True)
     devices = [step for step in plan.before if isinstance(step, WriteHost)]
-    assert devices[0].path.endswith("/docker/x/devices.deny") and devices[0].data == "a"
+    assert devices[0].path.endswith(f"/{path}/devices.deny") and devices[0].data == "a"
 
 
 def test_default_devices_are_allowed_whatever_the_rules_say() -> None:
