@@ -17,10 +17,15 @@ if TYPE_CHECKING:
 ALL_SIGNALS = (*range(1, 32), *range(34, 65))
 
 
+class Fallback(Exception):
+    """A planner can't do this call: the client starts Python for it. Nothing has been done yet."""
+
+
 class Caller:
     """This process is the one that was called."""
 
-    warm = False  # whether a planner's child is at work, for a client
+    def need_descriptors(self) -> None:
+        """Before descriptors beyond 0, 1 and 2 are used, which a planner's child hasn't got. Raises Fallback."""
 
     def launcher(self) -> Launcher:
         """cove-init, sealed; the caller closes it."""

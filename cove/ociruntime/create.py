@@ -20,6 +20,13 @@ from cove.ociruntime.filters import filter_compiler
 from cove.ociruntime.grants import grant
 from cove.ociruntime.hooks import run_hooks
 from cove.ociruntime.launch import Started, launch
+from cove.ociruntime.preserve import (
+    copy_descriptors,
+    find_listening,
+    find_preserved,
+    pass_on,
+    with_listening,
+)
 from cove.ociruntime.slots import close_all, open_slots
 from cove.ociruntime.state import Container, claim, start_time, write_atomically
 from cove.ociruntime.unprivileged import check_unlimited, is_delegated, with_own_mounts
@@ -196,7 +203,9 @@ class Creation:
                 check_unlimited(layout, config.linux.resources or NO_RESOURCES)
                 self._path = ""
         linux = msgspec.structs.replace(config.linux, cgroups_path=self._path)
-        process = grant(config.process, config, host, call.log)
+        listening = find_listening()
+        self._preserved = find_preserved(call.options, listening)
+        process = with_listening(grant(config.process, config, host, call.log), listening)
         self.config = msgspec.structs.replace(config, linux=linux, process=process)
         facts = PlanFacts(
             id=self.id,
@@ -208,6 +217,7 @@ class Creation:
             mount_at=f"{call.root}/{self.id}/root" if mount_mode(config) == "host" else "",
         )
         self._plan, self._slots = plan_start(self.config, facts, host, filter_compiler(call.root))
+        self._plan = pass_on(self._plan, len(self._slots), self._preserved)
         self.container = Container(f"{call.root}/{self.id}", self._state(layout, facts.mount_at))
 
     def _state(self, layout: Layout, mount_at: str) -> dict[str, Any]:
@@ -276,6 +286,7 @@ class Creation:
         container = self.container
         descriptors = open_slots(self._slots, container.directory)
         try:
+            descriptors += copy_descriptors(self._preserved)
             started = launch(
                 self._plan,
                 descriptors,

@@ -13,6 +13,7 @@ from cove.ociruntime.create import announce, check_console, hand_listener
 from cove.ociruntime.filters import filter_compiler
 from cove.ociruntime.grants import grant
 from cove.ociruntime.launch import launch
+from cove.ociruntime.preserve import copy_descriptors, find_preserved, pass_on
 from cove.ociruntime.slots import close_all, open_slots
 from cove.ociruntime.state import Container, load
 from cove.ociruntime.usermaps import is_own_map
@@ -54,6 +55,8 @@ def exec_command(call: Call) -> int:
     host = find_host(layout)
     granted = grant(process, config, host, call.log)
     plan, slots = plan_exec(config, granted, facts, host, filter_compiler(call.root))
+    preserved = find_preserved(options)
+    plan = pass_on(plan, len(slots), preserved)
     if not options.on("detach"):
         caller.current.begin_foreground(process.terminal)
     console = None
@@ -63,6 +66,7 @@ def exec_command(call: Call) -> int:
     finally:
         os.close(pidfd)
     try:
+        descriptors += copy_descriptors(preserved)
         if options.text("console-socket"):
             console = connect(options.text("console-socket"), "--console-socket")
         started = launch(

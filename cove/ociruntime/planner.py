@@ -39,18 +39,15 @@ _ALIKE = ("Uid:", "Gid:", "Groups:", "Cap", "NoNewPrivs:", "Seccomp:")
 _NAMESPACES = ("mnt", "pid", "user", "net", "cgroup", "uts", "ipc")
 
 
-class Fallback(Exception):
-    """A planner can't do this call: the client starts Python for it. Nothing has been done yet."""
-
-
 class Client(caller.Caller):
     """The C client at the other end does what has to be done in its place."""
-
-    warm = True
 
     def __init__(self, connection: _socket.socket, launcher: Launcher) -> None:
         self._connection = connection
         self._launcher = launcher
+
+    def need_descriptors(self) -> None:
+        raise caller.Fallback
 
     def launcher(self) -> Launcher:
         return self._launcher.copy()
@@ -73,7 +70,7 @@ class Client(caller.Caller):
 
     def begin_foreground(self, terminal: bool) -> None:
         if terminal:  # it is in the client's session, and so are the signals of its size
-            raise Fallback
+            raise caller.Fallback
         self._ask(HOLD_SIGNALS)
 
     def wait_foreground(self, pid: int, wait: Callable[[], int]) -> int:
@@ -254,7 +251,7 @@ def _answer(connection: _socket.socket, launcher: Launcher, own: tuple[object, .
         status = run(arguments)
         sys.stdout.flush()
         _send_end(connection, EXIT, status)
-    except Fallback:
+    except caller.Fallback:
         _send_end(connection, FALLBACK, 0)
     except BrokenPipeError:
         _send_end(connection, EXIT, 141)
@@ -274,10 +271,10 @@ def _take_place(connection: _socket.socket, own: tuple[object, ...]) -> list[str
         "iii", connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, struct.calcsize("iii"))
     )
     if len(data) < _CALL.size or len(descriptors) != 5 or uid != os.geteuid() or _identity(pid) != own:
-        raise Fallback
+        raise caller.Fallback
     version, mask, args, env = _CALL.unpack_from(data)
     if version != VERSION:
-        raise Fallback
+        raise caller.Fallback
     for target, source in enumerate(descriptors[:3]):
         os.dup2(source, target)
     os.fchdir(descriptors[3])
@@ -287,7 +284,7 @@ def _take_place(connection: _socket.socket, own: tuple[object, ...]) -> list[str
     for descriptor in descriptors:
         os.close(descriptor)
     if len(strings) != args + env:
-        raise Fallback
+        raise caller.Fallback
     os.environ.clear()
     for variable in strings[args:]:
         name, equals, value = variable.partition(b"=")

@@ -178,6 +178,26 @@ def test_signals_to_a_foreground_run_reach_the_process(box: Box) -> None:
     assert box.ids("cove") == []
 
 
+def test_descriptors_are_passed_on(box: Box, tmp_path: Path) -> None:
+    box.configure(["sh", "-c", "cat <&3; cat <&4; ls /proc/self/fd | wc -l; echo $LISTEN_FDS $LISTEN_PID"])
+    for name in ("a", "b"):
+        (tmp_path / name).write_text(f"{name}\n")
+    call = " ".join(box.argv("cove", "run", "--preserve-fds", "1", "one"))
+    script = f"export LISTEN_FDS=1 LISTEN_PID=$$; exec {call} 3<{tmp_path}/a 4<{tmp_path}/b"
+    done = subprocess.run(
+        ["sh", "-c", script],
+        cwd=box.bundle,
+        capture_output=True,
+        text=True,
+        timeout=BOUND_S,
+        env=box.environment,
+    )
+    # 0, 1, 2, the two, and the directory that ls reads
+    assert done.stdout.split() == ["a", "b", "6", "1", "1"], done.stderr
+    refused = box.cove("run", "--preserve-fds", "2", "one")
+    assert refused.status == 1 and "descriptor 3 isn't open" in refused.error
+
+
 def test_run_detached_and_keep(box: Box) -> None:
     box.configure(["sh", "-c", "exit 3"])
     assert box.cove("run", "--keep", "one").status == 3

@@ -25,6 +25,9 @@ from tests.system.test_ociruntime_life import (
     test_a_hook_that_takes_too_long_is_killed as test_slow_hook,
 )
 from tests.system.test_ociruntime_life import (
+    test_descriptors_are_passed_on as test_descriptors,
+)
+from tests.system.test_ociruntime_life import (
     test_exec_joins_everything_and_takes_its_flags as test_exec,
 )
 from tests.system.test_ociruntime_life import (
@@ -34,7 +37,15 @@ from tests.system.test_ociruntime_life import (
     test_signals_to_a_foreground_run_reach_the_process as test_signals,
 )
 
-__all__ = ["test_exec", "test_hooks", "test_parent", "test_signals", "test_slow_hook", "test_terminal"]
+__all__ = [
+    "test_descriptors",
+    "test_exec",
+    "test_hooks",
+    "test_parent",
+    "test_signals",
+    "test_slow_hook",
+    "test_terminal",
+]
 
 SOCKETS = Path("/run/cove-planner")
 
