@@ -62,6 +62,7 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: Literal["network", "namespace", "process", "tree", "root", "go", "status"]
     path: str = ""
+    namespace: str = ""  # of a namespace: its type, as a config names it
     recursive: bool = False
     subpath: str = ""  # of a tree: below `path`, looked up as if that were the root
     uid_mappings: tuple[IdMapping, ...] = ()  # of a tree: it is idmapped
@@ -88,7 +89,9 @@ class PlanFacts(msgspec.Struct, frozen=True, kw_only=True):
     network_ready: bool = (
         False  # a ready network namespace is handed over; else the container gets an empty one
     )
-    network_pause: bool = False  # in a joined user namespace: its own network waits to be connected (Pause "network")
+    network_pause: bool = (
+        False  # in a joined user namespace: its own network waits to be connected (Pause "network")
+    )
     init: bool = False
     group_add: tuple[str, ...] = ()  # only to show what ResolveUser is about
     held: bool = False  # the process waits for its start (Hold)
@@ -96,4 +99,6 @@ class PlanFacts(msgspec.Struct, frozen=True, kw_only=True):
     cgroup_pause: bool = False  # systemd's driver: the caller puts the process into a scope (Pause "cgroup")
     setgroups: bool = True  # False: the user namespace's maps are an unprivileged user's own
     keyring: bool = True  # a session keyring of its own
-    mount_at: str = ""  # without a mount namespace: an empty directory that the root is mounted at, and unmounted from
+    mount_at: str = (
+        ""  # without a mount namespace: an empty directory that the root is mounted at, and unmounted from
+    )

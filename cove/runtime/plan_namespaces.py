@@ -92,7 +92,8 @@ def plan_namespaces(config: oci.Config, facts: PlanFacts, slots: Slots) -> Names
         if kind == "user":
             continue
         if namespace.path:
-            join = SetNs(slot=slots.add(Slot(kind="namespace", path=namespace.path)), flags=flag)
+            slot = Slot(kind="namespace", path=namespace.path, namespace=kind)
+            join = SetNs(slot=slots.add(slot), flags=flag)
             (before if user else child).append(join)
         elif kind == "network" and facts.network_ready:
             if user:
@@ -111,7 +112,8 @@ def plan_namespaces(config: oci.Config, facts: PlanFacts, slots: Slots) -> Names
             own_network = own_network or kind == "network"
     if user is not None:
         if user.path:
-            step = SetNs(slot=slots.add(Slot(kind="namespace", path=user.path)), flags=CLONE_FLAGS["user"])
+            slot = Slot(kind="namespace", path=user.path, namespace="user")
+            step = SetNs(slot=slots.add(slot), flags=CLONE_FLAGS["user"])
             before.append(step)
             child.insert(0, BecomeRoot())
         else:

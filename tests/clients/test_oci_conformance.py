@@ -141,8 +141,8 @@ EXPECTED: dict[str, tuple[Expected, ...]] = {
     ),
     "poststart_fail": (
         Expected(
-            "if any poststart hook fails, the runtime MUST log a warning, but the remaining hooks and lifecycle continue as "
-            "if the hook had succeeded",
+            "if any poststart hook fails, the runtime MUST log a warning, but the remaining hooks and lifecycle "
+            "continue as if the hook had succeeded",
             "since 1.3 the container ends then, and start is an error; runc fails alike",
         ),
     ),
