@@ -16,7 +16,7 @@ class Explained(NamedTuple):
     """A line of `cove plan`: where it runs, its kind, what it does, why."""
 
     section: str  # before, clone, parent, child, exit
-    kind: str  # the step's class in steps.py, Clone
+    kind: str  # the class in steps/, Clone
     what: str
     why: str
 

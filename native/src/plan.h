@@ -1,7 +1,7 @@
 /*
  * Plans: the decoded form, and the check of everything that can be checked before a step runs.
  *
- * The vocabulary is cove/runtime/steps.py, the format is described in cove/runtime/encode.py.
+ * The vocabulary is cove/runtime/steps/, the format is described in cove/runtime/encode.py.
  * Decoding copies nothing: texts stay where they are in the plan, which must stay mapped.
  */
 #ifndef COVE_PLAN_H
