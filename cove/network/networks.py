@@ -24,7 +24,7 @@ import secrets
 import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -530,9 +530,9 @@ class Networks:
     async def _make(self, endpoints: Sequence[Endpoint]) -> int:
         """A namespace with these endpoints; a cancelled caller leaves none behind."""
         plans = [self._plan(endpoint) for endpoint in endpoints]
-        future = self._workshop.makers.submit(self._workshop.make, plans)
+        future = asyncio.wrap_future(self._workshop.makers.submit(self._workshop.make, plans))
         try:
-            return await asyncio.shield(asyncio.wrap_future(future))
+            return await asyncio.shield(future)
         except asyncio.CancelledError:
             future.add_done_callback(_close_result)
             raise
@@ -714,7 +714,7 @@ def _udp_ports(held: Iterable[Held]) -> set[int]:
     return {item.published.host_port for item in held if item.published.protocol == "udp"}
 
 
-def _close_result(future: Future[int]) -> None:
+def _close_result(future: asyncio.Future[int]) -> None:
     if not future.cancelled() and future.exception() is None:
         os.close(future.result())
 
