@@ -325,6 +325,11 @@ class Creation:
         if name == "user":
             write_maps(container.pid, config.linux)
             return b""
+        if name == "network":
+            from cove.ociruntime.netdevices import move_devices
+
+            move_devices(container.pid, config.linux.net_devices)
+            return b""
         assert name == "hooks", name
         # the specification's own tests want prestart hooks to find it created, as they came before createRuntime
         run_hooks("prestart", config.hooks.prestart, container.public("created"))
