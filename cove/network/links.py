@@ -48,7 +48,7 @@ _ADDR_GEN_NONE = b"\1"
 _RTEXT_FILTER_SKIP_STATS = 8
 
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
-_IFA_F_NODAD = 0x02
+_IFA_F_NODAD, _IFA_F_PERMANENT = 0x02, 0x80
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_TABLE = 1, 4, 5, 15
 _IFF_UP = 1
 
@@ -169,6 +169,12 @@ def set_up(index: int, *, link_local: bool = True) -> Request:
     return Request(_RTM_NEWLINK, 0, body if link_local else body + _NO_LINK_LOCAL, "bring a link up")
 
 
+def move_link(index: int, name: str, namespace: int) -> Request:
+    """Move a link to `namespace` (a descriptor), where it is called `name`; it goes down and loses its addresses."""
+    body = _LINK.pack(0, 0, index, 0, 0) + text(_IFLA_IFNAME, name) + u32(_IFLA_NET_NS_FD, namespace)
+    return Request(_RTM_NEWLINK, 0, body, f"move a link to another network namespace as {name}")
+
+
 def set_group(index: int, group: int) -> Request:
     """Mark a link as a member of a group; one that is gone already is fine."""
     return Request(
@@ -271,15 +277,20 @@ def ports_of(netlink: Netlink, bridge: int) -> list[Link]:
     ]
 
 
-def addresses_of(netlink: Netlink, index: int) -> list[Interface]:
+def permanent_addresses_of(netlink: Netlink, index: int) -> list[Interface]:
+    """The addresses of a link that are valid everywhere and don't expire: scope universe, IFA_F_PERMANENT."""
+    return addresses_of(netlink, index, permanent=True)
+
+
+def addresses_of(netlink: Netlink, index: int, *, permanent: bool = False) -> list[Interface]:
     """The addresses of a link that a person or Cove gave it (link-local IPv6 left out)."""
     found: list[Interface] = []
     body = _ADDRESS.pack(0, 0, 0, 0, index)
     for reply in netlink.dump(Request(_RTM_GETADDR, 0, body, "list a link's addresses")):
-        _, prefix, _, _, link = _ADDRESS.unpack_from(reply.body)
+        _, prefix, flags, scope, link = _ADDRESS.unpack_from(reply.body)
         attributes = parse_attributes(reply.body, _ADDRESS.size)
         packed = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS)
-        if link != index or packed is None:
+        if link != index or packed is None or (permanent and (scope or not flags & _IFA_F_PERMANENT)):
             continue
         interface = ipaddress.ip_interface((packed, prefix))
         if not interface.ip.is_link_local:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from cove.model.errors import Unavailable
 from cove.runtime import oci
 from cove.runtime.oci_words import check_list, one_of, refuse
 from cove.runtime.plan_mounts import ROOT_PROPAGATION
@@ -22,7 +21,7 @@ _IPC_SYSCTLS = frozenset(
 
 
 def check_linux(config: oci.Config) -> None:
-    """Refuse with Invalid, or Unavailable for what Cove never does."""
+    """Raises Invalid."""
     linux = config.linux
     kinds = _check_namespaces(linux.namespaces)
     _check_user_namespace(linux, kinds)
@@ -34,11 +33,7 @@ def check_linux(config: oci.Config) -> None:
     _check_devices(config)
     for key, value in linux.sysctl.items():
         _check_sysctl(key, value, kinds)
-    if linux.net_devices:
-        raise Unavailable(
-            "config.json: linux.netDevices: no devices are moved into containers here: leave it out, and use "
-            "ip link set DEVICE netns PID"
-        )
+    _check_net_devices(linux, kinds)
     if ".." in linux.cgroups_path.split("/"):
         raise refuse(
             "linux.cgroupsPath", f'"{linux.cgroups_path}" must not have .. in it: use e.g. /team/web'
@@ -70,6 +65,17 @@ def _check_namespaces(namespaces: Sequence[oci.Namespace]) -> dict[str, oci.Name
             raise refuse(f"{place}.path", f'"{namespace.path}" must be absolute, e.g. /proc/123/ns/net')
         kinds[namespace.type] = namespace
     return kinds
+
+
+def _check_net_devices(linux: oci.Linux, kinds: dict[str, oci.Namespace]) -> None:
+    if linux.net_devices and "network" not in kinds:
+        raise refuse(
+            "linux.netDevices", 'needs a network namespace: add {"type": "network"} to linux.namespaces'
+        )
+    for name, device in linux.net_devices.items():
+        for each in (name, device.name or name):
+            if not 0 < len(each.encode()) < 16 or each in (".", "..") or set(each) & set("/: \t\n"):
+                raise refuse(f"linux.netDevices.{name}", f'"{each}" is no name of a device: use e.g. eth0')
 
 
 def _check_user_namespace(linux: oci.Linux, kinds: dict[str, oci.Namespace]) -> None:

@@ -124,7 +124,7 @@ def plan_namespaces(config: oci.Config, facts: PlanFacts, slots: Slots) -> Names
                 )
             clone |= CLONE_FLAGS["user"]
             child[:0] = (Pause(name="user"), BecomeRoot())
-    if facts.network_pause and own_network:
+    if (facts.network_pause and own_network) or config.linux.net_devices:
         child.append(Pause(name="network"))
     return Namespaces(
         clone_flags=clone,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import resource
 import subprocess
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests import leaks
 from tests.system.oci_support import Box, opened
 
 Change = Callable[[dict[str, Any]], object]
@@ -329,6 +331,47 @@ def test_a_namespace_that_is_not_named_is_the_runtimes(shared: Box) -> None:
     kinds = ("uts", "ipc", "net", "user", "cgroup", "time")
     out = printed(shared, "".join(f"readlink /proc/self/ns/{kind};" for kind in kinds), change)
     assert out.split() == [os.readlink(f"/proc/self/ns/{kind}") for kind in kinds]
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """One end of a pair, with addresses."""
+    name = leaks.unique_name()
+    for command in (
+        f"link add {name} type veth peer name {name}p",
+        f"address add 10.99.7.1/24 dev {name}",
+        f"address add 2001:db8:99::7/64 dev {name}",
+        f"address add 10.99.8.1/24 dev {name} valid_lft 1000 preferred_lft 1000",
+    ):
+        subprocess.run(["ip", *command.split()], check=True)
+    yield name
+    subprocess.run(["ip", "link", "delete", f"{name}p"], stderr=subprocess.DEVNULL, check=False)
+
+
+@pytest.mark.parametrize("user", [False, True])
+def test_a_network_device_is_moved_with_its_lasting_addresses(shared: Box, device: str, user: bool) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["linux"]["netDevices"] = {device: {"name": "inner%d"}}
+        if user:
+            with_namespaces(config, "user")
+            own = [{"containerID": 0, "hostID": 0, "size": 1000}]
+            config["linux"].update(uidMappings=own, gidMappings=own)
+
+    out = printed(shared, "ip address show inner0; test -e /sys/class/net/inner0 && echo there", change)
+    assert "inet 10.99.7.1/24" in out and "inet6 2001:db8:99::7/64" in out and "10.99.8.1" not in out
+    assert re.search(r"inner0@\w+: <[^>]*\bUP\b", out) and out.endswith("there\n")
+    assert not Path(f"/sys/class/net/{device}").exists()
+
+
+def test_a_network_device_that_cant_be_moved_stays(shared: Box, device: str) -> None:
+    for given, words in (
+        ({device: {"name": "lo"}}, "has a device lo already"),
+        ({device: {}, "nosuch0": {}}, "no network device nosuch0"),
+    ):
+        shared.configure(["true"], linux(netDevices=given))
+        done = shared.cove("run", "one")
+        assert done.status == 1 and words in done.error, done.err
+        assert Path(f"/sys/class/net/{device}").exists() and shared.ids("cove") == []
 
 
 # --- the whole --------------------------------------------------------------------------------------

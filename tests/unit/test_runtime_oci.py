@@ -203,8 +203,8 @@ BAD: list[tuple[Change, str]] = [
      "linux.devices[0].major: 4096 is out of range: use 0 to 4095"),
     (at("linux.devices", [{"path": "/opt/x", "type": "c", "major": 1, "minor": 3}]), 'linux.devices[0].path: "/opt/x" '
      "can't be made on a read-only root: place it below a mount, e.g. in /dev, or set root.readonly to false"),
-    (at("linux.netDevices", {"eth0": {}}), "linux.netDevices: no devices are moved into containers here: leave it out, "
-     "and use ip link set DEVICE netns PID"),
+    (at("linux.netDevices", {"eth0": {"name": "a/b"}}),
+     'linux.netDevices.eth0: "a/b" is no name of a device: use e.g. eth0'),
     # limits and kernel features
     (at("linux.cgroupsPath", "/a/../b"), 'linux.cgroupsPath: "/a/../b" must not have .. in it: use e.g. /team/web'),
     (at("linux.resources.devices.0.access", "rx"),
