@@ -24,8 +24,11 @@ class Fallback(Exception):
 class Caller:
     """This process is the one that was called."""
 
-    def need_descriptors(self) -> None:
-        """Before descriptors beyond 0, 1 and 2 are used, which a planner's child hasn't got. Raises Fallback."""
+    pid = "self"  # the caller's place in /proc
+
+    def only_here(self) -> None:
+        """Called before anything is done by what needs the caller's place itself: its descriptors beyond 0, 1 and 2,
+        its terminal, or to end by its signals. Raises Fallback in a planner's child."""
 
     def launcher(self) -> Launcher:
         """cove-init, sealed; the caller closes it."""
@@ -58,7 +61,9 @@ class Caller:
 
     def begin_foreground(self, terminal: bool) -> None:
         """Before a process is made that will be waited for: keep signals until `wait_foreground` forwards them, so that
-        none gets lost."""
+        none gets lost. A terminal is copied in its own session, which gets the signals of its size."""
+        if terminal:
+            self.only_here()
         from cove.ociruntime import foreground
 
         foreground.hold_signals()
@@ -75,4 +80,9 @@ def find_binary() -> str:
 
 
 current = Caller()
+def is_own_path(text: bytes) -> bool:
+    """Whether a path in it leads to what only the process itself has."""
+    return b"/fd/" in text or b"/proc/self/" in text or b"/proc/thread-self/" in text
+
+
 """Who does it in this process."""

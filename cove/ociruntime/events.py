@@ -8,6 +8,7 @@ import time
 
 from cove.model import wirejson
 from cove.model.errors import Conflict, CoveError, Invalid
+from cove.ociruntime import caller
 from cove.ociruntime.state import load
 from cove.runtime.cgroups_detect import detect_cgroups
 
@@ -33,6 +34,7 @@ def events_command(call: Call) -> int:
     if call.options.on("stats"):
         _print(name, "stats", convert(cgroups.read_stats(path)))
         return 0
+    caller.current.only_here()  # it ends by a signal
     pidfd = container.open_process()
     watch = cgroups.watch_oom(path)
     try:

@@ -47,7 +47,7 @@ def start(arguments: Sequence[str]) -> NoReturn:
     if planner and "cove.ociruntime.create" in sys.modules:
         from cove.ociruntime.planner import leave_behind
 
-        leave_behind(planner)
+        leave_behind(planner, os.environ.get("COVE_RUNTIME_WARM", ""))
     os._exit(status)
 
 

@@ -27,7 +27,7 @@ def find_listening() -> int:
     count = os.environ.get("LISTEN_FDS", "")
     if not count.isdecimal():
         return 0
-    caller.current.need_descriptors()
+    caller.current.only_here()
     return int(count) if os.environ.get("LISTEN_PID") == str(os.getpid()) else 0
 
 
@@ -44,7 +44,7 @@ def find_preserved(options: Options, listening: int = 0) -> range:
     if count < 0:
         raise Invalid(f"--preserve-fds {count}: expected 0 or more, e.g. --preserve-fds 2")
     if count:
-        caller.current.need_descriptors()
+        caller.current.only_here()
     for number in range(3, 3 + listening + count):
         try:
             if os.get_inheritable(number):

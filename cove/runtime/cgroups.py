@@ -230,12 +230,12 @@ class Cgroups(ABC):
         await wait_on_loop(self.removing(path, timeout_s))
 
 
-def find_path(layout: Layout, cgroups_path: str, container_id: str) -> str:
+def find_path(layout: Layout, cgroups_path: str, container_id: str, caller: str = "self") -> str:
     """Where linux.cgroupsPath leads: the path in every hierarchy, without a slash at its ends.
 
     An absolute path counts from the hierarchies' roots. A relative one, or none (it is the container's id then), does
     so on v1, too; on v2 it counts from the cgroup above the caller's own, as with runc: the caller's has processes,
-    so it can't be a parent. Raises Invalid for a path that leads elsewhere.
+    so it can't be a parent. `caller` is the caller's name in /proc. Raises Invalid for a path that leads elsewhere.
     """
     name = cgroups_path or container_id
     parts = [part for part in name.split("/") if part not in ("", ".")]
@@ -244,7 +244,7 @@ def find_path(layout: Layout, cgroups_path: str, container_id: str) -> str:
             f"linux.cgroupsPath: {cgroups_path!r} names no cgroup: give a path without .., e.g. /batch/{container_id}"
         )
     if layout.version == 2 and not name.startswith("/"):
-        parts[:0] = [part for part in own_path().split("/")[:-1] if part]
+        parts[:0] = [part for part in own_path(caller).split("/")[:-1] if part]
     return "/".join(parts)
 
 

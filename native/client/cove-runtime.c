@@ -5,14 +5,15 @@
  * to be a child of this process's caller, or has its limits, cgroup and session, is spawned here: cove-init and
  * the hooks. So this parses no arguments and knows no container.
  *
- *     connect ──call, descriptors 0-2, cwd──▶ planner ──SPAWN, HOOK, WAIT, FOREGROUND──▶ ... ──EXIT──▶
- *        └── nobody there, or it says FALLBACK ──▶ execve(2) of Python, which leaves a planner behind
+ *     connect ◀──READY── planner; call, descriptors 0-2, cwd ──▶ ◀──SPAWN, HOOK, WAIT, FOREGROUND── ... ◀──EXIT──
+ *        └── nobody there, not ready in time, or FALLBACK ──▶ execve(2) of Python, which leaves a planner behind
  *
- * The socket's name is a hash of all that a planner inherits: whoever differs in any of it has another planner.
+ * The call is sent to one that is ready: a planner that hangs, or ends at that moment, costs time and nothing else.
+ * The socket's name is a hash of what a planner inherits and a call depends on: whoever differs in it has another one.
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <sched.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -27,8 +28,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { VERSION = 1, MAX_TEXT = 256 * 1024, MAX_STRINGS = 8192, LOW = 16 };
-enum message { FALLBACK = 1, SPAWN, HOOK, WAIT, HOLD_SIGNALS, FOREGROUND, EXIT };
+enum { VERSION = 2, READY_MS = 3000, MAX_TEXT = 256 * 1024, MAX_STRINGS = 8192, LOW = 16 };
+enum message { FALLBACK = 1, SPAWN, HOOK, WAIT, HOLD_SIGNALS, FOREGROUND, EXIT, READY };
 
 extern char **environ;
 static char root[4096];
@@ -103,7 +104,7 @@ static size_t read_file(const char *path, char *text, size_t size)
 /* Identity, capabilities, filters and processors; what else is in there changes all the time. */
 static void mix_status(uint64_t *hash)
 {
-	static const char *const wanted[] = { "Uid:", "Gid:", "Groups:", "Cap", "NoNewPrivs:", "Seccomp:", "Cpus_allowed:",
+	static const char *const wanted[] = { "Uid:", "Gid:", "Groups:", "Cap", "NoNewPrivs:", "Seccomp", "Cpus_allowed:",
 					      "Mems_allowed:" };
 	char text[8192];
 
@@ -116,7 +117,7 @@ static void mix_status(uint64_t *hash)
 
 static bool find_socket(char *path, size_t size)
 {
-	static const char *const namespaces[] = { "mnt", "pid", "user", "net", "cgroup", "uts", "ipc" };
+	static const char *const namespaces[] = { "mnt", "pid", "user", "net", "cgroup", "uts", "ipc", "time" };
 	const char *directory = getenv("XDG_RUNTIME_DIR");
 	uint64_t hash = 0xcbf29ce484222325u;
 	char text[4096];
@@ -132,7 +133,6 @@ static bool find_socket(char *path, size_t size)
 	mix_inode(&hash, "/");
 	mix(&hash, root, strlen(root));
 	mix_status(&hash);
-	mix(&hash, text, read_file("/proc/self/cgroup", text, sizeof(text)));
 	mix(&hash, text, read_file("/proc/self/limits", text, sizeof(text)));
 	mix(&hash, text, read_file("/proc/self/oom_score_adj", text, sizeof(text)));
 	mix(&hash, text, read_file("/proc/self/attr/current", text, sizeof(text)));
@@ -143,6 +143,7 @@ static int connect_planner(const char *path)
 {
 	struct sockaddr_un address = { .sun_family = AF_UNIX };
 	struct ucred peer = { .uid = (uid_t)-1 };
+	struct timeval limit = { .tv_sec = 1 }; /* for a connect(2) that waits for a place in the backlog */
 	socklen_t length = sizeof(peer);
 	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), high;
 
@@ -151,7 +152,8 @@ static int connect_planner(const char *path)
 		return -1;
 	high = fcntl(fd, F_DUPFD_CLOEXEC, LOW);
 	close(fd);
-	if (high < 0 || connect(high, (struct sockaddr *)&address, sizeof(address)) < 0)
+	if (high < 0 || setsockopt(high, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit)) < 0 ||
+	    connect(high, (struct sockaddr *)&address, sizeof(address)) < 0)
 		return -1;
 	/* the directory is this user's alone, and so has to be whoever listens */
 	if (getsockopt(high, SOL_SOCKET, SO_PEERCRED, &peer, &length) < 0 || peer.uid != geteuid())
@@ -195,7 +197,6 @@ static int send_call(int planner, char **argv)
 	rights->cmsg_type = SCM_RIGHTS;
 	rights->cmsg_len = CMSG_LEN(sizeof(fds));
 	memcpy(CMSG_DATA(rights), fds, sizeof(fds));
-	/* a caller that closed one of 0, 1, 2 fails here, with EBADF, and gets Python */
 	if (sendmsg(planner, &message, MSG_NOSIGNAL) < 0)
 		return -1;
 	close(fds[3]);
@@ -296,6 +297,7 @@ static int32_t spawn(struct received *r)
 				syscall(SYS_execveat, r->fds[0], "", args, env, 0x1000 /* AT_EMPTY_PATH */);
 		} else if (fchdir(r->fds[2]) == 0 && dup2(r->fds[0], 0) == 0 && dup2(r->fds[1], 1) == 1 &&
 			   dup2(r->fds[1], 2) == 2) {
+			syscall(SYS_close_range, 3u, ~0u, 4u /* CLOSE_RANGE_CLOEXEC */); /* what the caller left open */
 			execve(args[0], args + 1, env);
 		}
 		error = errno;
@@ -353,8 +355,15 @@ int main(int argc, char **argv)
 	char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
 	ssize_t length = readlink("/proc/self/exe", root, sizeof(root) - 1);
 	sigset_t set;
-	int planner;
+	int planner, null;
 
+	/* what the caller has closed would be whatever is opened next */
+	do {
+		null = open("/dev/null", O_RDWR);
+	} while (null >= 0 && null <= 2);
+	if (null < 0)
+		fail("/dev/null");
+	close(null);
 	signal(SIGCHLD, SIG_DFL); /* ignored, as some callers leave it, it would take the statuses away */
 	for (int i = 0; length > 0 && i < 3; i++) { /* ROOT/build/native/cove-runtime */
 		while (length > 0 && root[length - 1] != '/')
@@ -366,7 +375,8 @@ int main(int argc, char **argv)
 	if ((warm && !strcmp(warm, "0")) || !find_socket(path, sizeof(path)))
 		run_python(argc, argv, NULL);
 	planner = connect_planner(path);
-	if (planner < 0)
+	if (planner < 0 || poll(&(struct pollfd){ planner, POLLIN, 0 }, 1, READY_MS) != 1 || !receive(planner, &r) ||
+	    r.order.type != READY)
 		run_python(argc, argv, path);
 	if (send_call(planner, argv + 1) < 0)
 		run_python(argc, argv, NULL);
