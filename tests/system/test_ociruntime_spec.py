@@ -374,7 +374,39 @@ def test_a_network_device_that_cant_be_moved_stays(shared: Box, device: str) -> 
         assert Path(f"/sys/class/net/{device}").exists() and shared.ids("cove") == []
 
 
+def test_what_asks_for_a_controller_that_is_not_there_is_an_error(shared: Box) -> None:
+    shared.configure(["true"], linux(resources={"unified": {"nosuch.max": "1"}}))
+    done = shared.cove("run", "one")
+    assert done.status == 1 and "linux.resources.unified" in done.error, done.err
+    assert shared.ids("cove") == []
+
+
 # --- the whole --------------------------------------------------------------------------------------
+
+
+def test_host_name_and_domain_name_are_set(shared: Box) -> None:
+    change: Change = lambda config: config.update(hostname="one", domainname="example.org")  # noqa: E731
+    assert printed(shared, "hostname; cat /proc/sys/kernel/domainname", change).split() == [
+        "one",
+        "example.org",
+    ]
+
+
+def test_mounts_are_made_in_order_and_a_relative_place_is_below_the_root(box: Box) -> None:
+    """A later mount lies over an earlier one, also where they are of different kinds."""
+    source = box.bundle / "source"
+    source.mkdir()
+    (source / "file").touch()
+
+    def change(config: dict[str, Any]) -> None:
+        config["mounts"] += [
+            {"destination": "/tmp", "type": "none", "source": str(source), "options": ["rbind", "rslave"]},
+            {"destination": "tmp", "type": "tmpfs", "source": "tmpfs", "options": ["ro"]},
+            {"destination": "/root", "type": "tmpfs", "source": "tmpfs"},
+            {"destination": "/root", "type": "none", "source": str(source), "options": ["bind", "shared"]},
+        ]
+
+    assert printed(box, "ls /tmp; echo .; ls /root", change).split() == [".", "file"]
 
 
 def test_what_nobody_knows_is_ignored(shared: Box) -> None:
@@ -425,6 +457,13 @@ def test_hooks_of_one_kind_run_in_order_up_to_the_first_that_fails(box: Box) -> 
         "createRuntime0", "createRuntime1", "createRuntime2", "poststop0", "poststop1", "poststop2",
     ]  # fmt: skip
     assert box.ids("cove") == []
+
+
+def test_a_hook_needs_some_time_and_an_absolute_path(shared: Box) -> None:
+    for hook, place in (({"path": "/bin/true", "timeout": 0}, "timeout"), ({"path": "true"}, "path")):
+        shared.configure(["true"], lambda config, hook=hook: config.update(hooks={"poststop": [hook]}))  # type: ignore[misc]
+        done = shared.cove("run", "one")
+        assert done.status == 1 and f"hooks.poststop[0].{place}" in done.error, done.err
 
 
 def test_hooks_run_in_the_namespaces_that_they_should(box: Box) -> None:
