@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cove.runtime.cgroups_detect import detect_cgroups
-from tests.conformance.programs import RUNTIME, Outcome, build, missing, run_programs
+from tests.conformance.programs import RUNTIME, Outcome, build, machine_lock, missing, run_programs
 
 MISSING = missing()
 pytestmark = [
@@ -204,6 +204,7 @@ def test_every_program_of_the_table_exists() -> None:
 
 
 def test_nothing_is_left_of_them(outcomes: dict[str, Outcome]) -> None:
-    assert not [path for path in _V1.glob("*/*") if path.name in ("cgrouptest", "testdir")]
-    assert not list(Path("/var/tmp").glob("cove-conformance-*"))
-    assert "cove-conformance-" not in Path("/proc/self/mountinfo").read_text()
+    with machine_lock():
+        assert not [path for path in _V1.glob("*/*") if path.name in ("cgrouptest", "testdir")]
+        assert not list(Path("/var/tmp").glob("cove-conformance-*"))
+        assert "cove-conformance-" not in Path("/proc/self/mountinfo").read_text()

@@ -87,7 +87,7 @@ def run_programs(names: Sequence[str], runtime: str) -> dict[str, Outcome]:
     # The longest chain first: those that share their cgroups.
     ordered = sorted(names, key=lambda name: (not _shares_cgroups(name), name))
     chain = [name for name in ordered if _shares_cgroups(name)]
-    with _machine_lock(), ThreadPoolExecutor(AT_ONCE) as pool:
+    with machine_lock(), ThreadPoolExecutor(AT_ONCE) as pool:
         chained = pool.submit(lambda: [run_program(name, runtime) for name in chain])
         others = {name: pool.submit(run_program, name, runtime) for name in ordered if name not in chain}
         found = dict(zip(chain, chained.result(), strict=True))
@@ -163,7 +163,8 @@ def _go(command: list[str], directory: Path, environment: dict[str, str]) -> str
 
 
 @contextlib.contextmanager
-def _machine_lock() -> Iterator[None]:
+def machine_lock() -> Iterator[None]:
+    """Nobody else on this machine runs the programs meanwhile."""
     with open("/run/lock/cove-conformance", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
