@@ -177,7 +177,10 @@ EXPECTED: dict[str, tuple[Expected, ...]] = {
 @pytest.fixture(scope="module")
 def outcomes(request: pytest.FixtureRequest) -> dict[str, Outcome]:
     """What the programs found whose tests are run."""
-    built = build()
+    try:
+        built = build()
+    except RuntimeError as error:  # nothing of ours is built: the modules can't be had, or Go doesn't fit
+        pytest.skip(f"the conformance programs can't be built: {error}")
     assert built == PROGRAMS
     wanted = {
         item.callspec.params.get("program") for item in request.session.items if hasattr(item, "callspec")
