@@ -19,7 +19,7 @@ import msgspec
 from cove.runtime.capabilities import NUMBERS
 from cove.runtime.oci_words import invalid
 
-VERSION = "1.2.0"
+VERSION = "1.3.0"
 MAX_BYTES = 16 << 20  # of a config.json; the largest real ones have some hundred kilobytes
 
 U16 = Annotated[int, msgspec.Meta(ge=0, le=2**16 - 1)]

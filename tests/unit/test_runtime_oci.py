@@ -103,10 +103,10 @@ BAD: list[tuple[Change, str]] = [
     (at("linux.resources.blockIO", {"weight": 70000}), "linux.resources.blockIO.weight: expected a number up to 65535"),
     # versions
     (at("ociVersion", ...),
-     'ociVersion: is missing: name the version of the specification, e.g. "1.2.0"'),
-    (at("ociVersion", "2.0.0"), 'ociVersion: "2.0.0" is not supported: use 1.0.0 to 1.x, e.g. "1.2.0"'),
-    (at("ociVersion", "0.9.0"), 'ociVersion: "0.9.0" is not supported: use 1.0.0 to 1.x, e.g. "1.2.0"'),
-    (at("ociVersion", "newest"), 'ociVersion: "newest" is no version of the specification: use e.g. "1.2.0"'),
+     'ociVersion: is missing: name the version of the specification, e.g. "1.3.0"'),
+    (at("ociVersion", "2.0.0"), 'ociVersion: "2.0.0" is not supported: use 1.0.0 to 1.x, e.g. "1.3.0"'),
+    (at("ociVersion", "0.9.0"), 'ociVersion: "0.9.0" is not supported: use 1.0.0 to 1.x, e.g. "1.3.0"'),
+    (at("ociVersion", "newest"), 'ociVersion: "newest" is no version of the specification: use e.g. "1.3.0"'),
     # the process
     (at("process", ...),
      'process: is missing: give it, e.g. {"args": ["sh"], "cwd": "/", "user": {"uid": 0, "gid": 0}}'),
