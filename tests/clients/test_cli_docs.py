@@ -17,10 +17,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "cli.md"
 
 
-def examples() -> list[list[tuple[str, list[str]]]]:
+def examples(page: Path = PAGE) -> list[list[tuple[str, list[str]]]]:
     """The page's console blocks: each a list of a command and the lines that it prints."""
     blocks = []
-    for block in re.findall(r"^```console\n(.*?)^```", PAGE.read_text(), re.M | re.S):
+    for block in re.findall(r"^```console\n(.*?)^```", page.read_text(), re.M | re.S):
         steps: list[tuple[str, list[str]]] = []
         for line in block.splitlines():
             if line.startswith("$ "):
