@@ -41,7 +41,13 @@ class Caller:
     def spawn_hook(
         self, path: str, args: Sequence[str], env: Mapping[str, str], stdin: int, output: int
     ) -> int:
-        """Start a program of the host; its pid. Raises OSError."""
+        """Start a program of the host, which gets these descriptors alone; its pid. Raises OSError."""
+        for name in os.listdir("/proc/self/fd"):
+            if int(name) > 2:
+                try:
+                    os.set_inheritable(int(name), False)  # the caller may have left some open
+                except OSError:
+                    pass  # that of the listing
         return os.posix_spawn(
             path,
             list(args),
@@ -74,15 +80,15 @@ class Caller:
         return wait()
 
 
+def is_own_path(text: bytes) -> bool:
+    """Whether a path in it leads to what only the process itself has."""
+    return b"/fd/" in text or b"/proc/self/" in text or b"/proc/thread-self/" in text
+
+
 def find_binary() -> str:
     """cove-init of this checkout."""
     return __file__.rpartition("/cove/")[0] + "/build/native/cove-init"
 
 
 current = Caller()
-def is_own_path(text: bytes) -> bool:
-    """Whether a path in it leads to what only the process itself has."""
-    return b"/fd/" in text or b"/proc/self/" in text or b"/proc/thread-self/" in text
-
-
 """Who does it in this process."""

@@ -25,10 +25,14 @@ def is_frozen(freezer: str) -> bool:
 
 
 def thaw(freezer: str) -> None:
-    """Let frozen processes run again: on v1 even a SIGKILL waits for that."""
-    if freezer:
+    """Let frozen processes run again, those of cgroups that the container froze itself, too: on v1 even a SIGKILL
+    waits for that."""
+    if not freezer:
+        return
+    directory, _, name = freezer.rpartition("/")
+    for each in (directory, *walk(directory)):
         try:
-            write_file(freezer, "THAWED" if freezer.endswith("freezer.state") else "0")
+            write_file(f"{each}/{name}", "THAWED" if name == "freezer.state" else "0")
         except OSError:
             pass  # it has ended meanwhile
 
@@ -66,6 +70,15 @@ def remove(directories: Sequence[str], timeout_s: float = 5.0) -> None:
             raise HostError(f"cgroup {left[0]} is still busy after {timeout_s:g} s (processes: {pids})")
         time.sleep(delay_s)  # the kernel still lets the last process go
         delay_s = min(delay_s * 2, 0.1)
+
+
+def abandon(directories: Sequence[str], timeout_s: float = 2.0) -> None:
+    """Remove the cgroup of a container that never had a process, once what was cloned for it and is about to end has
+    gone. Whoever else lives there goes on."""
+    deadline = time.monotonic() + timeout_s
+    left = list(directories)
+    while (left := [each for each in left if not remove_tree(each)]) and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def exists(directories: Sequence[str]) -> bool:

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from typing import Any
 
 _CHUNK = 64 * 1024
+_BOUND_S = 10.0  # for a socket whose owner accepts or reads nothing
 
 
 def connect(path: str, flag: str) -> _socket.socket:
     """Connect to the unix socket of a flag. Raises Invalid."""
     peer = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    peer.settimeout(_BOUND_S)
     try:
         peer.connect(path)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import struct
@@ -88,25 +89,48 @@ def release(container: Container) -> None:
         raise Conflict("cannot start an already running container") from None
     try:
         try:
+            fcntl.flock(status, fcntl.LOCK_EX | fcntl.LOCK_NB)
             go = os.open(f"{directory}/go", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (BlockingIOError, FileNotFoundError):
+            raise Conflict("cannot start a container that another call starts") from None
         except OSError:
             raise Conflict("container not running: its process has ended before it was started") from None
-        text = wirejson.dumps(container.public("created")).encode(errors="surrogateescape")
+        text = b""
+        if any(kind == "hook" for kind, _ in container.data["after_hold"].values()):
+            text = wirejson.dumps(container.public("created")).encode(errors="surrogateescape")
         os.write(go, struct.pack("<I", len(text)) + text)
         os.close(go)
-        poll = select.poll()
-        poll.register(status, select.POLLIN)
-        poll.poll()
-        told = os.read(status, 8)
+        told = _read_status(container, status)
+        for name in ("go", "status"):
+            os.unlink(f"{directory}/{name}")
     finally:
         os.close(status)
-    for name in ("go", "status"):
-        os.unlink(f"{directory}/{name}")
     if told:
         # who shares the pid namespace and may trace can write here, too
         index, number = struct.unpack("<Ii", told.ljust(8, b"\0"))
         kind, what = container.data["after_hold"].get(str(index), ("", "start the process"))
         raise HostError(explain_failure(kind, what, number))
+
+
+def _read_status(container: Container, status: int) -> bytes:
+    """What the process writes before its exec, b"" at the exec. It may also end; waiting for that, too, is for
+    containers whose neighbour keeps the FIFO open (whoever shares the pid namespace and may trace can)."""
+    poll = select.poll()
+    poll.register(status, select.POLLIN)
+    try:
+        process = container.open_process()
+    except Conflict:
+        process = -1
+    try:
+        if process >= 0:
+            poll.register(process, select.POLLIN)
+            poll.poll()
+        return os.read(status, 8)
+    except BlockingIOError:
+        raise Conflict("container not running: its process has ended while it was started") from None
+    finally:
+        if process >= 0:
+            os.close(process)
 
 
 # --- kill and delete --------------------------------------------------------------------------------
@@ -120,8 +144,11 @@ def kill_command(call: Call) -> int:
         pids = cgroup.list_pids(container.data["cgroups"])
         if not pids and not call.options.on("all"):
             raise Conflict("container not running")
-        for pid in pids:
-            _send(pid, signo)
+        if signo == _SIGKILL:  # again and again: who forks doesn't get away
+            cgroup.kill_all(container.data["cgroups"], container.data["freezer"])
+        else:
+            for pid in pids:
+                _send(pid, signo)
     else:
         _signal_first(container, signo)
     if signo == _SIGKILL:
@@ -175,6 +202,8 @@ def delete_command(call: Call) -> int:
         raise
     status = container.status()
     if status in ("created", "stopped") or force:
+        container.end_maker()
+        container = load(call.root, name)
         _end(container)
         teardown.destroy(call, container)
         return 0

@@ -8,6 +8,7 @@ failure takes everything back, and so does `delete --force` after a kill -9.
 from __future__ import annotations
 
 import os
+import stat
 import time
 
 import msgspec
@@ -32,8 +33,10 @@ from cove.ociruntime.state import Container, claim, start_time, write_atomically
 from cove.ociruntime.unprivileged import check_unlimited, is_delegated, with_own_mounts
 from cove.ociruntime.usermaps import is_own_map, write_maps
 from cove.ociruntime.words import explain, outline
+from cove.runtime import protocol
 from cove.runtime.cgroups import find_path
 from cove.runtime.cgroups_detect import detect_cgroups
+from cove.runtime.encode import MAX_PLAN
 from cove.runtime.executor import StepFailed
 from cove.runtime.host import find_host
 from cove.runtime.host_check import check_host
@@ -43,7 +46,9 @@ from cove.runtime.plan import plan_start
 from cove.runtime.plan_cgroups import NO_RESOURCES
 from cove.runtime.plan_inputs import PlanFacts
 from cove.runtime.plan_namespaces import mount_mode
-from cove.runtime.steps import Hold, Pause, RemoveHostDir
+from cove.runtime.steps import Hold, RemoveHostDir
+
+MAX_STATE = protocol.MAX_HOOK_INPUT - 64  # a pid is still to come
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -102,14 +107,15 @@ def read_bundle(call: Call) -> Config:
     bundle = os.path.abspath(call.options.text("bundle") or ".")
     try:
         os.chdir(bundle)
-        with open("config.json", "rb") as file:
-            text = file.read()
+        text = read_file("config.json")
+        if caller.is_own_path(text):
+            caller.current.only_here()
     except FileNotFoundError as error:
         if error.filename == "config.json":
             raise Invalid("JSON specification file config.json not found") from None
         raise Invalid(f"chdir {bundle}: no such file or directory") from None
     except OSError as error:
-        raise Invalid(f"{error.filename}: {(error.strerror or '').lower()}") from None
+        raise Invalid(f"{error.filename or 'config.json'}: {(error.strerror or '').lower()}") from None
     warnings: list[str] = []
     config = place_in_bundle(parse_config(text, warnings), bundle)
     for warning in (*warnings, *check_config(config)):
@@ -117,6 +123,19 @@ def read_bundle(call: Call) -> Config:
     if not os.path.isdir(config.root.path):
         raise Invalid(f"invalid rootfs: stat {config.root.path}: no such file or directory")
     return config
+
+
+def read_file(path: str) -> bytes:
+    """A config's text. Raises OSError, Invalid for what is no plain file or too large to be one."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        info = os.fstat(descriptor)
+        if not stat.S_ISREG(info.st_mode) or info.st_size > MAX_PLAN:
+            raise Invalid(f"{path}: expected a plain file of at most {MAX_PLAN >> 20} MiB")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(MAX_PLAN)
+    finally:
+        os.close(descriptor)
 
 
 def check_console(call: Call, terminal: bool, *, detach: bool) -> None:
@@ -172,6 +191,11 @@ def freezer_file(layout: Layout, path: str) -> str:
     return f"{layout.directory('freezer', path)}/freezer.state"
 
 
+def encode_state(state: dict[str, Any]) -> bytes:
+    """A state as hooks read it."""
+    return wirejson.dumps(state).encode(errors="surrogateescape")
+
+
 def outline_rest(plan: Plan) -> dict[str, tuple[str, str]]:
     """What may still fail behind Hold, by the step's index, for the words of a `start` that fails."""
     held = next(index for index, step in enumerate(plan.child) if isinstance(step, Hold))
@@ -196,7 +220,7 @@ class Creation:
 
             self._scope, self._path = find_scope(layout, config.linux.cgroups_path, self.id)
         else:
-            self._path = find_path(layout, config.linux.cgroups_path, self.id)
+            self._path = find_path(layout, config.linux.cgroups_path, self.id, caller.current.pid)
         if os.geteuid() != 0:
             config = with_own_mounts(config)
             if call.rootless != "false" and not is_delegated(layout, self._path):
@@ -219,6 +243,14 @@ class Creation:
         self._plan, self._slots = plan_start(self.config, facts, host, filter_compiler(call.root))
         self._plan = pass_on(self._plan, len(self._slots), self._preserved)
         self.container = Container(f"{call.root}/{self.id}", self._state(layout, facts.mount_at))
+        hooks = config.hooks
+        if hooks.create_container or hooks.start_container:
+            size = len(encode_state(self.container.public("creating")))
+            if size > MAX_STATE:
+                raise Invalid(
+                    f"config.json: annotations: hooks in the container get a state of at most {MAX_STATE} bytes, "
+                    f"and it has {size}: shorten them"
+                )
 
     def _state(self, layout: Layout, mount_at: str) -> dict[str, Any]:
         config = self.config
@@ -266,7 +298,7 @@ class Creation:
             if call.options.text("console-socket"):
                 console = connect(call.options.text("console-socket"), "--console-socket")
             if self._scope is None and self._path:
-                made = self._cgroups.prepare(self._path, self.config.linux.resources or NO_RESOURCES)
+                made = self._prepare()
             started = self._launch()
             if console is not None:
                 hand_over(console, started.terminal)
@@ -281,6 +313,13 @@ class Creation:
             if console is not None:
                 console.close()
         return started
+
+    def _prepare(self) -> list[str]:
+        try:
+            return self._cgroups.prepare(self._path, self.config.linux.resources or NO_RESOURCES)
+        except BaseException:
+            self.container.data["cgroups"] = []  # whoever lives there isn't ours to kill
+            raise
 
     def _launch(self) -> Started:
         container = self.container
@@ -308,8 +347,7 @@ class Creation:
     def _on_cloned(self, pid: int) -> None:
         self.container.data["pid"] = pid
         self.container.data["start"] = start_time(pid)
-        if any(isinstance(step, Pause) for step in self._plan.child):
-            self.container.save()  # hooks may ask for it
+        self.container.save()  # from here on `delete --force` ends it, whatever becomes of this program
 
     def _on_paused(self, name: str) -> bytes:
         """Do what the waiting child needs; the state is what later hooks read."""
@@ -335,7 +373,7 @@ class Creation:
         run_hooks("prestart", config.hooks.prestart, container.public("created"))
         state = container.public("creating")
         run_hooks("createRuntime", config.hooks.create_runtime, state)
-        return wirejson.dumps(state).encode(errors="surrogateescape")
+        return encode_state(state) if config.hooks.create_container else b""
 
     def _on_listener(self, pid: int, listener: int) -> None:
         seccomp = self.config.linux.seccomp

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cove.runtime.oci import Hook
 
 _SHOWN_BYTES = 4096
+_POLL_S = 3600.0  # poll(2) takes milliseconds in 32 bits
 
 
 def run_hooks(kind: str, hooks: Iterable[Hook], state: Mapping[str, Any]) -> None:
@@ -70,7 +71,7 @@ def _wait(pid: int, timeout_s: float | None) -> int | None:
             poll = select.poll()
             poll.register(pidfd, select.POLLIN)
             deadline = time.monotonic() + timeout_s
-            while not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            while not poll.poll(min(max(0.0, deadline - time.monotonic()), _POLL_S) * 1000):
                 if time.monotonic() >= deadline:
                     late = True
                     os.kill(pid, 9)  # it isn't reaped yet: the pid is its own

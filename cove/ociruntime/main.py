@@ -37,9 +37,11 @@ class Call:
 def start(arguments: Sequence[str]) -> NoReturn:
     """Run, and end the process without the interpreter's farewell: everything has been closed."""
     planner = os.environ.pop("COVE_RUNTIME_PLANNER", "")
+    open_streams()
     try:
         status = run(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as Python has it without descriptor 1
+            sys.stdout.flush()
     except BrokenPipeError:
         status = 141
     except KeyboardInterrupt:
@@ -49,6 +51,16 @@ def start(arguments: Sequence[str]) -> NoReturn:
 
         leave_behind(planner, os.environ.get("COVE_RUNTIME_WARM", ""))
     os._exit(status)
+
+
+def open_streams() -> None:
+    """Give a caller who has closed descriptor 0, 1 or 2 /dev/null in its place: the next file to be opened would be
+    the process's, else."""
+    descriptor = os.open("/dev/null", os.O_RDWR)
+    while descriptor <= 2:
+        os.set_inheritable(descriptor, True)
+        descriptor = os.open("/dev/null", os.O_RDWR)
+    os.close(descriptor)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -57,7 +57,7 @@ def _open_namespace(slot: Slot) -> int:
     """Raises Invalid where the file isn't a namespace of the slot's type (config-linux.md, "Namespaces")."""
     from cove.runtime.plan_namespaces import CLONE_FLAGS
 
-    descriptor = os.open(slot.path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(slot.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would block
     try:
         found = fcntl.ioctl(descriptor, _NS_GET_NSTYPE)
     except OSError as error:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 
 from cove.model import wirejson
 from cove.model.errors import Conflict, HostError, Invalid, NotFound
@@ -106,6 +107,26 @@ class Container:
         os.close(pidfd)
         raise Conflict("container not running")
 
+    def end_maker(self) -> None:
+        """Kill the runtime that still makes it, and wait for its end: cove-init undoes then what it has begun."""
+        if self.data["maker"] is None:
+            return
+        pid, start = self.data["maker"]
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            if _lives(pid, start):
+                import _signal  # type: ignore[import-not-found]
+
+                _signal.pidfd_send_signal(pidfd, 9)
+                poll = select.poll()
+                poll.register(pidfd, select.POLLIN)
+                poll.poll(10_000)
+        finally:
+            os.close(pidfd)
+
     def public(self, status: str) -> dict[str, Any]:
         """The state of the specification (runtime.md, "State"), as hooks get it."""
         data = self.data
@@ -135,13 +156,16 @@ def claim(root: str, name: str) -> str:
     """Make the state directory of a new container. Raises Conflict when the id is taken."""
     check_id(name)
     directory = f"{root}/{name}"
-    os.makedirs(root, 0o700, exist_ok=True)
+    umask = os.umask(0o077)  # the caller's may give others the directories above, or us nothing
     try:
-        os.mkdir(directory, 0o700)
+        os.makedirs(root, exist_ok=True)
+        os.mkdir(directory)
     except FileExistsError:
         raise Conflict(f"container with given ID already exists: {name}") from None
     except OSError as error:
         raise HostError(f"mkdir {directory}: {(error.strerror or '').lower()}") from None
+    finally:
+        os.umask(umask)
     return directory
 
 
@@ -189,12 +213,17 @@ def write_atomically(path: str, text: str, mode: int = 0o600) -> None:
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         try:
-            os.write(descriptor, text.encode(errors="surrogateescape"))
+            data = text.encode(errors="surrogateescape")
+            while data:  # a disk that is nearly full takes a part
+                data = data[os.write(descriptor, data) :]
         finally:
             os.close(descriptor)
         os.rename(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        try:
+            os.unlink(temporary)
+        except FileNotFoundError:
+            pass  # a `delete --force` has taken the directory
         raise
 
 

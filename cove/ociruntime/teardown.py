@@ -6,7 +6,7 @@ Order that must hold: processes before their cgroup and mounts, the state direct
 
 from __future__ import annotations
 
-from cove.model.errors import CoveError
+from cove.model.errors import CoveError, Invalid
 from cove.ociruntime import cgroup
 
 TYPE_CHECKING = False
@@ -22,14 +22,18 @@ def destroy(call: Call, container: Container, poststop: Sequence[Hook] | None = 
     """Kill what is left and remove everything. `poststop`: the hooks, read from its config when None; what fails
     of them is a warning (runtime.md, "Lifecycle", step 12). Raises HostError when processes can't be killed."""
     directories = container.data["cgroups"]
-    cgroup.kill_all(directories, container.data["freezer"])
+    if container.pid:
+        cgroup.kill_all(directories, container.data["freezer"])
     if poststop is None:
         poststop = read_poststop(container)
     if container.data["scope"]:
         from cove.ociruntime.systemd import stop
 
         stop(container.data["scope"])
-    cgroup.remove(directories)
+    if container.pid:
+        cgroup.remove(directories)
+    else:
+        cgroup.abandon(directories)
     if container.data["mount_at"]:
         from cove.runtime.trees import detach_mounts
 
@@ -45,6 +49,7 @@ def destroy(call: Call, container: Container, poststop: Sequence[Hook] | None = 
 
 
 def read_poststop(container: Container) -> Sequence[Hook]:
+    """None when the config was still being written: then no hook has run."""
     if not container.data["poststop"]:
         return ()
     from cove.runtime.oci import parse_config
@@ -52,5 +57,5 @@ def read_poststop(container: Container) -> Sequence[Hook]:
     try:
         with open(f"{container.directory}/config.json", "rb") as file:
             return parse_config(file.read()).hooks.poststop
-    except FileNotFoundError:
+    except (FileNotFoundError, Invalid):
         return ()

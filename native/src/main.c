@@ -24,6 +24,9 @@ int main(void)
 	 * its descriptors (CVE-2016-9962). */
 	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 	umask(0);
+	for (int fd = 0; fd < CONTROL_FD; fd++)
+		if (fcntl(fd, F_GETFD) < 0)
+			return 2; /* the next one that is opened would be the process's */
 	if (fcntl(CONTROL_FD, F_SETFD, FD_CLOEXEC) < 0)
 		return 2; /* not started by the daemon */
 	sys_close_range(CONTROL_FD + 1, ~0u, 0); /* whatever the daemon itself inherited and knows nothing of */
