@@ -203,7 +203,10 @@ def delete_command(call: Call) -> int:
     status = container.status()
     if status in ("created", "stopped") or force:
         container.end_maker()
-        container = load(call.root, name)
+        try:
+            container = load(call.root, name)
+        except NotFound:  # its maker had just given up
+            return 0
         _end(container)
         teardown.destroy(call, container)
         return 0

@@ -12,12 +12,13 @@ from cove.ociruntime.console import connect, hand_over
 from cove.ociruntime.create import announce, check_console, hand_listener
 from cove.ociruntime.filters import filter_compiler
 from cove.ociruntime.grants import grant
-from cove.ociruntime.launch import launch
+from cove.ociruntime.launch import Started, launch
 from cove.ociruntime.preserve import copy_descriptors, find_preserved, pass_on
 from cove.ociruntime.slots import close_all, open_slots
 from cove.ociruntime.state import Container, load
 from cove.ociruntime.usermaps import is_own_map
 from cove.ociruntime.words import explain
+from cove.runtime.cgroups import find_exec_path
 from cove.runtime.cgroups_detect import detect_cgroups
 from cove.runtime.executor import StepFailed
 from cove.runtime.host import find_host
@@ -46,6 +47,8 @@ def exec_command(call: Call) -> int:
     process = read_process(call, config)
     check_console(call, process.terminal, detach=options.on("detach"))
     layout = detect_cgroups().layout
+    path = find_exec_path(layout, container.data["cgroup"], container.pid)
+    config = msgspec.structs.replace(config, linux=msgspec.structs.replace(config.linux, cgroups_path=path))
     facts = PlanFacts(
         id=container.id,
         all_cgroups=True,
@@ -83,9 +86,24 @@ def exec_command(call: Call) -> int:
         if console is not None:
             hand_over(console, started.terminal)
         announce(call, started)
+    except BaseException:
+        kill(started)
+        started.close()
+        raise
+    try:
         return 0 if options.on("detach") else foreground.wait(started)
     finally:
         started.close()
+
+
+def kill(started: Started) -> None:
+    """End a process of which nobody will hear."""
+    from _signal import pidfd_send_signal  # type: ignore[import-not-found]
+
+    try:
+        pidfd_send_signal(started.pidfd, 9)
+    except ProcessLookupError:
+        pass
 
 
 def _hand_listener(container: Container, config: Config, pid: int, listener: int) -> None:

@@ -362,6 +362,14 @@ def test_a_console_socket_that_hangs_up_is_an_error_or_a_lost_terminal(box: Box,
         assert box.cove("delete", "--force", "one").status == 0
 
 
+def test_an_exec_that_cant_tell_its_pid_leaves_no_process(box: Box) -> None:
+    box.configure(["sleep", "1000"])
+    assert box.cove("run", "--detach", "one").status == 0
+    done = box.cove("exec", "--detach", "--pid-file", "/nosuch/pid", "one", "sleep", "1001")
+    assert done.status == 255 and "/nosuch/" in done.error, done.err
+    wait_until(lambda: len(box.cove("ps", "--format", "json", "one").json()) == 1, "it has ended")
+
+
 # --- hostile containers -----------------------------------------------------------------------------
 
 
