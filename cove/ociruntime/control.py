@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from cove.ociruntime.state import Container
 
 _SIGKILL, _SIGTERM = 9, 15
-_KILL_BOUND_S = 10.0
 
 
 # --- state ------------------------------------------------------------------------------------------
@@ -207,31 +206,9 @@ def delete_command(call: Call) -> int:
             container = load(call.root, name)
         except NotFound:  # its maker had just given up
             return 0
-        _end(container)
         teardown.destroy(call, container)
         return 0
     raise Conflict(f"cannot delete container {name} that is not stopped: {status}")
-
-
-def _end(container: Container) -> None:
-    """Kill the first process and wait for its end. Raises HostError when it stays."""
-    from _signal import pidfd_send_signal
-
-    try:
-        pidfd = container.open_process()
-    except Conflict:
-        return
-    try:
-        pidfd_send_signal(pidfd, _SIGKILL)
-        cgroup.thaw(container.data["freezer"])
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        if not poll.poll(_KILL_BOUND_S * 1000):
-            raise HostError("container init still running")
-    except ProcessLookupError:
-        pass
-    finally:
-        os.close(pidfd)
 
 
 # --- pause and resume -------------------------------------------------------------------------------

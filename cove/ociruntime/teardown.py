@@ -6,7 +6,10 @@ Order that must hold: processes before their cgroup and mounts, the state direct
 
 from __future__ import annotations
 
-from cove.model.errors import CoveError, Invalid
+import os
+import select
+
+from cove.model.errors import Conflict, CoveError, HostError, Invalid
 from cove.ociruntime import cgroup
 
 TYPE_CHECKING = False
@@ -18,10 +21,15 @@ if TYPE_CHECKING:
     from cove.runtime.oci import Hook
 
 
+_SIGKILL = 9
+_KILL_BOUND_S = 10.0
+
+
 def destroy(call: Call, container: Container, poststop: Sequence[Hook] | None = None) -> None:
     """Kill what is left and remove everything. `poststop`: the hooks, read from its config when None; what fails
     of them is a warning (runtime.md, "Lifecycle", step 12). Raises HostError when processes can't be killed."""
     directories = container.data["cgroups"]
+    end(container)  # without cgroups nobody else would
     if container.pid:
         cgroup.kill_all(directories, container.data["freezer"])
     if poststop is None:
@@ -46,6 +54,27 @@ def destroy(call: Call, container: Container, poststop: Sequence[Hook] | None = 
             run_hooks("poststop", (hook,), container.public("stopped"))
         except CoveError as error:
             call.log.warn(str(error))
+
+
+def end(container: Container) -> None:
+    """Kill the first process and wait for its end. Raises HostError when it stays."""
+    from _signal import pidfd_send_signal  # type: ignore[import-not-found]
+
+    try:
+        pidfd = container.open_process()
+    except Conflict:
+        return
+    try:
+        pidfd_send_signal(pidfd, _SIGKILL)
+        cgroup.thaw(container.data["freezer"])
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if not poll.poll(_KILL_BOUND_S * 1000):
+            raise HostError("container init still running")
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(pidfd)
 
 
 def read_poststop(container: Container) -> Sequence[Hook]:

@@ -469,6 +469,32 @@ def test_kill_all_catches_a_fork_bomb(box: Box) -> None:
     assert nothing_left(box)
 
 
+def test_a_create_without_cgroups_that_fails_at_its_end_leaves_no_process(box: Box) -> None:
+    box.configure(["sleep", "1000"])
+    box.state["cove"] = box.bundle.parent / "own"
+    for directory in (box.bundle, *box.bundle.parents):
+        if str(directory).startswith("/tmp/"):
+            directory.chmod(0o755)
+    rootless = subprocess.run(
+        [*box.argv("cove", "spec", "--rootless", "--bundle", str(box.bundle.parent))],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert rootless.returncode == 0, rootless.stderr
+    config = json.loads((box.bundle.parent / "config.json").read_text())
+    config["process"] |= {"terminal": False, "args": ["sleep", "1000"]}
+    for kind in ("uid", "gid"):
+        config["linux"][f"{kind}Mappings"] = [{"containerID": 0, "hostID": 65534, "size": 1}]
+    (box.bundle / "config.json").write_text(json.dumps(config))
+    box.state["cove"].mkdir()
+    os.chown(box.state["cove"], 65534, 65534)
+    box.prefix = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+    done = box.cove("create", "--pid-file", "/nosuch/pid", box.cgroup)
+    assert done.status == 1 and "/nosuch/" in done.error, done.err
+    assert os.listdir(box.state["cove"]) == []
+    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert [line for line in lines if box.cgroup.encode() + b"\0" in line] == []
+
+
 # --- ids --------------------------------------------------------------------------------------------
 
 
