@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cove.runtime.encode import encode
-from cove.runtime.steps import Exec, Hold, MemoryPolicy, Pause, Plan, RunHook, SetIds, SetNs
+from cove.runtime.steps import Exec, Hold, MemoryPolicy, Pause, Plan, RunHook, SetIds, SetNs, Step
 from tests.native_build import build
 
 quick = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -137,6 +137,13 @@ def test_the_fuzzer_finds_nothing_in_the_plan_decoder(tmp_path: Path) -> None:
     (corpus / "held").write_bytes(
         encode(Plan(clone_flags=0x10000000, before=(SetNs(slot=2, flags=0x40000000),), child=held))
     )
+    values = {"str": "dev/x", "int": 1, "bool": True, "bytes": bytes(16), "tuple[str, ...]": ("a", "1")}
+    for kind in Step.__subclasses__():  # one of each, in a section that may have it, or not
+        step = kind(**{name: values[kind.__annotations__[name]] for name in kind.__struct_fields__})
+        (corpus / f"{kind.__name__}-child").write_bytes(encode(Plan(clone_flags=0, child=(step, last))))
+        (corpus / f"{kind.__name__}-before").write_bytes(
+            encode(Plan(clone_flags=0, before=(step,), parent=(step,), child=(last,), exit=(step,)))
+        )
     done = subprocess.run(
         [
             build("native-fuzz") / "fuzz-plan",
