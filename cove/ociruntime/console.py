@@ -14,12 +14,17 @@ import select
 import struct
 import termios
 
+import msgspec
+
 from cove.model.errors import HostError, Invalid
+from cove.runtime.oci import ConsoleSize
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
+
+    from cove.runtime.oci import Process
 
 _CHUNK = 64 * 1024
 _BOUND_S = 10.0  # for a socket whose owner accepts or reads nothing
@@ -67,6 +72,20 @@ def find_terminal() -> int:
             "process.terminal is true and the caller has no terminal: give --detach and --console-socket, "
             "or set it to false"
         ) from None
+
+
+def with_own_size(process: Process) -> Process:
+    """The process with a terminal of the caller's size, so that it has it from its first moment."""
+    if not process.terminal or process.console_size is not None:
+        return process
+    own = find_terminal()
+    try:
+        rows, columns = struct.unpack("4H", fcntl.ioctl(own, termios.TIOCGWINSZ, bytes(8)))[:2]
+    except OSError:
+        return process
+    finally:
+        os.close(own)
+    return msgspec.structs.replace(process, console_size=ConsoleSize(height=rows, width=columns))
 
 
 class Bridge:

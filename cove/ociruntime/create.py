@@ -16,7 +16,7 @@ import msgspec
 from cove.model import wirejson
 from cove.model.errors import HostError, Invalid
 from cove.ociruntime import caller, cgroup, teardown
-from cove.ociruntime.console import connect, hand_over, send_descriptors
+from cove.ociruntime.console import connect, hand_over, send_descriptors, with_own_size
 from cove.ociruntime.filters import filter_compiler
 from cove.ociruntime.grants import grant
 from cove.ociruntime.hooks import run_hooks
@@ -76,9 +76,10 @@ def run_command(call: Call) -> int:
     detach = call.options.on("detach")
     config = read_bundle(call)
     check_console(call, config.process.terminal, detach=detach)
-    creation = Creation(call, config, held=bool(config.hooks.start_container))
     if not detach:
         caller.current.begin_foreground(config.process.terminal)
+        config = msgspec.structs.replace(config, process=with_own_size(config.process))
+    creation = Creation(call, config, held=bool(config.hooks.start_container))
     started = creation.make()
     container = creation.container
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -80,8 +81,11 @@ def box(tmp_path: Path) -> Iterator[Box]:
         finally:
             made.close()
             for name in set(listeners()) - before:
-                os.kill(listeners()[name], signal.SIGKILL)
-                (SOCKETS / name).unlink()
+                with contextlib.suppress(KeyError, OSError):
+                    os.kill(listeners()[name], signal.SIGKILL)
+                    (SOCKETS / name).unlink()
+            for pid in processes(made, "first"):
+                os.kill(pid, signal.SIGKILL)
 
 
 def running_program(box: Box) -> str:
@@ -142,17 +146,67 @@ def test_a_client_that_differs_is_left_to_python(box: Box) -> None:
     """The socket's name is a hash that anybody may compute: the planner looks at the peer itself."""
     path = max(SOCKETS.glob("*"), key=lambda each: each.stat().st_mtime)
     script = (
-        "import socket, struct, os, sys, ctypes\n"
+        "import socket, struct, sys, ctypes\n"
         "ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)\n"  # PR_SET_NO_NEW_PRIVS
         "peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
         "peer.connect(sys.argv[1])\n"
-        "call = os.memfd_create('call')\n"
-        "os.write(call, b'--version\\0')\n"
-        "fds = [0, 1, 2, os.open('.', os.O_PATH), call]\n"
-        "socket.send_fds(peer, [struct.pack('<IIII', 1, 18, 1, 0)], fds)\n"
         "print(struct.unpack('<I', peer.recv(100)[:4])[0])\n"
     )
     done = subprocess.run(
         ["python3", "-c", script, str(path)], capture_output=True, text=True, timeout=BOUND_S
     )
     assert done.stdout == "1\n", done.stderr  # FALLBACK
+
+
+def processes(box: Box, name: str) -> dict[int, int]:
+    """Pids and parents of the planner that the `run` of this name left, and of its children."""
+    wanted = f"{box.state['cove']}\0run\0{name}\0".encode()
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if wanted in (entry / "cmdline").read_bytes():
+                found[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    return found
+
+
+def planner_of(box: Box) -> tuple[int, int]:
+    """The planner, and the child that waits for a call: the same for a while, for each connection takes one."""
+    pairs: list[list[tuple[int, int]]] = [[]]
+
+    def settled() -> bool:
+        time.sleep(0.2)
+        found = processes(box, "first")
+        pairs.append([(parent, child) for child, parent in found.items() if parent in found])
+        return len(found) == 2 and len(pairs[-1]) == 1 and pairs[-1] == pairs[-2]
+
+    wait_until(settled, "the planner has a child")
+    return pairs[-1][0]
+
+
+@pytest.mark.parametrize("what", ["killed", "child killed", "stopped"])
+def test_a_planner_that_fails_costs_no_call(box: Box, what: str) -> None:
+    planner, child = planner_of(box)
+    if what == "killed":
+        os.kill(planner, signal.SIGKILL)
+    else:
+        os.kill(child, signal.SIGKILL if what == "child killed" else signal.SIGSTOP)
+    box.configure(["sh", "-c", "exit 5"])
+    for _ in range(3):
+        assert box.cove("run", "one").status == 5
+    for pid in (planner, child):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_a_planner_sits_in_no_callers_cgroup(box: Box) -> None:
+    for pid in planner_of(box):
+        lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+        assert all(line.endswith(":/") for line in lines), lines
+
+
+def test_a_planner_without_calls_ends(box: Box) -> None:
+    box.prefix[1] = f"--nofile={7000 + os.getpid() % 1000}:"
+    box.environment["COVE_RUNTIME_WARM"] = "1"
+    assert box.cove("run", "second").status == 0
+    wait_until(lambda: len(processes(box, "second")) == 2, "it waits")
+    wait_until(lambda: not processes(box, "second"), "it ends")
