@@ -26,6 +26,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import uvloop
 
@@ -102,7 +103,20 @@ def parser() -> argparse.ArgumentParser:
         help="use CIDR on the default bridge, e.g. 10.88.0.0/16 (default: one that is free)",
     )
     p.add_argument("--subnet6", default="", metavar="CIDR", help="use CIDR for IPv6 on the default bridge")
-    p.add_argument("--cgroup-parent", default="", metavar="NAME", help="put containers below the cgroup NAME")
+    p.add_argument(
+        "--cgroup-parent",
+        default="",
+        metavar="NAME",
+        help="put containers below the cgroup NAME; with systemd's driver a slice, e.g. team.slice",
+    )
+    p.add_argument(
+        "--exec-opt",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="native.cgroupdriver=systemd has systemd make a scope for each container, native.cgroupdriver=cgroupfs "
+        "has the daemon make cgroups itself (default: cgroupfs)",
+    )
     p.add_argument(
         "--default-log-driver",
         default="local",
@@ -268,19 +282,42 @@ def notify(state: str) -> None:
         sock.sendall(state.encode())
 
 
+def parse_cgroup_driver(exec_options: Sequence[str]) -> Literal["cgroupfs", "systemd"]:
+    """The driver that the last of `--exec-opt` names, as dockerd's. Raises Invalid."""
+    driver: Literal["cgroupfs", "systemd"] = "cgroupfs"
+    for option in exec_options:
+        match option.split("=", 1):
+            case ["native.cgroupdriver", ("cgroupfs" | "systemd") as value]:
+                driver = value
+            case _:
+                raise Invalid(
+                    f"--exec-opt {option}: expected native.cgroupdriver=systemd or native.cgroupdriver=cgroupfs"
+                )
+    return driver
+
+
 def plan_settings(options: argparse.Namespace) -> tuple[Settings, NetworkSettings]:
     """The options as the engine and the networks want them."""
     run_dir = Path(os.path.abspath(options.run_dir))
     data_root = Path(os.path.abspath(options.data_root))
     if options.userns_remap and in_user_namespace():
         raise Invalid("--userns-remap: a rootless daemon's containers are in its user namespace, leave it out")
+    driver = parse_cgroup_driver(options.exec_opt)
+    if driver == "systemd" and in_user_namespace():
+        raise Invalid(
+            "--exec-opt native.cgroupdriver=systemd: a rootless daemon's containers are in the cgroup that it was "
+            "given, leave it out"
+        )
     names = plan_names(run_dir)
+    parent = options.cgroup_parent or ("" if driver == "systemd" else names.cgroup_parent)
     outside = OutsidePorts.inherited()
     settings = Settings(
         data_root=data_root,
         run_dir=run_dir,
         native=find_native(options.native),
-        cgroup_parent=(options.cgroup_parent or names.cgroup_parent).strip("/"),
+        cgroup_parent=parent.strip("/"),
+        cgroup_driver=driver,
+        scope_prefix=names.cgroup_parent,
         default_log_driver=options.default_log_driver,
         debug=options.log_level == "debug",
         remap=find_remap(options.userns_remap) if options.userns_remap else None,

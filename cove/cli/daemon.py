@@ -55,6 +55,13 @@ COMMANDS = {
                 "Keep images, volumes and containers in DIR (default: /var/lib/cove)",
             ),
             ("", "run-dir", "str", "DIR", "Keep sockets and running state in DIR (default: /run/cove)"),
+            (
+                "",
+                "exec-opt",
+                "list",
+                "KEY=VALUE",
+                "native.cgroupdriver=systemd: a scope for each container (default: cgroupfs)",
+            ),
             ("H", "host", "list", "ADDRESS", "Listen here, e.g. unix:///run/cove/docker.sock (the default)"),
         ),
         example="cove daemon --data-root /srv/cove --run-dir /run/cove2 -H unix:///run/cove2/docker.sock",

@@ -15,6 +15,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 
@@ -163,9 +164,11 @@ class Lifecycle:
             live.watchers.append(self._background.spawn(work, f"health of {container.short_id}"))
 
     async def _watch_oom(self, container: Container, live: Live) -> None:
-        async for _ in self._parts.oom_events(container):
+        def told() -> None:
             live.saw_oom = True
             self._parts.publish(self._view(container.id).container, "oom")
+
+        await self._parts.watch_oom(container, told)
 
     # --- exit ---------------------------------------------------------------------------------
 
@@ -181,6 +184,9 @@ class Lifecycle:
 
     async def _exited(self, container_id: str, live: Live, status: ExitStatus) -> None:
         live.task = None
+        # systemd may have taken the counter away before the supervisor read it
+        if live.saw_oom and self._parts.cgroups.driver == "systemd":
+            status = replace(status, oom_killed=True)
         view = self._view(container_id)
         container = view.container
         try:
@@ -396,7 +402,7 @@ class Lifecycle:
             merged = merge_resources(container.spec.resources, given)
             merged, warnings = check_resources(merged, self._parts.host.cgroups, update=True)
             if live.task is not None and given != Resources():
-                self._parts.update_limits(container, merged)
+                await self._parts.update_limits(container, merged)
             spec = msgspec.structs.replace(
                 container.spec, resources=merged, restart=restart or container.spec.restart
             )

@@ -99,8 +99,7 @@ class Parts:
         """Open every room. Raises what the first that fails raises, with the earlier ones closed."""
         make_directories(settings)
         launcher = Launcher.open(settings.native)
-        detect = detect_delegated if in_user_namespace() else detect_cgroups
-        cgroups = detect(parent=settings.cgroup_parent)
+        cgroups = find_cgroups(settings)
         cgroups.setup()
         async with contextlib.AsyncExitStack() as undo:
             store = await SqliteStore.open(settings.data_root / "state.db")
@@ -187,8 +186,7 @@ class Parts:
 
     def cgroup(self, container: Container) -> str:
         """The path of a container's cgroup, relative to every hierarchy."""
-        parent = container.spec.cgroup_parent.strip("/") or self.cgroups.layout.parent
-        return f"{parent}/{container.id}"
+        return self.cgroups.container_path(container.spec.cgroup_parent, container.id)
 
     def _first_process(self, path: str) -> int:
         """The first process of the container that has this cgroup; 0: it doesn't run."""
@@ -207,10 +205,10 @@ class Parts:
     async def kill_all(self, container: Container) -> None:
         await self.cgroups.kill(self.cgroup(container))
 
-    def update_limits(self, container: Container, resources: Resources) -> None:
+    async def update_limits(self, container: Container, resources: Resources) -> None:
         """Change the limits of a running container."""
-        numbers = find_block_numbers(block_devices(resources))
-        self.cgroups.update(self.cgroup(container), plan_resources(resources, numbers, ()))
+        limits = plan_resources(resources, find_block_numbers(block_devices(resources)), ())
+        await asyncio.to_thread(self.cgroups.update, self.cgroup(container), limits)  # systemd may be slow
 
     def stats(self, container: Container) -> ContainerStats:
         """One reading of a running container's counters."""
@@ -226,21 +224,21 @@ class Parts:
     def pids(self, container: Container) -> list[int]:
         return self.cgroups.list_pids(self.cgroup(container))
 
-    async def oom_events(self, container: Container) -> AsyncIterator[None]:
-        """One item each time the kernel killed a process of the container for want of memory."""
+    async def watch_oom(self, container: Container, told: Callable[[], None]) -> None:
+        """Call `told` each time the kernel killed a process of the container for want of memory, until cancelled."""
         try:
             watch = self.cgroups.watch_oom(self.cgroup(container))
         except CoveError:
             return  # no memory controller, or the container has ended already
+
+        def look() -> None:  # at once: systemd takes the counter away soon after the last process
+            if watch.take():
+                told()
+
         loop = asyncio.get_running_loop()
-        ready = asyncio.Event()
-        loop.add_reader(watch.fileno(), ready.set)
+        loop.add_reader(watch.fileno(), look)
         try:
-            while True:
-                await ready.wait()
-                ready.clear()
-                if watch.take():
-                    yield
+            await loop.create_future()
         finally:
             loop.remove_reader(watch.fileno())
             watch.close()
@@ -261,6 +259,8 @@ class Parts:
         """What can never start is refused; the spec without the limits that this host ignores, and warnings."""
         check_userns(self.settings, spec)
         warnings = check_spec(spec, self.host)
+        if spec.cgroup_parent:
+            self.cgroups.check_parent(spec.cgroup_parent)
         resources, about_limits = check_resources(spec.resources, self.host.cgroups)
         return msgspec.structs.replace(spec, resources=resources), [*warnings, *about_limits]
 
@@ -392,6 +392,17 @@ class Parts:
     def missing(self) -> list[str]:
         """What this host can't do, as sentences."""
         return missing_features(self.host.cgroups)
+
+
+def find_cgroups(settings: Settings) -> Cgroups:
+    """What this host has, by the driver that the daemon was told. Raises Unavailable, Invalid."""
+    if in_user_namespace():
+        return detect_delegated(parent=settings.cgroup_parent)
+    if settings.cgroup_driver == "systemd":
+        from cove.runtime.cgroups_scopes import detect_scopes
+
+        return detect_scopes(settings.cgroup_parent, settings.scope_prefix)
+    return detect_cgroups(parent=settings.cgroup_parent)
 
 
 def make_root_point(path: Path, maps: IdMaps) -> None:

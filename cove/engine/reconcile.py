@@ -42,7 +42,7 @@ async def reconcile(parts: Parts, lifecycle: Lifecycle) -> list[str]:
     found = await asyncio.gather(*(_find_task(parts, view) for view in views))
     adopted = [(view, task) for view, (task, _) in zip(views, found, strict=True) if task is not None]
     ended = [(view, why) for view, (task, why) in zip(views, found, strict=True) if task is None]
-    await _free_cgroups(parts, {view.container.id for view, _ in adopted})
+    await _free_cgroups(parts, {parts.cgroup(view.container) for view, _ in adopted})
     await parts.networks.reconcile(
         {v.container.id: Alive(endpoints=v.state.endpoints, ports=v.state.ports) for v, _ in adopted}
     )
@@ -71,7 +71,7 @@ async def _find_task(parts: Parts, view: View) -> tuple[Task | None, str]:
 async def _free_cgroups(parts: Parts, running: Set[str]) -> None:
     """No cgroup but those of running containers; what lives in one whose supervisor is gone is killed."""
     for path in parts.cgroups.list_containers():
-        if path.rpartition("/")[2] not in running:
+        if path not in running:
             await _free_cgroup(parts, path)
 
 

@@ -53,7 +53,7 @@ from cove.runtime.facts import Host
 from cove.runtime.host import find_block_numbers, find_devices
 from cove.runtime.launch import Attach, StepFailed, StreamSetup, Task, launch
 from cove.runtime.plan import plan_exec, plan_start
-from cove.runtime.plan_inputs import Attached, IdMaps, Overlay, Slot
+from cove.runtime.plan_inputs import Attached, IdMaps, Overlay, PlanFacts, Slot
 from cove.runtime.seccomp_compile import compile_filter
 from cove.runtime.seccomp_notify import process_state, send_listener
 from cove.runtime.spec import StartFacts, container_capabilities, plan_exec_process, plan_facts, plan_spec
@@ -117,6 +117,9 @@ async def _launch(
 
     async def on_pause(name: str, pid: int) -> bytes:
         nonlocal attached
+        if name == "cgroup":
+            await enter_cgroup(parts, config, pid)
+            on_failure.push_async_callback(parts.cgroups.remove, config.linux.cgroups_path)
         if name == "user" and maps is not None:
             await prepare_user_namespace(pid, maps)
         if name in ("user", "network") and requests:
@@ -137,7 +140,7 @@ async def _launch(
     check_propagation(container.mounts)
     facts = start_facts(parts, container, files, maps)
     config = plan_spec(container, facts, parts.host)
-    more = plan_facts(container, facts, network_ready=bool(requests))
+    more = start_plan_facts(parts, container, facts, network_ready=bool(requests))
     plan, needed = plan_start(config, more, parts.host)
     root = -1
     if isinstance(facts.root, Attached):
@@ -265,6 +268,21 @@ def start_facts(parts: Parts, container: Container, files: ContainerFiles, maps:
         cols=spec.console_cols,
         identity=_permitted(parts.identity(container), parts.host),
     )
+
+
+def start_plan_facts(
+    parts: Parts, container: Container, facts: StartFacts, *, network_ready: bool
+) -> PlanFacts:
+    more = plan_facts(container, facts, network_ready=network_ready)
+    return msgspec.structs.replace(more, cgroup_pause=parts.cgroups.driver == "systemd")
+
+
+async def enter_cgroup(parts: Parts, config: oci.Config, pid: int) -> None:
+    """With systemd's driver: the waiting process gets its scope."""
+    from cove.runtime.cgroups_scopes import CgroupsScopes
+
+    assert isinstance(parts.cgroups, CgroupsScopes)
+    await parts.cgroups.enter(config.linux.cgroups_path, pid, config.linux.resources or oci.Resources())
 
 
 def _permitted(identity: users.Resolved | None, host: Host) -> users.Resolved | None:
@@ -498,6 +516,6 @@ def plan_only(parts: Parts, container: Container, mounts: Sequence[PlannedMount 
     dry = msgspec.structs.replace(_named(parts, container), mounts=tuple(points))
     files = existing_files(parts.settings.container_dir(container.id))
     facts = start_facts(parts, dry, files, id_maps(parts.settings, dry.spec))
-    more = plan_facts(dry, facts, network_ready=bool(network_requests(dry)))
+    more = start_plan_facts(parts, dry, facts, network_ready=bool(network_requests(dry)))
     plan, _ = plan_start(plan_spec(dry, facts, parts.host), more, parts.host)
     return plan

@@ -29,7 +29,9 @@ class Settings:
     data_root: Path
     run_dir: Path
     native: Path  # cove-init's file
-    cgroup_parent: str = "cove"
+    cgroup_parent: str = "cove"  # with systemd's driver: a slice, "" for system.slice
+    cgroup_driver: Literal["cgroupfs", "systemd"] = "cgroupfs"
+    scope_prefix: str = "cove"  # of the names of scopes
     default_log_driver: str = "local"
     default_stop_timeout_s: float = 10.0
     debug: bool = False
@@ -146,7 +148,7 @@ class HostInfo:
     architecture: str
     cpus: int
     memory_bytes: int
-    cgroup_driver: str  # cgroupfs, none
+    cgroup_driver: str  # cgroupfs, systemd, none
     cgroup_version: int
     containers: int
     running: int

@@ -32,7 +32,7 @@ from cove.runtime.cgroups_files import (
     subdirectories,
     walk,
 )
-from cove.runtime.facts import GUARDED, Layout
+from cove.runtime.facts import GUARDED, Layout, check_parent
 from cove.runtime.plan_limits import limit_writes
 
 TYPE_CHECKING = False
@@ -61,7 +61,7 @@ async def wait_on_loop(waits: Waits) -> None:
 class Cgroups(ABC):
     """The effects. What waits is bounded in time; the other methods take microseconds."""
 
-    driver = "cgroupfs"  # as `info` shows it
+    driver = "cgroupfs"  # as `info` shows it: cgroupfs, systemd (cgroups_scopes.py), none
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
@@ -79,6 +79,14 @@ class Cgroups(ABC):
     def ensure_parent(self, parent: str) -> None:
         """Make a `--cgroup-parent` ready for containers. Idempotent. Raises Invalid for a name that leads
         outside, HostError when the host refuses it."""
+
+    def check_parent(self, parent: str) -> None:
+        """Raises Invalid for a `--cgroup-parent` that can't be one."""
+        check_parent(parent)
+
+    def container_path(self, parent: str, container_id: str) -> str:
+        """The cgroup of one of this daemon's containers; `parent` is its `--cgroup-parent`, "" the daemon's own."""
+        return f"{parent.strip('/') or self.layout.parent}/{container_id}"
 
     def teardown(self) -> None:
         """Remove the parent and every empty cgroup below it; one with processes stays, as does its parent."""

@@ -62,6 +62,12 @@ class Unit(NamedTuple):
         return "/".join(part for part in (root.strip("/"), slice_path(self.slice), self.name) if part)
 
 
+def unit_at(path: str) -> Unit:
+    """The scope whose cgroup this is."""
+    parts = path.strip("/").split("/")
+    return Unit(parts[-1], parts[-2] if len(parts) > 1 else "-.slice")
+
+
 # --- what to ask for (pure) -------------------------------------------------------------------------
 
 
@@ -238,8 +244,8 @@ class Systemd:
             return cls(DBusConnection(authenticate(get_bus(address))))
         except (OSError, ValueError, RuntimeError) as error:
             raise Unavailable(
-                f"systemd can't be asked for a cgroup: {address}: {error}: use the cgroupfs driver "
-                "(without --systemd-cgroup), or start systemd and D-Bus"
+                f"systemd can't be asked for a cgroup: {address}: {error}: use the cgroupfs driver, "
+                "or start systemd and D-Bus"
             ) from None
 
     def __enter__(self) -> Systemd:
@@ -279,6 +285,21 @@ class Systemd:
         if properties:
             message = new_method_call(_MANAGER, "SetUnitProperties", "sba(sv)", (unit.name, True, properties))
             self._call(message, "SetUnitProperties")
+
+    def list_scopes(self, pattern: str) -> list[str]:
+        """The cgroups of the loaded scopes whose names match (fnmatch(3)), relative to the unified tree's root. Raises
+        HostError."""
+        message = new_method_call(_MANAGER, "ListUnitsByPatterns", "asas", ([], [pattern]))
+        (units,) = self._call(message, "ListUnitsByPatterns")
+        found = []
+        for unit in units:
+            scope = DBusAddress(unit[6], _BUS_NAME, "org.freedesktop.systemd1.Scope")
+            try:
+                reply = self._call(Properties(scope).get("ControlGroup"), "ControlGroup")
+            except (NotFound, HostError):
+                continue  # it has ended meanwhile
+            found.append(reply[0][1].strip("/"))
+        return [path for path in found if path]
 
     def attach(self, unit: Unit, pid: int, below: str = "") -> None:
         """Put a process into the scope, at the path `below` there: for callers that can't write to cgroup.procs

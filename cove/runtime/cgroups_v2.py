@@ -83,13 +83,16 @@ class CgroupsV2(Cgroups):
         probe = f"{directory}/probe"
         make_directory(probe)
         try:
-            found = {name for name, file in _FEATURE_FILES.items() if os.path.exists(f"{probe}/{file}")}
-            if any(os.path.exists(f"{probe}/{file}") for file in ("io.weight", "io.bfq.weight")):
-                found.add("blkio_weight")
-            if os.path.exists(f"{probe}/io.bfq.weight"):
-                found.add("blkio_weight_device")
+            self._find_features(probe)
         finally:
             os.rmdir(probe)
+
+    def _find_features(self, probe: str) -> None:
+        found = {name for name, file in _FEATURE_FILES.items() if os.path.exists(f"{probe}/{file}")}
+        if any(os.path.exists(f"{probe}/{file}") for file in ("io.weight", "io.bfq.weight")):
+            found.add("blkio_weight")
+        if os.path.exists(f"{probe}/io.bfq.weight"):
+            found.add("blkio_weight_device")
         self.layout = replace(self.layout, features=frozenset({*found, "devices"}))
 
     def ensure_parent(self, parent: str) -> None:
