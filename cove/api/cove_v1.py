@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import msgspec
+
 from cove import __version__
 from cove.api.docker import wire
 from cove.api.docker.context import Api
 from cove.api.docker.decode import decode_create
+from cove.api.docker.text import rfc3339
 from cove.api.http import Request, Response, json_response
 from cove.api.router import Route
 from cove.model.container import StepFailure
@@ -39,6 +42,15 @@ async def plan_of_container(api: Api, request: Request) -> Response:
     return json_response({"steps": explain_json(made), "warnings": [], "failed": failed})
 
 
+async def stats(api: Api, request: Request) -> Response:
+    """One reading of the container that the query names: all that its cgroup tells, in the units of the names."""
+    name = request.query.get("container")
+    if not name:
+        raise Invalid("container: is missing: name one, e.g. /cove/v1/stats?container=web")
+    found = await api.engine.stats(name)
+    return json_response({"read": rfc3339(found.read_ns), **msgspec.to_builtins(found.cgroup)})
+
+
 def failure_json(plan: Plan, failure: StepFailure) -> dict[str, Any]:
     """`step` counts from 0 in `steps`; null when the plan of today has no such step any more."""
     return {
@@ -55,4 +67,5 @@ ROUTES: tuple[Route[Api], ...] = (
     ("GET", "/cove/v1/ping", ping),
     ("POST", "/cove/v1/plan", plan),
     ("GET", "/cove/v1/plan", plan_of_container),
+    ("GET", "/cove/v1/stats", stats),
 )

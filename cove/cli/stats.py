@@ -29,6 +29,10 @@ COLUMNS = (
 )
 
 
+# on cgroup v2 only, by --format: how much of the last 10 s some task waited, or all of them at once
+_PRESSURE = {"cpu": "CPUPressure", "memory": "MemPressure", "io": "IOPressure"}
+
+
 def cpu_percent(now: dict[str, Any], before: dict[str, Any]) -> float:
     """Percent of one CPU between two samples."""
     used = now.get("cpu_usage", {}).get("total_usage", 0) - before.get("cpu_usage", {}).get("total_usage", 0)
@@ -57,7 +61,7 @@ def stats_row(sample: dict[str, Any], *, whole: bool) -> dict[str, Any]:
     written = sum(entry["value"] for entry in blocks if entry["op"].lower() == "write")
     percent = cpu_percent(sample.get("cpu_stats") or {}, sample.get("precpu_stats") or {})
     name = str(sample.get("name", "")).lstrip("/")
-    return {
+    row = {
         "ID": output.short_id(sample.get("id", ""), whole),
         "Container": output.short_id(sample.get("id", ""), whole),
         "Name": name,
@@ -68,6 +72,10 @@ def stats_row(sample: dict[str, Any], *, whole: bool) -> dict[str, Any]:
         "BlockIO": f"{output.human_size(read)} / {output.human_size(written)}",
         "PIDs": str((sample.get("pids_stats") or {}).get("current", 0)),
     }
+    for resource, lines in (sample.get("pressure_stats") or {}).items():
+        if resource in _PRESSURE:
+            row[_PRESSURE[resource]] = f"{lines['some']['avg10']:.2f}% / {lines['full']['avg10']:.2f}%"
+    return row
 
 
 def take_samples(client: Client, names: list[str], *, strict: bool) -> list[dict[str, Any]]:

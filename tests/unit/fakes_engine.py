@@ -59,7 +59,7 @@ from cove.model.container import (
 )
 from cove.model.errors import Conflict, Invalid, NotFound, NotModified
 from cove.model.objects import HistoryEntry, Image, ImageConfig, IpamPool, Network, VolumeRecord
-from cove.runtime.cgroups_stats import CpuClock, CpuStats, MemoryStats, Stats
+from cove.runtime.cgroups_stats import CpuClock, CpuStats, MemoryStats, Pressure, PressureLine, Stats
 from cove.runtime.steps import Hostname, MakeHostDir, Plan
 from cove.storage.volumes import Pruned as PrunedVolumes
 
@@ -413,7 +413,8 @@ class FakeEngine:
 
     async def stats(self, reference: str) -> ContainerStats:
         self.find(reference)
-        cgroup = Stats(cpu=CpuStats(usage_ns=100), memory=MemoryStats(usage_bytes=4096))
+        waited = Pressure(some=PressureLine(avg10=1.5, total_us=70), full=PressureLine())
+        cgroup = Stats(cpu=CpuStats(usage_ns=100), memory=MemoryStats(usage_bytes=4096, pressure=waited))
         return ContainerStats(read_ns=time.time_ns(), cgroup=cgroup, clock=CpuClock(10, 2))
 
     async def plan(self, spec: ContainerSpec) -> Plan:

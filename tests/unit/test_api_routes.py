@@ -462,6 +462,18 @@ def test_stats_come_with_and_without_a_predecessor(api: ApiFixture) -> None:
     assert second["precpu_stats"] == first["cpu_stats"]
 
 
+def test_pressure_is_told_where_the_kernel_tells_it(api: ApiFixture) -> None:
+    api.create("web")
+    api.ask("POST", "/containers/web/start")
+    docker = api.ask("GET", "/containers/web/stats?stream=0&one-shot=1").json
+    zero = {"avg10": 0.0, "avg60": 0.0, "avg300": 0.0, "total": 0}
+    assert docker["pressure_stats"] == {"memory": {"some": {**zero, "avg10": 1.5, "total": 70}, "full": zero}}
+    whole = api.ask("GET", "/cove/v1/stats?container=web").json
+    assert whole["memory"]["pressure"]["some"]["total_us"] == 70 and whole["cpu"]["pressure"] is None
+    assert api.ask("GET", "/cove/v1/stats?container=none").status == 404
+    assert api.ask("GET", "/cove/v1/stats").message.startswith("container: is missing: name one, e.g. ")
+
+
 def test_stats_end_with_their_container(api: ApiFixture) -> None:
     api.create("web")
     client = api.connect()

@@ -12,7 +12,7 @@ from cove.cli import output
 from cove.cli.containerlist import container_row, show_ports
 from cove.cli.images import image_rows, split_reference
 from cove.cli.plan import render_plan
-from cove.cli.stats import cpu_percent, memory_used
+from cove.cli.stats import cpu_percent, memory_used, stats_row
 from cove.cli.template import TemplateError, apply_template, parse_template
 from cove.model import wirejson
 
@@ -229,6 +229,13 @@ def test_statistics_follow_docker_s_arithmetic() -> None:
     assert memory_used({"usage": 100, "stats": {"inactive_file": 30}}) == 70
     assert memory_used({"usage": 100, "stats": {"total_inactive_file": 40, "inactive_file": 30}}) == 60
     assert memory_used({}) == 0
+
+
+def test_pressure_is_shown_where_the_daemon_tells_it() -> None:
+    assert "MemPressure" not in stats_row({"id": "x"}, whole=True)
+    lines = {"some": {"avg10": 1.5}, "full": {"avg10": 0.25}}
+    row = stats_row({"id": "x", "pressure_stats": {"memory": lines, "irq": lines}}, whole=True)
+    assert row["MemPressure"] == "1.50% / 0.25%" and not [key for key in row if "rq" in key]
 
 
 JSON = st.recursive(

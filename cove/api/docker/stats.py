@@ -7,7 +7,7 @@ from typing import Any
 
 from cove.api.docker.text import NEVER, rfc3339
 from cove.engine.types import ContainerStats, View
-from cove.runtime.cgroups_stats import CpuStats, IoEntry
+from cove.runtime.cgroups_stats import CpuStats, IoEntry, Stats
 
 Json = dict[str, Any]
 
@@ -41,6 +41,8 @@ def stats_json(
     }
     if memory.max_usage_bytes:
         found["memory_stats"].update(max_usage=memory.max_usage_bytes, failcnt=memory.failures)
+    if pressure := pressure_json(now.cgroup):
+        found["pressure_stats"] = pressure  # Docker has no such field
     if now.interfaces:
         found["networks"] = {
             i.name: {
@@ -57,6 +59,20 @@ def stats_json(
             if i.name != "lo"
         }
     return found
+
+
+def pressure_json(stats: Stats) -> Json:
+    """Pressure stall information by resource: averages in percent, `total` in microseconds. Empty without it (cgroup
+    v1, or a kernel booted with psi=0)."""
+    found = {"cpu": stats.cpu.pressure, "memory": stats.memory.pressure, "io": stats.io.pressure}
+    return {
+        name: {
+            kind: {"avg10": line.avg10, "avg60": line.avg60, "avg300": line.avg300, "total": line.total_us}
+            for kind, line in (("some", pressure.some), ("full", pressure.full))
+        }
+        for name, pressure in found.items()
+        if pressure is not None
+    }
 
 
 def _cpu(reading: ContainerStats | None) -> Json:
