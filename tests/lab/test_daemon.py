@@ -91,6 +91,20 @@ def test_stats_are_the_kernels_numbers(daemon: Daemon, image: str) -> None:
         e["value"] for e in stats["blkio_stats"]["io_service_bytes_recursive"] if e["op"].lower() == "write"
     ]
     assert sum(written) >= 8 * MIB
+    waited = stats["pressure_stats"]
+    assert set(waited) == {"cpu", "memory", "io"} and waited["cpu"]["some"]["total"] > 0
+    whole = daemon.http("GET", f"/cove/v1/stats?container={container}").json()
+    assert whole["cpu"]["pressure"]["some"]["total_us"] >= waited["cpu"]["some"]["total"]
+    shown = cove(
+        daemon,
+        "stats",
+        "--no-stream",
+        "--format",
+        "{{.CPUPressure}} {{.MemPressure}} {{.IOPressure}}",
+        container,
+    )
+    assert shown.stdout.count("%") == 6, shown.stderr
+    assert "CPUPressure" in cove(daemon, "stats", "--no-stream", "--format", "json", container).stdout
     remove(daemon, container)
 
 
