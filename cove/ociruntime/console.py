@@ -75,8 +75,8 @@ def find_terminal() -> int:
 
 
 def with_own_size(process: Process) -> Process:
-    """The process with a terminal of the caller's size, so that it has it from its first moment."""
-    if not process.terminal or process.console_size is not None:
+    """The process with a terminal of the caller's size, whatever its config says: it has that from its first moment."""
+    if not process.terminal:
         return process
     own = find_terminal()
     try:

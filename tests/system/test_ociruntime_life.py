@@ -289,16 +289,21 @@ def test_a_foreground_run_bridges_the_callers_terminal(box: Box) -> None:
         stderr=theirs,
         env=box.environment,
     ) as child:
-        assert b"40 132\r\n" in read_until(ours, b"40 132\r\n")
-        os.write(ours, b"typed\r")
-        assert b"got typed\r\n" in read_until(ours, b"got typed\r\n")
+        try:
+            assert b"40 132\r\n" in read_until(ours, b"40 132\r\n")
+            os.write(ours, b"typed\r")
+            assert b"got typed\r\n" in read_until(ours, b"got typed\r\n")
 
-        def interrupted() -> bool:
-            os.write(ours, b"\x03")  # the container's terminal makes a signal of it, which a shell may miss
-            return child.poll() is not None
+            def interrupted() -> bool:
+                os.write(
+                    ours, b"\x03"
+                )  # the container's terminal makes a signal of it, which a shell may miss
+                return child.poll() is not None
 
-        wait_until(interrupted, "the shell is interrupted")
-        assert child.returncode == 130
+            wait_until(interrupted, "the shell is interrupted")
+            assert child.returncode == 130
+        finally:
+            child.kill()
     assert termios.tcgetattr(theirs) == before
     os.close(ours)
     os.close(theirs)
