@@ -301,7 +301,9 @@ def plan_settings(options: argparse.Namespace) -> tuple[Settings, NetworkSetting
     run_dir = Path(os.path.abspath(options.run_dir))
     data_root = Path(os.path.abspath(options.data_root))
     if options.userns_remap and in_user_namespace():
-        raise Invalid("--userns-remap: a rootless daemon's containers are in its user namespace, leave it out")
+        raise Invalid(
+            "--userns-remap: a rootless daemon's containers are in its user namespace, leave it out"
+        )
     driver = parse_cgroup_driver(options.exec_opt)
     if driver == "systemd" and in_user_namespace():
         raise Invalid(

@@ -220,7 +220,7 @@ def plan_identity(
 
 
 def _plan_ids(user: oci.User, facts: PlanFacts) -> Step:
-    groups = user.additional_gids or (user.gid,)
+    groups = user.additional_gids
     if not facts.setgroups:
         if any(group != user.gid for group in user.additional_gids):
             raise Unavailable(

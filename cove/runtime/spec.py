@@ -374,7 +374,9 @@ def _plan_namespaces(spec: ContainerSpec, facts: StartFacts, host: Host) -> tupl
 
 
 def _plan_resources(spec: ContainerSpec, facts: StartFacts, host: Host) -> oci.Resources:
-    if spec.privileged or host.in_user_namespace:  # there, bpf(2) is refused, and a device is only what was bound
+    if (
+        spec.privileged or host.in_user_namespace
+    ):  # there, bpf(2) is refused, and a device is only what was bound
         rules: tuple[oci.DeviceRule, ...] = (ALLOW_ALL,)
     else:
         given = tuple(parse_rule(rule) for rule in spec.device_cgroup_rules)

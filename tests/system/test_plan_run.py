@@ -108,11 +108,7 @@ class Runtime:
     def _open(self, slot: Slot, stack: ExitStack, network: int = -1, process: int = -1) -> int:
         if slot.kind in ("network", "process"):
             return network if slot.kind == "network" else process
-        fd = (
-            os.open(slot.path, os.O_RDONLY | os.O_CLOEXEC)
-            if slot.kind == "namespace"
-            else open_slot(slot)
-        )
+        fd = os.open(slot.path, os.O_RDONLY | os.O_CLOEXEC) if slot.kind == "namespace" else open_slot(slot)
         stack.callback(os.close, fd)
         return fd
 

@@ -411,7 +411,7 @@ def test_a_bundle_is_executed_as_it_is() -> None:
     )
     assert slots == ()
     assert find(plan, steps.BindRoot).path == "/r"
-    assert find(plan, steps.SetIds).groups == ("1000",)
+    assert find(plan, steps.SetIds).groups == ()
     assert find(plan, steps.Capabilities).effective == 0
     assert plan.before == plan.parent == plan.exit == ()
 
