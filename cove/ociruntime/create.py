@@ -31,7 +31,6 @@ from cove.ociruntime.preserve import (
 from cove.ociruntime.slots import close_all, open_slots
 from cove.ociruntime.state import Container, claim, start_time, write_atomically
 from cove.ociruntime.unprivileged import check_unlimited, is_delegated, with_own_mounts
-from cove.ociruntime.usermaps import is_own_map, write_maps
 from cove.ociruntime.words import explain, outline
 from cove.runtime import protocol
 from cove.runtime.cgroups import find_path
@@ -47,6 +46,7 @@ from cove.runtime.plan_cgroups import NO_RESOURCES
 from cove.runtime.plan_inputs import PlanFacts
 from cove.runtime.plan_namespaces import mount_mode
 from cove.runtime.steps import Hold, RemoveHostDir
+from cove.runtime.usermaps import keeps_setgroups, write_maps
 
 MAX_STATE = protocol.MAX_HOOK_INPUT - 64  # a pid is still to come
 
@@ -237,7 +237,7 @@ class Creation:
             held=held,
             all_cgroups=True,
             cgroup_pause=self._scope is not None,
-            setgroups=not is_own_map(config.linux),
+            setgroups=keeps_setgroups(config.linux.gid_mappings),
             keyring=not call.options.on("no-new-keyring"),
             mount_at=f"{call.root}/{self.id}/root" if mount_mode(config) == "host" else "",
         )
@@ -362,7 +362,7 @@ class Creation:
             )
             return b""
         if name == "user":
-            write_maps(container.pid, config.linux)
+            write_maps(container.pid, config.linux.uid_mappings, config.linux.gid_mappings)
             return b""
         if name == "network":
             from cove.ociruntime.netdevices import move_devices

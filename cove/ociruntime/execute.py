@@ -16,7 +16,6 @@ from cove.ociruntime.launch import Started, launch
 from cove.ociruntime.preserve import copy_descriptors, find_preserved, pass_on
 from cove.ociruntime.slots import close_all, open_slots
 from cove.ociruntime.state import Container, load
-from cove.ociruntime.usermaps import is_own_map
 from cove.ociruntime.words import explain
 from cove.runtime.cgroups import find_exec_path
 from cove.runtime.cgroups_detect import detect_cgroups
@@ -26,6 +25,7 @@ from cove.runtime.oci import Capabilities, Config, Process, User, parse_config, 
 from cove.runtime.oci_check import check_process
 from cove.runtime.plan import plan_exec
 from cove.runtime.plan_inputs import PlanFacts
+from cove.runtime.usermaps import keeps_setgroups
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def exec_command(call: Call) -> int:
     facts = PlanFacts(
         id=container.id,
         all_cgroups=True,
-        setgroups=not is_own_map(config.linux),
+        setgroups=keeps_setgroups(config.linux.gid_mappings),
         mount_at=container.data["mount_at"],
     )
     host = find_host(layout)
