@@ -85,7 +85,8 @@ def box(tmp_path: Path) -> Iterator[Box]:
                     os.kill(listeners()[name], signal.SIGKILL)
                     (SOCKETS / name).unlink()
             for pid in processes(made, "first"):
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # with the planner, its children may end
+                    os.kill(pid, signal.SIGKILL)
 
 
 def running_program(box: Box) -> str:
@@ -202,6 +203,20 @@ def test_a_planner_sits_in_no_callers_cgroup(box: Box) -> None:
     for pid in planner_of(box):
         lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
         assert all(line.endswith(":/") for line in lines), lines
+
+
+def test_a_call_whose_child_is_killed_fails_and_is_cleaned_up(box: Box) -> None:
+    _, child = planner_of(box)
+    box.configure(["sleep", "1000"])
+    argv = box.argv("cove", "run", "one")
+    with subprocess.Popen(argv, cwd=box.bundle, env=box.environment, stderr=subprocess.PIPE) as client:
+        wait_until(lambda: box.status("cove", "one") == "running", "it runs")
+        os.kill(child, signal.SIGKILL)
+        box.cove("kill", "one", "KILL")
+        assert client.wait(BOUND_S) == 1
+        assert client.stderr is not None and b"the planner" in client.stderr.read()
+    assert box.cove("delete", "--force", "one").status == 0
+    assert box.ids("cove") == []
 
 
 def test_a_planner_without_calls_ends(box: Box) -> None:
