@@ -384,7 +384,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if os.geteuid() != 0:
         arguments = sys.argv[1:] if argv is None else argv
-        os.environ.setdefault("PYTHONPATH", str(Path(__file__).resolve().parent.parent))
+        os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)
         os.execv(sys.executable, [sys.executable, "-P", "-m", "cove.rootless", *arguments])  # noqa: S606 - no shell
     os.umask(0o022)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     own.add_argument("--data-root", type=Path, default=default_data_root())
     own.add_argument("--rootless-network", default="auto")
     options, rest = own.parse_known_args(argv)
-    os.environ.setdefault("PYTHONPATH", str(Path(__file__).resolve().parent.parent.parent))
+    os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent.parent)
     run_dir, data_root = Path(os.path.abspath(options.run_dir)), Path(os.path.abspath(options.data_root))
     if any(word in ("-h", "--help", "--version") for word in rest):
         return os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-P", "-m", "cove.daemon", *rest])  # noqa: S606
