@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import socket
 
 from cove.engine.types import AttachOptions
-from cove.model.errors import Invalid
-from cove.runtime.launch import Attach
+from cove.model.errors import CoveError, Invalid
+from cove.runtime.launch import Attach, Task
 from cove.runtime.protocol import MAX_INITIAL
 
+_ENDING_S = 1.0  # between a process's end and its exit status
 DEFAULT_DETACH_KEYS = b"\x10\x11"  # ctrl-p ctrl-q
 
 
@@ -34,6 +37,19 @@ def make_attach(options: AttachOptions, sock: socket.socket, initial: bytes, *, 
         detach_keys=keys if options.stdin and tty else b"",
         initial=initial if options.stdin else b"",
     )
+
+
+async def attach_now(task: Task, attach: Attach) -> None:
+    """Hand a client over to a running process; one that is just ending has no more output for it."""
+    try:
+        await task.attach(attach)
+    except CoveError:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ENDING_S):
+                await task.wait()
+        if task.exited is None:
+            raise
+        attach.sock.close()
 
 
 def parse_keys(text: str) -> bytes | None:

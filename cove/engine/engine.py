@@ -20,7 +20,7 @@ import msgspec
 
 from cove.engine import host as host_facts
 from cove.engine.archive import Archives
-from cove.engine.attach import make_attach
+from cove.engine.attach import attach_now, make_attach
 from cove.engine.changes import Change
 from cove.engine.connections import Connections
 from cove.engine.create import anonymous_names, plan_container, plan_mounts, volume_names
@@ -337,7 +337,7 @@ class Engine:
         if live.task is None:
             live.add_pending(attach)
         else:
-            await live.task.attach(attach)
+            await attach_now(live.task, attach)
 
     def _tell(self, reference: str, action: str, **attributes: str) -> None:
         """Publish an event of a container, if it's still there."""
