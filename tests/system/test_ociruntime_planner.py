@@ -206,17 +206,35 @@ def test_a_planner_sits_in_no_callers_cgroup(box: Box) -> None:
 
 
 def test_a_call_whose_child_is_killed_fails_and_is_cleaned_up(box: Box) -> None:
-    _, child = planner_of(box)
     box.configure(["sleep", "1000"])
-    argv = box.argv("cove", "run", "one")
-    with subprocess.Popen(argv, cwd=box.bundle, env=box.environment, stderr=subprocess.PIPE) as client:
-        wait_until(lambda: box.status("cove", "one") == "running", "it runs")
-        os.kill(child, signal.SIGKILL)
-        box.cove("kill", "one", "KILL")
-        assert client.wait(BOUND_S) == 1
-        assert client.stderr is not None and b"the planner" in client.stderr.read()
+    for _ in range(5):
+        killed, status, errors = _run_and_kill_child(box)
+        if killed:
+            break
+        # a client that waits for its child for three seconds, on a busy machine, does without
+        assert box.cove("delete", "--force", "one").status in (0, 1)
+    assert (killed, status) == (True, 1)
+    assert b"the planner" in errors
     assert box.cove("delete", "--force", "one").status == 0
     assert box.ids("cove") == []
+
+
+def _run_and_kill_child(box: Box) -> tuple[bool, int, bytes]:
+    """Whether the waiting child took the call, and was killed; the client's exit status and words."""
+    _, child = planner_of(box)
+    argv = box.argv("cove", "run", "one")
+    with subprocess.Popen(argv, cwd=box.bundle, env=box.environment, stderr=subprocess.PIPE) as client:
+        killed = True
+        try:
+            wait_until(lambda: box.status("cove", "one") == "running", "it runs")
+            os.kill(child, signal.SIGKILL)
+        except ProcessLookupError:
+            killed = False
+        finally:
+            box.cove("kill", "one", "KILL")
+        status = client.wait(BOUND_S)
+        assert client.stderr is not None
+        return killed, status, client.stderr.read()
 
 
 def test_a_planner_without_calls_ends(box: Box) -> None:
