@@ -100,10 +100,10 @@ class Parts:
         make_directories(settings)
         launcher = Launcher.open(settings.native)
         cgroups = find_cgroups(settings)
-        cgroups.setup()
         async with contextlib.AsyncExitStack() as undo:
             store = await SqliteStore.open(settings.data_root / "state.db")
             undo.push_async_callback(store.close)
+            cgroups.setup()  # a daemon that is refused its store makes nothing on the host
             trash = await Trash.open(settings.data_root / "trash")
             undo.push_async_callback(trash.close)
             images = await Images.open(settings.data_root / "images", store)

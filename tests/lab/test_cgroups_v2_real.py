@@ -339,7 +339,7 @@ def test_nested_cgroups_are_frozen_killed_and_removed_with_theirs(boxes: Boxes) 
         cgroups = boxes.cgroups
         await until(lambda: len(cgroups.list_pids(f"{living.path}/inner/most")) > 0)
         await cgroups.freeze(living.path)
-        assert "frozen 1" in read(f"{living.path}/inner/most", "cgroup.events")
+        await until(lambda: "frozen 1" in read(f"{living.path}/inner/most", "cgroup.events"))
         await cgroups.thaw(living.path)
         assert "frozen 0" in read(f"{living.path}/inner/most", "cgroup.events")
         await cgroups.freeze(f"{living.path}/inner")  # by the container itself: that stays its own matter

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cove.daemon import plan_names
 from tests.apikit import (
     Call,
     create,
@@ -227,6 +228,8 @@ def test_a_second_daemon_is_refused_and_disturbs_nothing(daemon: Daemon, image: 
         f"cove daemon: the store {data}/state.db is in use by another Cove daemon: "
         "stop that one, or give this one another --data-root"
     )
+    parent = plan_names(tmp_path / "run").cgroup_parent
+    assert not list(Path("/sys/fs/cgroup").glob(f"**/{parent}")), "the refused daemon left a cgroup"
     assert state(daemon, container)["Pid"] == pid
     check_consistent(daemon)
     remove(daemon, container)
