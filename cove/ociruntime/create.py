@@ -16,7 +16,7 @@ import msgspec
 from cove.model import wirejson
 from cove.model.errors import HostError, Invalid
 from cove.ociruntime import caller, cgroup, teardown
-from cove.ociruntime.console import connect, hand_over, send_descriptors, with_own_size
+from cove.ociruntime.console import connect, hand_over, with_own_size
 from cove.ociruntime.filters import filter_compiler
 from cove.ociruntime.grants import grant
 from cove.ociruntime.hooks import run_hooks
@@ -167,20 +167,10 @@ def announce(call: Call, started: Started) -> None:
 
 
 def hand_listener(seccomp: Seccomp, listener: int, pid: int, state: dict[str, Any]) -> None:
-    """Send a filter's listener to its supervisor (config-linux.md, "The Container Process State"). Raises Invalid,
-    HostError."""
-    message = {
-        "ociVersion": state["ociVersion"],
-        "fds": ["seccompFd"],
-        "pid": pid,
-        "metadata": seccomp.listener_metadata,
-        "state": state,
-    }
-    peer = connect(seccomp.listener_path, "linux.seccomp.listenerPath")
-    try:
-        send_descriptors(peer, wirejson.dumps(message).encode(errors="surrogateescape"), (listener,))
-    finally:
-        peer.close()
+    """Send a filter's listener to its agent. Raises HostError."""
+    from cove.runtime.seccomp_notify import process_state, send_listener  # few filters have one
+
+    send_listener(seccomp.listener_path, listener, process_state(pid, seccomp.listener_metadata, state))
 
 
 def freezer_file(layout: Layout, path: str) -> str:
