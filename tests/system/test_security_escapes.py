@@ -207,7 +207,7 @@ def test_an_archive_is_taken_and_put_inside_while_the_container_moves_it(daemon:
             if attempt >= 12 and arrived:
                 break
             answer = daemon.http("GET", f"/containers/{container}/archive?path=/d/secret")
-            arrived += answer.status == 200 and b"mine" in answer.body
+            arrived += answer.status == 200 and (b"mine" in answer.body or b"evil" in answer.body)
             assert b"secret of the host" not in answer.body
             put = daemon.http(
                 "PUT",
