@@ -18,19 +18,22 @@ group.
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 from cove.model.errors import HostError
 from cove.network import links
 from cove.network.links import Address, Interface
 from cove.network.netlink import NETLINK_ROUTE, Netlink
 
+T = TypeVar("T")
 CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -72,6 +75,16 @@ def hairpin_needed() -> bool:
             return file.read().strip() == "1"
     except OSError:
         return False
+
+
+async def run_in(executor: ThreadPoolExecutor, work: Callable[..., T], *arguments: object) -> T:
+    """Wait for work in one of the workshop's threads; it goes on there when its caller is cancelled."""
+    future = asyncio.get_running_loop().run_in_executor(executor, work, *arguments)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:  # nobody is left to hear how it ends
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        raise
 
 
 class Workshop:

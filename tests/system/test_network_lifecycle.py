@@ -141,7 +141,7 @@ def test_a_cancelled_connect_leaves_nothing(host: None, tmp_path: Path) -> None:
             await nets._reaper.flush()
             await eventually(lambda: bridge_ports() == [], "an interface was left")
             assert await nets._store.range("addresses/") == []
-            assert nets._ports.held() == []
+            assert nets._publishing.held() == []
 
     go(body)
 

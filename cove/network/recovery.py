@@ -1,0 +1,132 @@
+"""What a starting daemon finds: stored networks and addresses, and containers that outlived the daemon before it.
+
+Order that must hold: `load_networks` (records and addresses into memory), then the host is repaired, then `readopt` for
+each container that lives, then `free_stale` for what nobody has.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+
+import msgspec
+
+from cove.model.objects import Network
+from cove.network import bridges, records
+from cove.network.addresses import parse_subnet
+from cove.network.endpoints import address_keys, address_pools, outward, parse_address_key
+from cove.network.holdings import Attached, Bridge, Holdings
+from cove.network.links import Subnet
+from cove.network.model import BRIDGE, HOST, NONE, Alive, NetworkSettings
+from cove.network.namespaces import Workshop, run_in
+from cove.network.publishing import Publishing
+from cove.network.reaper import Reaper
+from cove.network.upkeep import Upkeep
+from cove.store.interface import Op, Put, Store
+
+log = logging.getLogger(__name__)
+
+
+async def load_networks(
+    holdings: Holdings,
+    store: Store,
+    settings: NetworkSettings,
+    *,
+    workshop: Workshop,
+    upkeep: Upkeep,
+    seed: str,
+) -> None:
+    """Fill `holdings` from the store; the built-in networks are made where they are missing.
+
+    Raises Invalid for settings that can't be, HostError.
+    """
+    for item in await store.range("networks/"):
+        network = msgspec.json.decode(item.value, type=Network)
+        holdings.networks[network.id] = network
+    names = {network.name: network for network in holdings.networks.values()}
+    made = [
+        records.plan_built_in(name, id=secrets.token_hex(32), now_ns=time.time_ns())
+        for name in (HOST, NONE)
+        if name not in names
+    ]
+    for network in made:
+        holdings.networks[network.id] = network
+    own = [network.bridge for network in holdings.bridge_networks()]
+    links = [settings.bridge, *own]
+    taken, mtu = await run_in(workshop.reaper, upkeep.survey, links)
+    known = names.get(BRIDGE)
+    default = _plan_default(known, holdings, settings, taken=taken, mtu=mtu, seed=seed)
+    if default != known:
+        made.append(default)
+        holdings.networks[default.id] = default
+    if made:
+        operations: list[Op] = [Put(f"networks/{n.id}", msgspec.json.encode(n)) for n in made]
+        await store.txn([], operations)
+    for network in holdings.networks.values():
+        if network.driver == "bridge":
+            holdings.bridges[network.id] = Bridge(network, address_pools(network))
+    for item in await store.range("addresses/"):
+        holdings.occupy(*parse_address_key(item.key))
+
+
+async def readopt(
+    holdings: Holdings, store: Store, publishing: Publishing, container_id: str, holds: Alive
+) -> None:
+    """Take over a container that outlived the daemon: its endpoints, its addresses and its ports."""
+    attached = Attached([], [])
+    operations: list[Op] = []
+    for endpoint in holds.endpoints:
+        bridge = holdings.bridges.get(endpoint.network_id)
+        if bridge is None:
+            log.warning(
+                "container %s is on a network that is gone: %s", container_id[:12], endpoint.network_name
+            )
+            continue
+        for key in address_keys(endpoint):
+            holdings.occupy(*parse_address_key(key))
+            operations.append(Put(key, container_id.encode()))
+        bridge.members[container_id] = endpoint
+        attached.endpoints.append(endpoint)
+    holdings.attached[container_id] = attached
+    if operations:
+        await store.txn([], operations)
+    routed = outward(attached.endpoints)
+    if routed is not None:
+        attached.held = publishing.adopt(container_id, routed, holds.ports)
+
+
+async def free_stale(holdings: Holdings, store: Store, reaper: Reaper) -> None:
+    """Free the stored addresses of containers that aren't attached."""
+    stale = [
+        item.key
+        for item in await store.range("addresses/")
+        if item.value.decode(errors="replace") not in holdings.attached
+    ]
+    await reaper.delete_keys(stale)
+    for key in stale:
+        holdings.free_address(*parse_address_key(key))
+
+
+def _plan_default(
+    known: Network | None,
+    holdings: Holdings,
+    settings: NetworkSettings,
+    *,
+    taken: list[Subnet],
+    mtu: int,
+    seed: str,
+) -> Network:
+    """The default bridge's record: as stored, as far as the settings leave it open."""
+    stored = {parse_subnet(p.subnet).version: p for p in known.ipam} if known else {}
+    asked = {4: settings.ipv4 or getattr(stored.get(4), "subnet", "")}
+    with_ipv6 = settings.ipv6 != "none" and bridges.has_ipv6()
+    asked[6] = (settings.ipv6 or getattr(stored.get(6), "subnet", "")) if with_ipv6 else ""
+    own = [parse_subnet(p.subnet) for n in holdings.networks.values() if n is not known for p in n.ipam]
+    pools = records.plan_default_pools(
+        ipv4=asked[4], ipv6=asked[6], with_ipv6=with_ipv6, taken=[*own, *taken], seed=seed
+    )
+    base = known or Network(id=secrets.token_hex(32), name=BRIDGE, driver="bridge", created_ns=time.time_ns())
+    return msgspec.structs.replace(
+        base, ipam=pools, ipv6=len(pools) > 1, bridge=settings.bridge, mtu=settings.mtu or mtu
+    )
