@@ -23,6 +23,7 @@ from cove.engine.registry import Registry
 from cove.engine.remap import check_userns
 from cove.engine.types import ContainerStats, Settings
 from cove.events.bus import Bus
+from cove.events.journal import Journal
 from cove.image.images import Images
 from cove.image.overlayfs import in_user_namespace
 from cove.image.types import Use
@@ -86,7 +87,7 @@ class Parts:
         self.host = host
         self.launcher = launcher
         self.shifted = shifted  # with `--userns-remap`
-        self.events = Bus()
+        self.events = Bus(journal=Journal(settings.data_root / "events"))
         self.linking = {view.container.id for view in registry.views() if has_links(view.container)}
         self.claims: dict[str, set[str]] = {}  # by container that is being created: its volumes
         if isinstance(cgroups, CgroupsNone):

@@ -91,3 +91,30 @@ def test_attach_resize_and_detach_are_told(daemon: Daemon, image: str) -> None:
         actions = [action for kind, action in events_of(daemon, since) if kind == "container"]
     assert actions == ["attach", "start", "resize", "detach"]
     assert daemon.http("DELETE", f"/containers/{container}?force=1").status == 204
+
+
+def test_events_are_told_after_a_kill_of_the_daemon_and_a_listener_goes_on_where_it_was(
+    fresh_daemon: Daemon, image: str
+) -> None:
+    daemon = fresh_daemon
+    since = time.time()
+    container = create(daemon, image, "true", NetworkMode="none")
+    assert daemon.http("POST", f"/containers/{container}/start").status == 204
+    assert daemon.http("POST", f"/containers/{container}/wait").status == 200
+    told = [json.loads(line) for line in _events(daemon, f"{since:.9f}")]
+    assert [event["Action"] for event in told if event["Type"] == "container"] == ["create", "start", "die"]
+    daemon.kill9()
+    daemon.start()
+    assert [json.loads(line) for line in _events(daemon, f"{since:.9f}")] == told
+    last_ns = told[-1]["timeNano"]
+    assert daemon.http("DELETE", f"/containers/{container}").status == 204
+    further = _events(daemon, f"{last_ns // 10**9}.{last_ns % 10**9 + 1:09}")
+    assert [json.loads(line)["Action"] for line in further] == ["destroy"]
+    only = daemon.http(
+        "GET", f"/events?since={since:.9f}&until={time.time():.9f}&filters=" + '{"event":["die"]}'
+    )
+    assert [json.loads(line)["Action"] for line in only.body.splitlines()] == ["die"]
+
+
+def _events(daemon: Daemon, since: str) -> list[bytes]:
+    return daemon.http("GET", f"/events?since={since}&until={time.time():.9f}").body.splitlines()

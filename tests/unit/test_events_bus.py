@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import resource
+import signal
 import time
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cove.events.bus import Bus, Stream, SubscriberTooSlow
 from cove.events.filters import event_filter
+from cove.events.journal import Journal
 from cove.model.errors import Invalid
 from cove.model.objects import Event
 
@@ -212,3 +216,117 @@ def test_an_image_filter_matches_without_the_tag(name: str, bare: str) -> None:
 def test_an_unknown_filter_is_refused() -> None:
     with pytest.raises(Invalid, match="invalid filter 'colour'"):
         event_filter({"colour": ["red"]})
+
+
+# --- the event store ----------------------------------------------------------------------
+
+
+async def stored(journal: Journal, since_ns: int = 1, until_ns: int = 2**62) -> list[str]:
+    """What a bus that has just begun tells of the past."""
+    bus = Bus(journal=journal)
+    found = await rest(bus.stream(since_ns=since_ns, until_ns=min(until_ns, bus.clock_ns())))
+    await bus.close()
+    return found
+
+
+def test_since_reaches_beyond_the_ring_and_a_restart(tmp_path: Path) -> None:
+    async def body() -> None:
+        bus = Bus(limit=2, journal=Journal(tmp_path))
+        for number in range(1, 8):
+            bus.publish(event(str(number), time_ns=number))
+        stream = bus.stream(since_ns=3)
+        bus.publish(event("8", time_ns=8))
+        assert await take(stream, 6) == ["3", "4", "5", "6", "7", "8"]
+        some = bus.stream(since_ns=2, until_ns=5, predicate=lambda each: each.action != "4")
+        assert await rest(some) == ["2", "3", "5"]
+        await bus.close()
+        assert await stored(Journal(tmp_path), since_ns=6) == ["6", "7", "8"]
+
+    run(body())
+
+
+def test_a_killed_writer_s_half_line_costs_no_other_event(tmp_path: Path) -> None:
+    async def body() -> None:
+        bus = Bus(journal=Journal(tmp_path))
+        bus.publish(event("whole", time_ns=1))
+        await bus.close()
+        with open(tmp_path / "events", "ab") as torn:
+            torn.write(b'{"kind":"contai')
+        bus = Bus(journal=Journal(tmp_path))
+        bus.publish(event("next", time_ns=2))
+        await bus.close()
+        assert await stored(Journal(tmp_path)) == ["whole", "next"]
+
+    run(body())
+
+
+def test_the_store_is_bounded_and_keeps_the_newest(tmp_path: Path) -> None:
+    async def body() -> None:
+        bus = Bus(limit=1, journal=Journal(tmp_path, limit_bytes=2_000))
+        for number in range(1, 201):
+            bus.publish(event(str(number), time_ns=number))
+            await asyncio.sleep(0)
+        await bus.close()
+        assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 4_000
+        found = await stored(Journal(tmp_path))
+        assert found == [str(number) for number in range(201 - len(found), 201)]
+        assert len(found) > 20
+
+    run(body())
+
+
+def test_a_reader_of_the_past_isn_t_disturbed_by_a_rotation(tmp_path: Path) -> None:
+    async def body() -> None:
+        bus = Bus(limit=1, journal=Journal(tmp_path, limit_bytes=1_000_000))
+        for number in range(1, 2_001):
+            bus.publish(event(str(number), time_ns=number))
+        stream = bus.stream(since_ns=1)
+        assert await take(stream, 1) == ["1"]
+        (tmp_path / "events").rename(tmp_path / "events.1")
+        bus.publish(event("last", time_ns=3_000))
+        assert await take(stream, 2_000) == [*(str(number) for number in range(2, 2_001)), "last"]
+        await stream.aclose()
+        await bus.close()
+
+    run(body())
+
+
+def test_no_two_events_have_one_time(tmp_path: Path) -> None:
+    async def body() -> None:
+        bus = Bus(journal=Journal(tmp_path))
+        for name in ("a", "b", "c"):
+            bus.publish(event(name, time_ns=10))
+        assert [each.time_ns for each in bus.recent] == [10, 11, 12]
+        await bus.close()
+        bus = Bus(journal=Journal(tmp_path))
+        bus.publish(event("the clock was set back", time_ns=5))
+        assert [each.time_ns for each in bus.recent] == [13]
+        assert await take(bus.stream(since_ns=12), 2) == ["c", "the clock was set back"]
+        await bus.close()
+
+    run(body())
+
+
+def test_a_full_disk_costs_stored_events_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RLIMIT_FSIZE refuses what goes beyond it, as a full disk does: a write is cut short, then fails."""
+
+    async def body() -> None:
+        bus = Bus(journal=Journal(tmp_path))
+        bus.publish(event("kept", time_ns=1))
+        await asyncio.sleep(0)
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "events").stat().st_size + 10, before[1]))
+            stream = bus.stream()
+            bus.publish(event("lost", time_ns=2))
+            assert await take(stream, 1) == ["lost"]
+            await asyncio.sleep(0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, handler)
+        bus.publish(event("kept again", time_ns=3))
+        await bus.close()
+        assert await stored(Journal(tmp_path)) == ["kept", "kept again"]
+
+    run(body())
