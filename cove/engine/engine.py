@@ -130,7 +130,7 @@ class Engine:
         return self._parts.registry.find(reference).container.id
 
     def health(self, container_id: str) -> Health | None:
-        """A running container's health; None without a check."""
+        """A container's health; None without a check, and before its first run under this daemon."""
         return self._lifecycle.live(container_id).health
 
     def link_names(self) -> dict[str, Sequence[str]]:
