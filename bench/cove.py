@@ -23,8 +23,8 @@ class Cove(Engine):
         self.environment = {"PYTHONPATH": str(ROOT)}
 
     def daemon_commands(self) -> list[list[str]]:
-        if not (ROOT / "cove/daemon.py").exists():
-            raise EngineError("cove/daemon.py isn't in this checkout")
+        if not (ROOT / "cove/daemon").exists():
+            raise EngineError("cove/daemon isn't in this checkout")
         options = ["--data-root", str(self.directory / "data"), "--run-dir", str(self.run_dir)]
         options += ["--cgroup-parent", self.cgroup_parent, "--log-level", "warning"]
         return [[sys.executable, "-m", "cove.daemon", *options, "-H", f"unix://{self.socket}"]]

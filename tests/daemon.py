@@ -245,9 +245,11 @@ class Daemon:
 
     def _command(self) -> list[str]:
         native = native_build.build("native") / "cove-init"
+        alone = not any(option.startswith("--config-file") for option in self._options)
         return [
             sys.executable, "-m", "cove.daemon", "--data-root", str(self.data_root),
-            "--run-dir", str(self.run_dir), "--native", str(native), "--log-level", "debug",
+            "--run-dir", str(self.run_dir), "--native", str(native), *(["--config-file="] if alone else []),
+            *([] if {"--log-level", "-l"} & set(self._options) else ["--log-level", "debug"]),
         ]  # fmt: skip
 
     def _entry_directories(self) -> list[Path]:

@@ -15,7 +15,7 @@ from cove.api.docker.text import rfc3339
 from cove.api.http import Request, Response, json_response
 from cove.api.router import Route
 from cove.model.container import StepFailure
-from cove.model.errors import Invalid
+from cove.model.errors import Invalid, Unavailable
 from cove.runtime.plan_explain import errno_name, explain, explain_json, find_failed
 from cove.runtime.steps import Plan
 
@@ -51,6 +51,14 @@ async def stats(api: Api, request: Request) -> Response:
     return json_response({"read": rfc3339(found.read_ns), **msgspec.to_builtins(found.cgroup)})
 
 
+async def reload(api: Api, request: Request) -> Response:
+    """Have the daemon read its configuration again: what counts now, and what waits for its next start."""
+    if api.reload is None:
+        raise Unavailable("this daemon has no configuration to read again")
+    now, later = api.reload()
+    return json_response({"reloaded": now, "waiting": later})
+
+
 def failure_json(plan: Plan, failure: StepFailure) -> dict[str, Any]:
     """`step` counts from 0 in `steps`; null when the plan of today has no such step any more."""
     return {
@@ -68,4 +76,5 @@ ROUTES: tuple[Route[Api], ...] = (
     ("POST", "/cove/v1/plan", plan),
     ("GET", "/cove/v1/plan", plan_of_container),
     ("GET", "/cove/v1/stats", stats),
+    ("POST", "/cove/v1/reload", reload),
 )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cove import __version__
 from cove.api.app import App
-from cove.api.docker.context import NEWEST, Api, version_text
+from cove.api.docker.context import NEWEST, Api, Reload, version_text
 from cove.api.listener import HttpServer
 
 if TYPE_CHECKING:
@@ -23,5 +23,5 @@ HEADERS = (
 class ApiServer(HttpServer):
     """Serves the Docker Engine API and Cove's own; sockets are given to `listen`."""
 
-    def __init__(self, engine: Engine) -> None:
-        super().__init__(App(Api(engine)), HEADERS)
+    def __init__(self, engine: Engine, *, reload: Reload | None = None) -> None:
+        super().__init__(App(Api(engine, reload=reload)), HEADERS)

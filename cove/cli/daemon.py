@@ -47,6 +47,9 @@ COMMANDS = {
         most=-1,
         stops=True,
         flags=(
+            ("", "config-file", "str", "PATH", "Read keys from a JSON file (default: /etc/cove/daemon.json)"),
+            ("", "validate", "bool", "", "Check the configuration, say what is wrong with it, and exit"),
+            ("", "print-config", "bool", "", "Print the configuration in effect as JSON, and exit"),
             (
                 "",
                 "data-root",
@@ -55,14 +58,8 @@ COMMANDS = {
                 "Keep images, volumes and containers in DIR (default: /var/lib/cove)",
             ),
             ("", "run-dir", "str", "DIR", "Keep sockets and running state in DIR (default: /run/cove)"),
-            (
-                "",
-                "exec-opt",
-                "list",
-                "KEY=VALUE",
-                "native.cgroupdriver=systemd: a scope for each container (default: cgroupfs)",
-            ),
             ("H", "host", "list", "ADDRESS", "Listen here, e.g. unix:///run/cove/docker.sock (the default)"),
+            ("", "KEY", "str", "VALUE", "Every key of the configuration file; cove daemon --help lists them"),
         ),
         example="cove daemon --data-root /srv/cove --run-dir /run/cove2 -H unix:///run/cove2/docker.sock",
     ),

@@ -44,16 +44,9 @@ def start_daemon(socket_path: str) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if _listens(socket_path):
             return
-        data_root = os.environ.get("COVE_DATA_ROOT") or _default_data_root()
-        _start_and_wait(socket_path, run_dir, data_root)
+        _start_and_wait(socket_path, run_dir)
     finally:
         os.close(lock)
-
-
-def _default_data_root() -> str:
-    if os.geteuid() == 0:
-        return "/var/lib/cove"
-    return (os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")) + "/cove"
 
 
 def _listens(socket_path: str) -> bool:
@@ -66,13 +59,15 @@ def _listens(socket_path: str) -> bool:
     return True
 
 
-def _start_and_wait(socket_path: str, run_dir: str, data_root: str) -> None:
+def _start_and_wait(socket_path: str, run_dir: str) -> None:
     log_path = f"{run_dir}/daemon.log"
     log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     offset = os.fstat(log).st_size
-    program, arguments, environment = daemon_command(
-        ["--data-root", data_root, "--run-dir", run_dir, "-H", f"unix://{socket_path}"]
-    )
+    # what the environment says, and no more: the rest is the configuration file's to say
+    given = ["--run-dir", run_dir] if os.environ.get("COVE_RUN_DIR") else []
+    if os.environ.get("COVE_DATA_ROOT"):
+        given += ["--data-root", os.environ["COVE_DATA_ROOT"]]
+    program, arguments, environment = daemon_command(given)
     null = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     here = os.open(".", os.O_PATH | os.O_CLOEXEC)
     os.chdir("/")  # the daemon must not keep the caller's file system busy

@@ -11,7 +11,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from cove.engine.attach import attach_now, make_attach
 from cove.engine.changes import Change
 from cove.engine.connections import Connections
 from cove.engine.create import anonymous_names, plan_container, plan_mounts, volume_names
+from cove.engine.defaults import with_defaults
 from cove.engine.execs import Execs
 from cove.engine.health import Health
 from cove.engine.lifecycle import Lifecycle
@@ -61,6 +62,7 @@ from cove.model.container import (
     StepFailure,
 )
 from cove.model.errors import Conflict, Invalid, NotFound
+from cove.model.objects import Event
 from cove.network.model import NetworkSettings
 from cove.runtime.cgroups_stats import Stats, read_cpu_clock
 from cove.runtime.steps import Plan
@@ -81,9 +83,25 @@ class Engine:
         self.networks = parts.networks
         self.volumes = parts.volumes
         self.events: Bus = parts.events
-        self.settings = parts.settings
         self._started_ns = time.time_ns()
         self._id = secrets.token_hex(16)
+
+    @property
+    def settings(self) -> Settings:
+        return self._parts.settings
+
+    def reload(self, settings: Settings, attributes: Mapping[str, str]) -> None:
+        """Go by other settings from here on, and tell listeners; what was made at the start stays as it is."""
+        self._parts.settings = settings
+        self.events.publish(
+            Event(
+                kind="daemon",
+                action="reload",
+                actor_id=self._id,
+                attributes={"name": host_facts.host_name(), **attributes},
+                time_ns=time.time_ns(),
+            )
+        )
 
     @classmethod
     async def open(cls, settings: Settings, network: NetworkSettings) -> Engine:
@@ -110,6 +128,10 @@ class Engine:
         await self._background.close()
         await self._parts.close()
 
+    async def stop_all(self) -> None:
+        """Stop every container, for a daemon that ends without live-restore."""
+        await self._lifecycle.stop_with_daemon(self.settings.shutdown_timeout_s)
+
     async def uninstall(self) -> None:
         """End every container and take down what the host holds for this daemon; data stays."""
         for view in self.list():
@@ -130,7 +152,7 @@ class Engine:
         return self._parts.registry.find(reference).container.id
 
     def health(self, container_id: str) -> Health | None:
-        """A container's health; None without a check, and before its first run under this daemon."""
+        """A running container's health; None without a check."""
         return self._lifecycle.live(container_id).health
 
     def link_names(self) -> dict[str, Sequence[str]]:
@@ -177,6 +199,7 @@ class Engine:
         self, spec: ContainerSpec, name: str, container_id: str, undo: AsyncExitStack
     ) -> tuple[Container, Sequence[str]]:
         image = self._parts.images.find_image(spec.image)
+        spec = with_defaults(spec, self._parts.settings)
         spec, warnings = self._parts.check(settle_links(self._settle_joined(spec), self.find))
         inherited = self._inherited_mounts(spec)
         planned = plan_mounts(spec, image.config, inherited, lambda: secrets.token_hex(32))
@@ -435,7 +458,7 @@ class Engine:
     async def plan(self, spec: ContainerSpec) -> Plan:
         """The isolation plan that a container of this spec would start with; nothing is made."""
         image = self._parts.images.find_image(spec.image)
-        spec, _ = self._parts.check(spec)
+        spec, _ = self._parts.check(with_defaults(spec, self._parts.settings))
         if not (spec.command or spec.entrypoint or image.config.command or image.config.entrypoint):
             spec = msgspec.structs.replace(
                 spec, command=("sh",)
@@ -508,7 +531,8 @@ class Engine:
             log_drivers=["local", "json-file", "none"],
             missing=self._parts.missing(),
             security=[
-                "name=seccomp,profile=builtin",
+                f"name=seccomp,profile={self.settings.seccomp_name}",
+                *(["name=no-new-privileges"] if self.settings.no_new_privileges else ()),
                 *(["name=userns"] if self.settings.remap is not None else ()),
                 *(["name=rootless"] if self._parts.host.in_user_namespace else ()),
                 "name=cgroupns",

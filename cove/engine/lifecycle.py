@@ -45,6 +45,9 @@ class Lifecycle:
         self._parts = parts
         self._background = background
         self._lives: dict[str, Live] = {}
+        self._ending = (
+            False  # containers are being stopped with the daemon: no policy acts before the next start
+        )
 
     def live(self, container_id: str) -> Live:
         live = self._lives.get(container_id)
@@ -195,7 +198,7 @@ class Lifecycle:
             log.error("container %s has ended, but holds on: %s", container.short_id, error)
         endpoints = view.state.endpoints
         state = ended_state(view.state, status)
-        pause = plan_restart(container.spec.restart, state)
+        pause = None if self._ending else plan_restart(container.spec.restart, state)
         if pause is not None:
             state = msgspec.structs.replace(state, status="restarting")
         removed = container.spec.auto_remove and pause is None and not live.restarting
@@ -481,6 +484,36 @@ class Lifecycle:
                 await _send(live.task, 9)
                 await self._thaw(view.container, live)
         await self._kill_and_settle(view.container, live)
+
+    async def stop_with_daemon(self, bound_s: float) -> None:
+        """Stop every container, each within its own time and all within `bound_s` (negative: for ever). They stay
+        wanted: the next daemon starts those that policies want."""
+        self._ending = True
+        running = []
+        for container_id, live in self._lives.items():
+            live.cancel_restart()
+            if live.task is not None:
+                running.append(container_id)
+        await asyncio.gather(*(self._stop_with_daemon(container_id, bound_s) for container_id in running))
+
+    async def _stop_with_daemon(self, container_id: str, bound_s: float) -> None:
+        live = self.live(container_id)
+        async with live.lock:
+            view = self._parts.registry.get(container_id)
+            if view is None or live.task is None:
+                return
+            await _send(live.task, parse_signal(view.container.stop_signal))
+            if view.state.status == "paused":
+                await self._thaw(view.container, live)
+        asked = view.container.spec.stop_timeout_s
+        time_s = float(asked) if asked is not None else self._parts.settings.default_stop_timeout_s
+        if bound_s >= 0:
+            time_s = min(time_s, bound_s) if time_s >= 0 else bound_s
+        try:
+            if not await _settled_within(live, time_s):
+                await self._kill_and_settle(view.container, live)
+        except CoveError as error:
+            log.error("%s", error)
 
     def close(self) -> None:
         """Stop timers and hang up on pending clients; containers run on."""

@@ -100,10 +100,7 @@ class Live:
         for watcher in self.watchers:
             watcher.cancel()
         self.watchers.clear()
-        if (
-            self.health is not None
-        ):  # kept for inspect, as unhealthy: Docker's word for what isn't watched any more
-            self.health.status = "unhealthy"
+        self.health = None
 
     def add_pending(self, attach: Attach) -> None:
         """Keep a client until the start; those that hung up meanwhile go. Raises Conflict when too many wait."""

@@ -13,10 +13,12 @@ import stat
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
+from cove.engine.defaults import default_log
 from cove.engine.files import ContainerFiles, write_files
 from cove.engine.links import has_links, linked_hosts
 from cove.engine.registry import Registry
@@ -126,7 +128,7 @@ class Parts:
             networks=networks,
             trash=trash,
             cgroups=cgroups,
-            host=find_host(cgroups.layout),
+            host=replace(find_host(cgroups.layout), default_seccomp=settings.seccomp_profile),
             launcher=launcher,
             shifted=shifted,
         )
@@ -294,7 +296,9 @@ class Parts:
         return stat.S_IMODE(os.stat(layers[0]).st_mode) if layers else 0o755
 
     def gateways(self) -> list[str]:
-        """The default bridge's own addresses: what `host-gateway` stands for."""
+        """What `host-gateway` stands for: the default bridge's own addresses, or those of the configuration."""
+        if self.settings.host_gateways:
+            return list(self.settings.host_gateways)
         pools = self.networks.find_network("bridge").ipam
         return [pool.gateway for pool in pools if pool.gateway]
 
@@ -342,7 +346,7 @@ class Parts:
 
     def log_config(self, asked: LogConfig) -> LogConfig:
         """The driver a container will log with, its options checked."""
-        config = LogConfig(driver=asked.driver or self.settings.default_log_driver, options=asked.options)
+        config = default_log(asked, self.settings)
         log_setup(config, Path())
         return config
 

@@ -348,7 +348,9 @@ def listener_sender(
 def warm_filters(host: Host) -> None:
     """Compile the default system call filter, which takes some milliseconds, before the first start wants it."""
     spec = ContainerSpec(image="")
-    profile = seccomp.select("", container_capabilities(spec, host), host.architecture, host.kernel)
+    profile = seccomp.select(
+        host.default_seccomp, container_capabilities(spec, host), host.architecture, host.kernel
+    )
     if profile is not None:
         compile_filter(profile)
 

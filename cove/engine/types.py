@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from asyncio import Future
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from cove.model.container import Container, Model, State
+from cove.model.container import Container, Model, State, Ulimit
 from cove.network.model import InterfaceStatistics
 from cove.runtime.cgroups_stats import CpuClock, Stats
 from cove.runtime.plan_inputs import IdMaps
@@ -32,10 +33,33 @@ class Settings:
     cgroup_parent: str = "cove"  # with systemd's driver: a slice, "" for system.slice
     cgroup_driver: Literal["cgroupfs", "systemd"] = "cgroupfs"
     scope_prefix: str = "cove"  # of the names of scopes
-    default_log_driver: str = "local"
-    default_stop_timeout_s: float = 10.0
-    debug: bool = False
     remap: IdMaps | None = None  # `--userns-remap`
+    debug: bool = False
+    labels: tuple[str, ...] = ()  # the daemon's own, NAME=VALUE
+    live_restore: bool = True  # False: containers are stopped when the daemon ends
+    shutdown_timeout_s: float = 15.0  # of that; negative: for ever
+    default_stop_timeout_s: float = 10.0
+    # what a container gets that doesn't say otherwise (engine/defaults.py)
+    default_log_driver: str = "local"
+    default_log_options: Mapping[str, str] = field(default_factory=dict)
+    default_ulimits: tuple[Ulimit, ...] = ()
+    default_shm_size_bytes: int = 0  # 0: as the plan has it
+    default_ipc_mode: str = ""
+    default_cgroupns_mode: str = ""
+    default_storage_size_bytes: int = 0  # of a writable layer; 0: no limit
+    init: bool = False
+    no_new_privileges: bool = False
+    seccomp_profile: str = ""  # "", "unconfined", or a profile's JSON
+    seccomp_name: str = "builtin"  # what `info` calls it
+    dns: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+    dns_options: tuple[str, ...] = ()
+    publish_address: str = ""  # of the host, for ports that name none; "": all
+    host_gateways: tuple[str, ...] = ()  # what host-gateway stands for; (): the default bridge's addresses
+    cdi_spec_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
+    # kept for a registry client
+    registry_mirrors: tuple[str, ...] = ()
+    insecure_registries: tuple[str, ...] = ()
 
     @property
     def root_point(self) -> Path:
@@ -105,8 +129,6 @@ class ExecSpec(Model, frozen=True, kw_only=True):
     attach_stdout: bool = False
     attach_stderr: bool = False
     detach_keys: str = ""
-    rows: int = 0  # the terminal's size unless the start gives one; 0: unknown
-    cols: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -210,10 +210,10 @@ class ContainerSpec(Model, frozen=True, kw_only=True):
     cap_drop: tuple[str, ...] = ()
     seccomp: str = ""  # "": the default profile, "unconfined", or a profile's JSON
     apparmor: str = ""
-    no_new_privileges: bool = False
+    no_new_privileges: bool | None = None  # None: the daemon's default
     masked_paths: tuple[str, ...] | None = None  # None: the default set
     readonly_paths: tuple[str, ...] | None = None
-    init: bool = False
+    init: bool | None = None  # None: the daemon's default
     devices: tuple[Device, ...] = ()
     device_cgroup_rules: tuple[str, ...] = ()
     resources: Resources = Resources()

@@ -7,7 +7,7 @@ No I/O. Everything is frozen. Addresses are text at the room's border (as in `co
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cove.model.container import Endpoint, PortBinding
@@ -45,6 +45,11 @@ class NetworkSettings:
 
     `bind_outside` is a rootless daemon's: (protocol, address, port) -> a descriptor of a socket that is bound in the
     network namespace of the user, not in the daemon's; what arrives there is relayed. Raises OSError.
+
+    `gateway4`, `gateway6` are the default bridge's own addresses ("": the first), `range4`, `range6` the parts of its
+    subnets that addresses are given out of, `bridge_options` its options; `default_options` are those of every new
+    network, by driver. `default_address_pools` are pairs of a network and the prefix length of the subnets in it.
+    `firewall` is auto, docker or host.
     """
 
     bridge: str = "cove0"
@@ -54,6 +59,14 @@ class NetworkSettings:
     mtu: int = 0
     pool_size: int = 4
     bind_outside: Callable[[str, str, int], int] | None = None
+    gateway4: str = ""
+    gateway6: str = ""
+    range4: str = ""
+    range6: str = ""
+    bridge_options: Mapping[str, str] = field(default_factory=dict)
+    default_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    default_address_pools: tuple[tuple[str, int], ...] = ()
+    firewall: str = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

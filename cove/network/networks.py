@@ -174,7 +174,7 @@ class Networks:
             internal=internal,
             attachable=attachable,
             labels=labels or {},
-            options=options or {},
+            options={**self._settings.default_options.get(driver, {}), **(options or {})},
             existing=list(self._holdings.networks.values()),
             taken=taken,
             default_mtu=self._settings.mtu or mtu,
@@ -278,18 +278,6 @@ class Networks:
         self._publishing.withdraw(attached.held)
         for endpoint in attached.endpoints:
             self._assembly.bury(endpoint)
-
-    async def republish(self, container_id: str, ports: Sequence[PortBinding]) -> tuple[PortBinding, ...]:
-        """Make `ports` the published ones of a running container, and return them with the host ports chosen.
-
-        All of them, or all stays as it was; what stays is untouched, with its connections. Nothing is stored: the
-        caller keeps what comes back, for `reconcile`. Raises PortInUse, Invalid, HostError, Unavailable, and
-        Conflict for a container that isn't connected or is on internal networks alone.
-        """
-        self._check_feature()
-        attached = self._holdings.attached.get(container_id) or Attached([], [])
-        self._publishing.republish(attached, ports, container_id[:12])
-        return tuple(item.binding for item in attached.held)
 
     async def attach(self, container_id: str, request: EndpointSpec, namespace: int) -> Endpoint:
         """Connect a running container to one more network; `namespace` is a descriptor, borrowed.

@@ -173,62 +173,6 @@ class Ports:
         return item
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """How published ports become other ones: each binding with what serves it already, None where nothing does."""
-
-    parts: list[tuple[PortBinding, list[Held] | None]]
-    dropped: list[Held]
-
-
-def plan_change(
-    held: Sequence[Held], bindings: Sequence[PortBinding], ipv4: Address | None, ipv6: Address | None
-) -> Change:
-    """Which of `held` stay so that `bindings` are published. Pure.
-
-    A binding that leaves the host's port open keeps the one that was chosen before. Raises Invalid.
-    """
-    left = list(held)
-    parts: list[tuple[PortBinding, list[Held] | None]] = []
-    for binding in bindings:
-        found = _standing(binding, _targets(binding, ipv4, ipv6), left)
-        parts.append((binding, found))
-        for item in found or ():
-            left.remove(item)
-    return Change(parts, left)
-
-
-def _standing(
-    binding: PortBinding, targets: Sequence[tuple[str, Address]], held: Sequence[Held]
-) -> list[Held] | None:
-    """What serves a binding on all its targets by one and the same host port."""
-    host_ip, address = targets[0]
-    for first in held:
-        if not _serves(first.published, binding, host_ip, address):
-            continue
-        port = first.published.host_port
-        others = [
-            item
-            for other_ip, other in targets[1:]
-            for item in held
-            if _serves(item.published, binding, other_ip, other) and item.published.host_port == port
-        ]
-        if len(others) == len(targets) - 1:
-            return [first, *others]
-    return None
-
-
-def _serves(entry: Published, binding: PortBinding, host_ip: str, address: Address) -> bool:
-    first, last = binding.host_port, max(binding.host_port, binding.host_port_end)
-    return (
-        entry.protocol == binding.protocol
-        and entry.port == binding.container_port
-        and entry.host_ip == host_ip
-        and entry.address == str(address)
-        and (first == 0 or first <= entry.host_port <= last)
-    )
-
-
 def _key(entry: Published) -> tuple[int, str, int]:
     return entry.version, entry.protocol, entry.host_port
 

@@ -12,13 +12,13 @@ from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 
 from cove.model.container import Endpoint, PortBinding
-from cove.model.errors import Conflict, HostError
+from cove.model.errors import HostError
 from cove.network.endpoints import living_ports, outward
 from cove.network.holdings import Attached
 from cove.network.links import Address
 from cove.network.loopback import LoopbackProxies
 from cove.network.model import NetworkSettings, Published
-from cove.network.ports import Held, Ports, bind_port, plan_change
+from cove.network.ports import Held, Ports, bind_port
 from cove.network.reaper import Reaper
 from cove.network.upkeep import Upkeep
 
@@ -66,64 +66,27 @@ class Publishing:
                 self._upkeep.withdraw(_published(held))
             except HostError as error:
                 log.error("ports of a stopped container stay published: %s", error)
-        self._let_go(held)
+        for item in held:
+            self._proxies.remove(item)
+        self._ports.release(held)
         self._reaper.forget_udp(_udp_ports(held))
-
-    def republish(self, attached: Attached, ports: Sequence[PortBinding], owner: str) -> None:
-        """Make `ports` the published ones of a running container: all of them, or all stays as it was.
-
-        What stays is untouched, with its connections; connections through a port that goes last until they end.
-        Raises PortInUse, Invalid, HostError, and Conflict when the container is on no network that publishes.
-        """
-        routed = outward(attached.endpoints)
-        if routed is None:
-            raise Conflict(
-                f"container {owner} is on no network that publishes ports: it has to run, and to be on a network "
-                "of its own that isn't internal"
-            )
-        ipv4, ipv6 = _address(routed.ipv4), _address(routed.ipv6)
-        change = plan_change(attached.held, ports, ipv4, ipv6)
-        fresh: dict[int, list[Held]] = {}
-        self._let_go(change.dropped)  # a new one may take an old one's port
-        try:
-            for number, (binding, standing) in enumerate(change.parts):
-                if standing is None:
-                    fresh[number] = self._ports.reserve([binding], ipv4, ipv6, endpoint=owner)
-            added = [item for items in fresh.values() for item in items]
-            self._upkeep.change(_published(change.dropped), _published(added))
-        except BaseException:
-            self._ports.release(item for items in fresh.values() for item in items)
-            again = {item: self._adopt(item.published, owner) for item in change.dropped}
-            attached.held = [again.get(item, item) for item in attached.held]
-            raise
-        for item in added:
-            self._proxies.add(item)
-        self._reaper.forget_udp(_udp_ports([*change.dropped, *added]))
-        attached.held = [
-            item
-            for number, (_, standing) in enumerate(change.parts)
-            for item in (standing if standing is not None else fresh[number])
-        ]
 
     def adopt(self, container_id: str, routed: Endpoint, ports: Iterable[PortBinding]) -> list[Held]:
         """Hold the ports of a container that outlived a daemon; the rules follow by `replace`."""
-        return [self._adopt(entry, container_id[:12]) for entry in living_ports(routed, ports)]
+        adopted = []
+        for entry in living_ports(routed, ports):
+            item, problem = self._ports.adopt(entry)
+            if problem:
+                log.warning(
+                    "port %d of %s works, but isn't held: %s", entry.host_port, container_id[:12], problem
+                )
+            adopted.append(item)
+            self._proxies.add(item)
+        return adopted
 
     def replace(self) -> None:
         """Make what is held the only elements of the rules. Raises HostError."""
         self._upkeep.replace(_published(self._ports.held()))
-
-    def _adopt(self, entry: Published, owner: str) -> Held:
-        item, problem = self._ports.adopt(entry)
-        if problem:
-            log.warning("port %d of %s works, but isn't held: %s", entry.host_port, owner, problem)
-        self._proxies.add(item)
-        return item
-
-    def _let_go(self, held: Sequence[Held]) -> None:
-        for item in held:
-            self._proxies.remove(item)
-        self._ports.release(held)
 
 
 def _address(text: str) -> Address | None:

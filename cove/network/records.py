@@ -98,11 +98,12 @@ def plan_built_in(name: str, *, id: str, now_ns: int) -> Network:
 
 
 def plan_default_pools(
-    *, ipv4: str, ipv6: str, with_ipv6: bool, taken: Sequence[Subnet], seed: str
+    asked: Sequence[IpamPool], *, with_ipv6: bool, taken: Sequence[Subnet], seed: str
 ) -> tuple[IpamPool, ...]:
     """The default bridge's subnets: those of the settings, or free ones. Raises Invalid, Unavailable."""
-    asked = [IpamPool(subnet=subnet) for subnet in (ipv4, ipv6) if subnet and subnet != "none"]
-    return _complete(asked, ipv6=with_ipv6, own=(), taken=taken, name=BRIDGE, seed=seed)
+    return _complete(
+        [pool for pool in asked if pool.subnet], ipv6=with_ipv6, own=(), taken=taken, name=BRIDGE, seed=seed
+    )
 
 
 def find_network(networks: Iterable[Network], name_or_id: str) -> Network:

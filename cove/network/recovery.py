@@ -12,7 +12,7 @@ import time
 
 import msgspec
 
-from cove.model.objects import Network
+from cove.model.objects import IpamPool, Network
 from cove.network import bridges, records
 from cove.network.addresses import parse_subnet
 from cove.network.endpoints import address_keys, address_pools, outward, parse_address_key
@@ -119,14 +119,30 @@ def _plan_default(
 ) -> Network:
     """The default bridge's record: as stored, as far as the settings leave it open."""
     stored = {parse_subnet(p.subnet).version: p for p in known.ipam} if known else {}
-    asked = {4: settings.ipv4 or getattr(stored.get(4), "subnet", "")}
     with_ipv6 = settings.ipv6 != "none" and bridges.has_ipv6()
-    asked[6] = (settings.ipv6 or getattr(stored.get(6), "subnet", "")) if with_ipv6 else ""
+    asked = [
+        IpamPool(
+            subnet=settings.ipv4 or getattr(stored.get(4), "subnet", ""),
+            gateway=settings.gateway4,
+            ip_range=settings.range4,
+        )
+    ]
+    if with_ipv6:
+        asked.append(
+            IpamPool(
+                subnet=settings.ipv6 or getattr(stored.get(6), "subnet", ""),
+                gateway=settings.gateway6,
+                ip_range=settings.range6,
+            )
+        )
     own = [parse_subnet(p.subnet) for n in holdings.networks.values() if n is not known for p in n.ipam]
-    pools = records.plan_default_pools(
-        ipv4=asked[4], ipv6=asked[6], with_ipv6=with_ipv6, taken=[*own, *taken], seed=seed
-    )
+    pools = records.plan_default_pools(asked, with_ipv6=with_ipv6, taken=[*own, *taken], seed=seed)
     base = known or Network(id=secrets.token_hex(32), name=BRIDGE, driver="bridge", created_ns=time.time_ns())
     return msgspec.structs.replace(
-        base, ipam=pools, ipv6=len(pools) > 1, bridge=settings.bridge, mtu=settings.mtu or mtu
+        base,
+        ipam=pools,
+        ipv6=len(pools) > 1,
+        bridge=settings.bridge,
+        mtu=settings.mtu or mtu,
+        options=dict(settings.bridge_options),
     )

@@ -11,7 +11,6 @@ the end: the daemon is gone; when no container runs either, the way out and the 
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import os
 import select
@@ -21,6 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from cove.config.load import command_line, plan_source
 from cove.model.errors import CoveError, Invalid
 from cove.rootless import holder as holders
 from cove.rootless.holder import Holder
@@ -42,25 +42,41 @@ def default_data_root() -> Path:
     return Path(given, "cove") if given else Path.home() / ".local/share/cove"
 
 
+def default_config_file() -> str:
+    """$XDG_CONFIG_HOME/cove/daemon.json, or ~/.config/cove/daemon.json."""
+    given = os.environ.get("XDG_CONFIG_HOME", "")
+    return str(Path(given) if given else Path.home() / ".config") + "/cove/daemon.json"
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the daemon with these arguments; returns its exit code."""
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    own.add_argument("--run-dir", type=Path, default=default_run_dir())
-    own.add_argument("--data-root", type=Path, default=default_data_root())
-    own.add_argument("--rootless-network", default="auto")
-    options, rest = own.parse_known_args(argv)
     os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent.parent)
-    run_dir, data_root = Path(os.path.abspath(options.run_dir)), Path(os.path.abspath(options.data_root))
-    if any(word in ("-h", "--help", "--version") for word in rest):
-        return os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-P", "-m", "cove.daemon", *rest])  # noqa: S606
+    options = command_line().parse_args(argv)
+    own = default_config_file()
+    source = plan_source(
+        options,
+        default_file=own,
+        defaults={"run-dir": str(default_run_dir()), "data-root": str(default_data_root())},
+    )
     try:
-        ending = "--uninstall" in rest
-        programs = () if ending else choose_programs(options.rootless_network)
+        config = source.read()
+        arguments = list(argv)
+        if not source.required:  # the daemon's own home is root's
+            arguments += ["--config-file", own if os.path.exists(own) else ""]
+        for name in ("run-dir", "data-root"):
+            if name not in config.given:
+                arguments += [f"--{name}", config.text(name)]
+        if "validate" in options or "print_config" in options:
+            command = [sys.executable, "-P", "-m", "cove.daemon", *arguments]
+            return os.spawnv(os.P_WAIT, sys.executable, command)  # noqa: S606 - no shell
+        run_dir = Path(os.path.abspath(config.text("run-dir")))
+        data_root = Path(os.path.abspath(config.text("data-root")))
+        programs = () if "uninstall" in options else choose_programs(config.text("rootless-network"))
         make_run_dir(run_dir)
         data_root.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = _lock(run_dir)
         try:
-            return _run(run_dir, programs, ["--run-dir", str(run_dir), "--data-root", str(data_root), *rest])
+            return _run(run_dir, programs, arguments)
         finally:
             os.close(lock)
     except (CoveError, OSError) as error:
@@ -97,7 +113,7 @@ def _lock(run_dir: Path) -> int:
 
 
 def _run(run_dir: Path, programs: Sequence[str], arguments: list[str]) -> int:
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)  # what the loop below is told of
     waker, told = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(told, warn_on_full_buffer=False)
@@ -163,8 +179,10 @@ def _accompany(child: int, ports: PortServer, waker: int) -> int:
             if ports.ours.fileno() in ready and not ports.answer():
                 waiting.remove(ports.ours.fileno())
             if waker in ready:
-                os.read(waker, 64)
-                signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+                for number in set(os.read(waker, 64)):  # a reload for a reload, the end for the rest
+                    signal.pidfd_send_signal(
+                        pidfd, signal.SIGHUP if number == signal.SIGHUP else signal.SIGTERM
+                    )
             if pidfd in ready:
                 _, status = os.waitpid(child, 0)
                 return os.waitstatus_to_exitcode(status) & 0xFF

@@ -101,4 +101,5 @@ class Host:
     groups: int = 1 << 32  # how many there are, 0 … groups - 1: in a user namespace, those of its map
     setgroups: bool = True  # whether setgroups(2) is allowed (user_namespaces(7))
     security_modules: frozenset[str] = frozenset()  # apparmor, selinux
+    default_seccomp: str = ""  # the profile of containers that name none: "", "unconfined", or its JSON
     resctrl: str = ""  # where the resctrl file system is mounted, for intelRdt

@@ -76,7 +76,7 @@ def check_spec(spec: ContainerSpec, host: Host) -> list[str]:
         if mode not in words and not joins:
             raise Invalid(f"invalid {field_name} mode: {mode}")
     bits = container_capabilities(spec, host)
-    seccomp.select(_seccomp_text(spec), bits, host.architecture, host.kernel)
+    seccomp.select(_seccomp_text(spec, host), bits, host.architecture, host.kernel)
     if spec.apparmor not in ("", "unconfined") and "apparmor" not in host.security_modules:
         raise Unavailable(
             f"apparmor profile {spec.apparmor!r}: AppArmor is not enabled on this host, use apparmor=unconfined"
@@ -115,9 +115,11 @@ def container_capabilities(spec: ContainerSpec, host: Host) -> int:
     )
 
 
-def _seccomp_text(spec: ContainerSpec) -> str:
+def _seccomp_text(spec: ContainerSpec, host: Host) -> str:
     """A privileged container has no filter unless one was given (as Docker)."""
-    return "unconfined" if spec.privileged and not spec.seccomp else spec.seccomp
+    if not spec.seccomp:
+        return "unconfined" if spec.privileged else host.default_seccomp
+    return "" if spec.seccomp == "builtin" else spec.seccomp
 
 
 _INFINITY = 2**64 - 1
@@ -224,7 +226,7 @@ def plan_spec(container: Container, facts: StartFacts, host: Host) -> oci.Config
             cgroups_path=f"/{facts.cgroup_path}",
             resources=_plan_resources(spec, facts, host),
             rootfs_propagation=_root_propagation(container.mounts),
-            seccomp=seccomp.select(_seccomp_text(spec), bits, host.architecture, host.kernel),
+            seccomp=seccomp.select(_seccomp_text(spec, host), bits, host.architecture, host.kernel),
             sysctl=plan_sysctls(spec, host, own_network=own_network, groups=_count_groups(facts, host)),
             masked_paths=_hidden(spec, spec.masked_paths, host.masked_paths),
             readonly_paths=_hidden(spec, spec.readonly_paths, READONLY_PATHS),
@@ -248,7 +250,7 @@ def plan_facts(container: Container, start: StartFacts, *, network_ready: bool) 
         network_ready=network_ready and start.id_maps is None,
         network_pause=network_ready and "user" in start.joined,
         setgroups=start.setgroups,
-        init=spec.init and spec.pid_mode in ("", "private"),
+        init=bool(spec.init) and spec.pid_mode in ("", "private"),
         group_add=spec.group_add,
     )
 
@@ -293,7 +295,7 @@ def _plan_process(container: Container, facts: StartFacts, bits: int, host: Host
         user=user,
         capabilities=_capability_sets(bits),
         rlimits=plan_rlimits(spec.ulimits, host) if spec.ulimits else (),
-        no_new_privileges=spec.no_new_privileges,
+        no_new_privileges=bool(spec.no_new_privileges),
         apparmor_profile="" if spec.apparmor == "unconfined" else spec.apparmor,
         oom_score_adj=spec.oom_score_adj,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from cove.daemon import parse_cgroup_driver
 from cove.model.errors import Invalid
 from cove.runtime.cgroups_scopes import CgroupsScopes
 from cove.runtime.cgroups_systemd import Unit, unit_at
@@ -36,11 +35,3 @@ def test_a_parent_that_is_no_slice_is_refused_at_create_and_start(parent: str) -
         scopes.ensure_parent(parent)
     # one that was created under the other driver is listed, stopped and removed all the same
     assert scopes.container_path(parent, "ab") == "system.slice/cove-ab.scope"
-
-
-def test_the_driver_is_dockerds_option() -> None:
-    assert parse_cgroup_driver([]) == "cgroupfs"
-    assert parse_cgroup_driver(["native.cgroupdriver=cgroupfs", "native.cgroupdriver=systemd"]) == "systemd"
-    for wrong in ("native.cgroupdriver", "native.cgroupdriver=", "native.cgroupdriver=systemd2", "x=systemd"):
-        with pytest.raises(Invalid, match=r"expected native\.cgroupdriver=systemd or"):
-            parse_cgroup_driver([wrong])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from cove.model.errors import CoveError
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cove.engine.health import Health
     from cove.engine.types import View
 
-NEWEST = 1055  # the newest whose reference is cut: moby, api/docs/v1.55.yaml
+NEWEST = 1051
 OLDEST = 1024
 RAW_STREAM = "application/vnd.docker.raw-stream"
 MULTIPLEXED_STREAM = "application/vnd.docker.multiplexed-stream"
@@ -25,11 +25,17 @@ def version_text(version: int) -> str:
     return f"{version // 1000}.{version % 1000}"
 
 
+Reload = Callable[[], tuple[list[str], list[str]]]
+
+
 class Api:
     """The engine, and facts about this host that don't change."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, reload: Reload | None = None) -> None:
         self.engine = engine
+        self.reload = (
+            reload  # reads the configuration again: names of the keys that count now, and of those that wait
+        )
         self.cpus = os.cpu_count() or 1
 
     def find_network(self, name: str) -> Network | None:
@@ -40,8 +46,10 @@ class Api:
             return None
 
     def health(self, view: View) -> Health | None:
-        """The health of a container with a check: what it is, or was when its last run ended."""
-        return self.engine.health(view.container.id) if view.container.healthcheck else None
+        """The health of a container with a check, while it runs."""
+        return (
+            self.engine.health(view.container.id) if view.container.healthcheck and view.state.pid else None
+        )
 
     def publish(self, kind: str, action: str, actor_id: str, attributes: Mapping[str, str]) -> None:
         """Tell the bus of a change to an image, volume or network; the engine tells of containers."""
