@@ -125,7 +125,7 @@ def write_tree(
             raise Invalid("extraction point is not a directory")
         if os.fstatvfs(directory).f_flag & os.ST_RDONLY:
             raise Forbidden(f"{path} is on a container rootfs or a mounted volume that is marked read-only")
-        extract_into(directory, read, limits, owner=owner, keep_kind=keep_kind)
+        extract_into(directory, read, limits, owner=owner, keep_kind=keep_kind, rooted=True)
     finally:
         os.close(directory)
 
@@ -137,8 +137,9 @@ def extract_into(
     *,
     owner: tuple[int, int] | None = None,
     keep_kind: bool = False,
+    rooted: bool = False,
 ) -> None:
-    """Unpack a tar stream into an open directory."""
+    """Unpack a tar stream into an open directory; `rooted`: one below this process's root."""
     head = b""
     while len(head) < BLOCK and (chunk := read()):
         head += chunk
@@ -152,7 +153,7 @@ def extract_into(
             return first
         return read()
 
-    extractor = Extractor(directory, layer=False, owner=owner, keep_kind=keep_kind)
+    extractor = Extractor(directory, layer=False, rooted=rooted, owner=owner, keep_kind=keep_kind)
     tar = TarReader(decoder(compression_of(head), rest, limits), limits, entries_max=limits.layer_entries)
     try:
         while (entry := tar.next_entry()) is not None:

@@ -6,6 +6,9 @@ else happens relative to that descriptor and follows no link. So no member leave
 while another process changes the tree. A file is never written in place: what is there is moved away or
 removed first, which keeps the other names of a hard link as they are.
 
+A worker whose root is the tree (`rooted`) can't leave it whatever a path says. There an absolute name counts from
+the directory, and links on a member's way are followed, as Docker does: clients put files at /var/run/NAME.
+
 In a layer, whiteouts become what overlayfs wants: a character device 0:0 for `.wh.NAME`, and for
 `.wh..wh..opq` an entry in `opaque` (trusted.overlay.opaque takes CAP_SYS_ADMIN, which a worker lacks, so
 the daemon sets it). They hide lower layers only, never what the same layer brings, in any order.
@@ -26,7 +29,7 @@ from cove.image.sandbox import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_N
 from cove.image.tarformat import Entry, TarReader, show_name
 from cove.model.errors import Conflict, CoveError, HostError, Invalid
 
-_RESOLVE = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
+_BENEATH = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_DIRECTORIES_MAX = 64
 _WRITEBACK_BYTES = 8 << 20
@@ -36,7 +39,7 @@ Parts = tuple[bytes, ...]
 
 
 class Extractor:
-    """One directory being filled. `layer`: whiteouts are understood.
+    """One directory being filled. `layer`: whiteouts are understood. `rooted`: it is in this process's root.
 
     `budget_bytes` bounds what is written (None: the disk decides). `stored(path, size)` is told of each
     plain content written, `replaced(directory, name, path)` is asked to take away what a later member
@@ -48,6 +51,7 @@ class Extractor:
         root: int,
         *,
         layer: bool,
+        rooted: bool = False,
         budget_bytes: int | None = None,
         owner: tuple[int, int] | None = None,
         keep_kind: bool = False,
@@ -56,6 +60,8 @@ class Extractor:
     ) -> None:
         self._root = root
         self._layer = layer
+        self._rooted = rooted
+        self._resolve = RESOLVE_NO_MAGICLINKS if rooted else _BENEATH
         self._budget = budget_bytes
         self._owner = owner
         self._keep_kind = keep_kind
@@ -69,7 +75,7 @@ class Extractor:
 
     def add(self, entry: Entry, reader: TarReader) -> None:
         """Unpack one member, whose content `reader` has ready. Invalid, Conflict or HostError."""
-        parts = split_name(entry.name)
+        parts = split_name(entry.name, rooted=self._rooted)
         try:
             self._add(parts, entry, reader)
         except OSError as error:
@@ -88,6 +94,7 @@ class Extractor:
             self.close()
 
     def close(self) -> None:
+        """Let go of the directories; they are opened anew where they are needed."""
         for fd in self._directories.values():
             os.close(fd)
         self._directories.clear()
@@ -162,7 +169,7 @@ class Extractor:
         self._dress_directory(fd, parts, entry)
 
     def _add_link(self, directory: int, parts: Parts, entry: Entry) -> None:
-        target = split_name(entry.link, what="hard link")
+        target = split_name(entry.link, what="hard link", rooted=self._rooted)
         if not target or target == parts:
             raise Invalid(f"{show_name(entry.name)} is a hard link to itself or to the root")
         try:
@@ -231,8 +238,10 @@ class Extractor:
             if entry.kind == "dir":
                 self.opaque.add(parts)
             return
-        if is_directory:
+        if is_directory or self._rooted:  # or a link, below which something was reached
             self._forget(parts)
+        if self._rooted:  # directories may be known by other names, too
+            self.close()
         self._replaced(directory, base, b"/".join(parts))
 
     # --- owner, mode, attributes, times -------------------------------------------------------
@@ -313,7 +322,7 @@ class Extractor:
         fd = self._directories.pop(parts, -1)
         if fd < 0:
             # Without O_NOFOLLOW: a link as the last part is then ELOOP, and not the ENOTDIR of a file.
-            fd = openat2(self._root, b"/".join(parts), os.O_RDONLY | os.O_DIRECTORY, _RESOLVE)
+            fd = openat2(self._root, b"/".join(parts), os.O_RDONLY | os.O_DIRECTORY, self._resolve)
         self._remember(parts, fd)
         return fd
 
@@ -337,9 +346,9 @@ class Extractor:
 # --- paths --------------------------------------------------------------------------------
 
 
-def split_name(name: bytes, *, what: str = "member") -> Parts:
+def split_name(name: bytes, *, what: str = "member", rooted: bool = False) -> Parts:
     """A member's name as its parts; Invalid for a name that could lead outside."""
-    if name.startswith(b"/"):
+    if name.startswith(b"/") and not rooted:
         raise Invalid(f"the archive has a {what} with an absolute name: {show_name(name)}")
     parts = tuple(part for part in name.split(b"/") if part not in (b"", b"."))
     if b".." in parts:
