@@ -6,7 +6,7 @@
 #   setup.sh bench   that, and the peers that the benchmark measures
 #
 # Installs only what is missing; a prepared checkout takes under two seconds. Order that
-# must hold: packages (python3-venv, a compiler), then .venv, then the native build.
+# must hold: packages (python3-venv, a compiler), then .venv, then the native build, then the tests' clients.
 set -eu
 umask 022
 cd "$(dirname "$0")/.."
@@ -145,3 +145,8 @@ ninja -C $build >build/ninja.log 2>&1 || {
 	fail "building native/ failed; the messages are above"
 }
 [ "$(tail -n 1 build/ninja.log)" = "ninja: no work to do." ] || say "built $build/cove-init"
+
+# --- clients --------------------------------------------------------------------------------
+
+# What can't be built here is told, and its tests are skipped.
+[ "$level" = run ] || sh scripts/clients.sh
