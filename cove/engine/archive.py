@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 from collections.abc import AsyncIterator, Iterator
 
 from cove.engine.changes import Change, list_changes
 from cove.engine.parts import Parts
 from cove.engine.types import View
 from cove.image.types import OverlayTree, PathStat, RunningTree, Tree
-from cove.image.worker import read_archive, stat_path, write_archive
+from cove.image.worker import ArchiveStream, read_archive, stat_path, write_archive
 from cove.model.errors import Conflict, Forbidden, Invalid, NotFound
 from cove.runtime.users import Resolved, resolve_user
 
@@ -46,12 +47,16 @@ class Archives:
     async def stat(self, view: View, path: str) -> PathStat:
         _check_path(path)
         with _naming(view, path):
-            return await stat_path(self.tree(view), path)
+            async with self._mounted(view):
+                return await stat_path(self.tree(view), path)
 
     async def get(self, view: View, path: str) -> tuple[PathStat, AsyncIterator[bytes]]:
         _check_path(path)
         with _naming(view, path):
-            return await read_archive(self.tree(view), path)
+            async with contextlib.AsyncExitStack() as undo:
+                await undo.enter_async_context(self._mounted(view))
+                found, stream = await read_archive(self.tree(view), path)
+                return found, _HeldStream(stream, undo.pop_all())
 
     async def put(
         self,
@@ -67,13 +72,24 @@ class Archives:
         if view.container.spec.readonly_rootfs and not self._below_writable_mount(view, path):
             raise Forbidden("container rootfs is marked read-only")
         with _naming(view, path):
-            await write_archive(
-                self.tree(view),
-                path,
-                chunks,
-                no_overwrite_dir_non_dir=no_overwrite_dir_non_dir,
-                owner=self._owner(view) if copy_uid_gid else None,
-            )
+            async with self._mounted(view):
+                await write_archive(
+                    self.tree(view),
+                    path,
+                    chunks,
+                    no_overwrite_dir_non_dir=no_overwrite_dir_non_dir,
+                    owner=self._owner(view) if copy_uid_gid else None,
+                )
+
+    @contextlib.asynccontextmanager
+    async def _mounted(self, view: View) -> AsyncIterator[None]:
+        """A stopped container's volumes are mounted for as long as somebody looks at its files."""
+        names = set() if view.state.pid else self._parts.mounted_volumes(view.container)
+        if not names:
+            yield
+            return
+        async with self._parts.volumes.mounts.held(f"files-{secrets.token_hex(8)}", names):
+            yield
 
     async def changes(self, view: View) -> list[Change]:
         """What the container changed in its files."""
@@ -117,6 +133,28 @@ class Archives:
             clean.startswith(point.target.rstrip("/") + "/") and not point.readonly
             for point in view.container.mounts
         )
+
+
+class _HeldStream:
+    """An archive's bytes; the volumes that were mounted for it are let go of at its end, and by `aclose`."""
+
+    def __init__(self, stream: ArchiveStream, undo: contextlib.AsyncExitStack) -> None:
+        self._stream = stream
+        self._undo = undo
+
+    def __aiter__(self) -> _HeldStream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await anext(self._stream)
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+        await self._undo.aclose()
 
 
 @contextlib.contextmanager

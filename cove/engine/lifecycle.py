@@ -130,6 +130,7 @@ class Lifecycle:
         except BaseException:
             await _send(running.task, 9)
             await running.task.wait()
+            self._parts.volumes.mounts.release(container.id)
             await self._parts.networks.disconnect(container.id)
             raise
         self.adopt(container, live, running.task)

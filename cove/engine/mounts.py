@@ -7,6 +7,7 @@ taken back by the undo stack handed in.
 from __future__ import annotations
 
 import os
+import secrets
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -76,18 +77,13 @@ async def _volume_point(
             undo.push_async_callback(parts.discard_volume, mount.name)
             parts.publish_volume(record, "create")
     shown = volumes.source(record.name)
-    if shown.kind == "tmpfs":
-        return MountPoint(
-            kind="tmpfs",
-            target=mount.target,
-            name=record.name,
-            options=shown.options,
-            readonly=mount.readonly or shown.readonly,
-        )
-    if mount.subpath:
-        _check_subpath(shown.source, record.name, mount.subpath)
-    elif mount.copy_up and may_have_content(parts, image, mount.target):
-        await _copy_up(parts, image, mount.target, Path(shown.source))
+    if mount.subpath or (mount.copy_up and may_have_content(parts, image, mount.target)):
+        held = {record.name} if volumes.needs_mount(record.name) else set()
+        async with volumes.mounts.held(f"create-{secrets.token_hex(8)}", held):
+            if mount.subpath:
+                _check_subpath(shown.source, record.name, mount.subpath)
+            else:
+                await _copy_up(parts, image, mount.target, Path(shown.source))
     return MountPoint(
         kind="volume",
         target=mount.target,

@@ -137,6 +137,7 @@ class Parts:
         await self.networks.close()
         if self.shifted is not None:
             self.shifted.close()
+        await self.volumes.close()
         await self.images.close()
         await self.trash.close()
         await self.events.close()
@@ -254,6 +255,7 @@ class Parts:
                 await self.cgroups.kill(path)
             await self.cgroups.remove(path)
         finally:
+            self.volumes.mounts.release(container.id)
             await self.networks.disconnect(container.id)
 
     # --- planning -----------------------------------------------------------------------------
@@ -371,9 +373,15 @@ class Parts:
         users = [
             view.container.id
             for view in self.registry.views()
-            if any(point.name == name for point in view.container.mounts)  # one in memory is a tmpfs
+            if any(point.name == name for point in view.container.mounts)
         ]
         return users + [container_id for container_id, names in self.claims.items() if name in names]
+
+    def mounted_volumes(self, container: Container) -> set[str]:
+        """The container's volumes that have to be mounted while it uses them."""
+        return {
+            point.name for point in container.mounts if point.name and self.volumes.needs_mount(point.name)
+        }
 
     def image_users(self, image_id: str) -> Sequence[Use]:
         """The containers that were made from an image."""

@@ -46,6 +46,7 @@ async def reconcile(parts: Parts, lifecycle: Lifecycle) -> list[str]:
     await parts.networks.reconcile(
         {v.container.id: Alive(endpoints=v.state.endpoints, ports=v.state.ports) for v, _ in adopted}
     )
+    parts.volumes.mounts.settle(view.container.id for view, _ in adopted)
     for view, task in adopted:
         await _adopt(parts, lifecycle, view, task)
     return [view.container.id for view, why in ended if await _settle(parts, view, why)]

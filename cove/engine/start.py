@@ -135,6 +135,7 @@ async def _launch(
         attached = await connect()
         undo.callback(os.close, attached.namespace)
     files = _files(parts, container, attached.endpoints)
+    container = await hold_volumes(parts, container, on_failure)
     if spec.cgroup_parent:
         parts.cgroups.ensure_parent(spec.cgroup_parent)
     check_propagation(container.mounts)
@@ -168,6 +169,20 @@ async def _launch(
     )
     on_failure.pop_all()
     return Running(task=task, endpoints=attached.endpoints, ports=attached.ports)
+
+
+async def hold_volumes(parts: Parts, container: Container, undo: AsyncExitStack) -> Container:
+    """Have the volumes mounted that are only while a container uses them; the container with their places."""
+    names = parts.mounted_volumes(container)
+    if not names:
+        return container
+    paths = await parts.volumes.mounts.hold(container.id, names)
+    undo.callback(parts.volumes.mounts.release, container.id)
+    points = (
+        msgspec.structs.replace(point, source=paths[point.name]) if point.name in paths else point
+        for point in container.mounts
+    )
+    return msgspec.structs.replace(container, mounts=tuple(points))
 
 
 def _named(parts: Parts, container: Container) -> Container:

@@ -22,11 +22,13 @@ from pathlib import Path
 
 import msgspec
 
-from cove.model.errors import Conflict, HostError, Invalid, NotFound
+from cove.model.errors import Conflict, HostError, Invalid, NotFound, Unavailable
 from cove.model.objects import VolumeRecord
+from cove.storage.mount_process import mount, unmount
 from cove.storage.trash import Trash
 from cove.storage.usage import Usage, disk_usage
-from cove.storage.volume_options import VolumeSource, check_name, volume_source
+from cove.storage.volume_mounts import VolumeMounts
+from cove.storage.volume_options import VolumeSource, check_name, shown_options, volume_source
 from cove.store.interface import Delete, Exists, Put, Store, absent
 
 DRIVER = "local"
@@ -50,7 +52,9 @@ class Pruned(msgspec.Struct, frozen=True):
 
 
 class Volumes:
-    """All volumes of this daemon. Made by `open`; reads come from memory."""
+    """All volumes of this daemon. Made by `open`; reads come from memory. `mounts` has those in use."""
+
+    mounts: VolumeMounts
 
     def __init__(self, root: Path, store: Store, trash: Trash) -> None:
         self._root = root
@@ -70,6 +74,7 @@ class Volumes:
         volumes = cls(root, store, trash)
         try:
             root.mkdir(mode=0o701, exist_ok=True)
+            volumes.mounts = await VolumeMounts.open(store, volumes._attach, volumes._detach)
             for pair in await store.range(_REMOVED_KEYS):
                 await volumes._finish_removal(pair.key.removeprefix(_REMOVED_KEYS))
             for pair in await store.range(_KEYS):
@@ -83,6 +88,10 @@ class Volumes:
         except OSError as error:
             raise HostError(f"the volumes in {root} can't be used: {error.strerror}") from error
         return volumes
+
+    async def close(self) -> None:
+        """Wait for mounts that are being taken off."""
+        await self.mounts.close()
 
     # --- reading --------------------------------------------------------------------------
 
@@ -109,6 +118,11 @@ class Volumes:
         """What a container's plan mounts for this volume. Raises NotFound."""
         record = self.get(name)
         return volume_source(name, record.options, record.mountpoint)
+
+    def needs_mount(self, name: str) -> bool:
+        """Whether a volume's files are there only while `mounts` holds it. False for one that doesn't exist."""
+        record = self._records.get(name)
+        return record is not None and "type" in record.options and self.source(name).filesystem is not None
 
     async def usage(self, name: str) -> Usage:
         """The disk space that a volume's own directory takes."""
@@ -139,6 +153,10 @@ class Volumes:
         check_name(name)
         wanted = dict(options or {})
         volume_source(name, wanted, "")
+        if "size" in wanted:
+            raise Unavailable(
+                f"create {name}: quota size requested but no quota support; use type=tmpfs,o=size=…"
+            )
         async with self._alone(name):
             existing = self._records.get(name)
             if existing is not None:
@@ -163,6 +181,11 @@ class Volumes:
             users = in_use(name)
             if users:
                 raise Conflict(f"remove {name}: volume is in use - [{', '.join(users)}]")
+            if self.needs_mount(name):
+                await self.mounts.wait_unused(name)
+                users = in_use(name)
+                if users:
+                    raise Conflict(f"remove {name}: volume is in use - [{', '.join(users)}]")
             record = self._records.pop(name)  # no await since in_use: nobody finds it from here on
             try:
                 await self._store.txn(
@@ -245,7 +268,19 @@ class Volumes:
             return
         data.chmod(0o755)  # the umask took bits off
 
+    async def _attach(self, name: str, user: str, others: int) -> str:
+        source = self.source(name)
+        if source.filesystem is not None and not (others and os.path.ismount(source.source)):
+            await mount(name, source.filesystem, Path(source.source))
+        return source.source
+
+    async def _detach(self, name: str, user: str, others: int) -> None:
+        if not others:
+            await unmount(name, self._root / name / _DATA)
+
     async def _finish_removal(self, name: str) -> None:
+        if os.path.ismount(self._root / name / _DATA):  # a crash in the middle
+            await unmount(name, self._root / name / _DATA)
         self._trash.discard(self._root / name)
         await self._store.txn([], [Delete(_REMOVED_KEYS + name)])
 
@@ -266,4 +301,4 @@ class Volumes:
 
 
 def _told(options: Mapping[str, str]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in sorted(options.items())) or "none"
+    return ", ".join(f"{key}={value}" for key, value in sorted(shown_options(options).items())) or "none"

@@ -13,7 +13,15 @@ import pytest
 
 from cove.model.errors import Conflict, CoveError, HostError, Invalid, NotFound, Unavailable
 from cove.storage.trash import Trash
-from cove.storage.volume_options import VolumeSource, check_name, volume_source
+from cove.storage.volume_options import (
+    Filesystem,
+    VolumeSource,
+    check_name,
+    hide_secrets,
+    remote_host,
+    shown_options,
+    volume_source,
+)
 from cove.storage.volumes import ANONYMOUS_LABEL, Volumes
 from cove.store.interface import TxnResult
 from cove.store.sqlite import SqliteStore
@@ -188,12 +196,23 @@ def test_another_name_is_refused(name: str) -> None:
         ("", {"device": "/srv"}, Invalid, 'missing required option: "type"'),
         ("", {"o": "bind"}, Invalid, 'missing required option: "device"'),
         ("", {"size": "1g"}, Unavailable, "quota size requested but no quota support"),
-        ("", {"type": "nfs", "device": ":/x", "o": "addr=1.2.3.4"}, Unavailable, "mount it on the host"),
-        ("", {"type": "none", "device": "/srv"}, Unavailable, "o=bind"),
+        ("", {"type": "nfs", "device": "/x"}, Invalid, "must be a server's export"),
+        ("", {"type": "nfs", "device": ":/x"}, Invalid, "o=addr="),
+        ("", {"type": "cifs", "device": "share"}, Invalid, "must be a share"),
+        ("", {"type": "cifs", "device": "//a/b", "o": "credentials=/etc/x"}, Invalid, "username="),
+        ("", {"type": "ext4", "device": "disk.img", "o": "loop"}, Invalid, "block device or an image file"),
+        (
+            "",
+            {"type": "ext4", "device": "/disk.img", "o": "a=" + "x" * 300},
+            Invalid,
+            "longer than 255 bytes",
+        ),
+        ("", {"type": "../x", "device": "/srv"}, Invalid, "is no file system"),
+        ("", {"type": "none", "device": "/srv"}, Invalid, "o=bind"),
         ("", {"type": "none", "device": "srv", "o": "bind"}, Invalid, "absolute path"),
         ("", {"type": "none", "device": "/srv", "o": "bind,frob"}, Invalid, '"frob" in option o'),
         ("", {"type": "tmpfs", "device": "tmpfs", "o": "size"}, Invalid, '"size" in option o'),
-        ("", {"type": "tmpfs", "device": "tmpfs", "o": "bind"}, Invalid, '"bind" in option o'),
+        ("", {"type": "tmpfs", "device": "tmpfs", "o": "bind"}, Invalid, "o=bind goes with type=none"),
     ],
 )
 def test_a_wrong_option_is_refused_and_leaves_nothing(
@@ -217,9 +236,50 @@ def test_options_become_what_the_container_mounts() -> None:
     assert source("rbind,ro,rslave") == VolumeSource(
         kind="bind", source="/srv", readonly=True, recursive=True, propagation="rslave"
     )
-    assert source("size=64m,mode=0700,ro", "tmpfs", "tmpfs") == VolumeSource(
-        kind="tmpfs", readonly=True, options=("size=64m", "mode=0700")
+    place = "/volumes/data/_data"
+    assert source("size=64m,mode=0700,ro,nodev", "tmpfs", "anything") == VolumeSource(
+        source=place,
+        readonly=True,
+        filesystem=Filesystem(
+            type="tmpfs",
+            source="tmpfs",
+            attributes=0x1 | 0x4,
+            parameters=(("size", "64m"), ("mode", "0700"), ("ro", None)),
+        ),
     )
+    assert source(
+        "loop,noatime,discard,_netdev,x-systemd.automount", "ext4", "/disk.img"
+    ).filesystem == Filesystem(
+        type="ext4", source="/disk.img", device=True, attributes=0x10, parameters=(("discard", None),)
+    )
+    nfs = source("addr=192.0.2.1,vers=4.2,soft", "nfs", ":/export").filesystem
+    assert nfs == Filesystem(
+        type="nfs",
+        source=":/export",
+        remote=True,
+        parameters=(("addr", "192.0.2.1"), ("vers", "4.2"), ("soft", None)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "device", "o", "host"),
+    [
+        ("nfs", "nas.example:/export", "", "nas.example"),
+        ("nfs4", "[2001:db8::1]:/export", "", "2001:db8::1"),
+        ("nfs", ":/export", "addr=nas", "nas"),
+        ("cifs", "//files/share/below", "username=me", "files"),
+        ("cifs", "//files/share", "addr=192.0.2.7", "192.0.2.7"),
+    ],
+)
+def test_the_server_of_a_volume(kind: str, device: str, o: str, host: str) -> None:
+    filesystem = volume_source("data", {"type": kind, "device": device, "o": o}, "/d").filesystem
+    assert filesystem is not None and remote_host(filesystem) == host
+
+
+def test_a_password_is_hidden_and_nothing_else() -> None:
+    told = hide_secrets("mount //a/b with username=me,password=se=cret,PASS=x,ip=1: failed")
+    assert told == "mount //a/b with username=me,password=****,PASS=****,ip=1: failed"
+    assert shown_options({"o": "pass=1,uid=0", "type": "cifs"}) == {"o": "pass=****,uid=0", "type": "cifs"}
 
 
 # --- failures and crashes -----------------------------------------------------------------

@@ -22,7 +22,7 @@ from cove.api.docker.limits import (
     decode_restart,
     decode_ulimits,
 )
-from cove.api.docker.mounts import decode_mounts, decode_volumes_from, string_map
+from cove.api.docker.mounts import decode_mounts, decode_volumes_from, hide_mount_secrets, string_map
 from cove.engine.links import parse_link
 from cove.model.container import ContainerSpec, EndpointSpec, HealthCheck, LogConfig, PortBinding
 from cove.model.errors import Invalid
@@ -159,7 +159,11 @@ def _request(body: wire.CreateBody, host: wire.HostConfig) -> msgspec.Raw:
     config = msgspec.structs.replace(body, host_config=None, networking_config=None)
     return msgspec.Raw(
         msgspec.json.encode(
-            {"Config": config, "HostConfig": host, "NetworkingConfig": body.networking_config}
+            {
+                "Config": config,
+                "HostConfig": hide_mount_secrets(host),
+                "NetworkingConfig": body.networking_config,
+            }
         )
     )
 

@@ -11,9 +11,12 @@ import posixpath
 import re
 from collections.abc import Sequence
 
+import msgspec
+
 from cove.api.docker import wire
 from cove.model.container import Bind, Mount, Tmpfs, Volume, VolumesFrom
 from cove.model.errors import Invalid, NotImplementedHere
+from cove.storage.volume_options import shown_options
 
 _VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,254}")
 _PROPAGATIONS = frozenset(("rprivate", "private", "rshared", "shared", "rslave", "slave"))
@@ -239,6 +242,25 @@ def _tmpfs_options(words: Sequence[str], path: str) -> tuple[str, ...]:
             raise Invalid(f"{path}: invalid tmpfs option: '{word}', e.g. size=64m, mode=1777, noexec")
     defaults = tuple(default for default, other in _TMPFS_DEFAULTS if not {default, other} & set(words))
     return defaults + tuple(words)
+
+
+def hide_mount_secrets(host: wire.HostConfig) -> wire.HostConfig:
+    """The request without the passwords in volumes' options, for inspect to show."""
+    if not any(mount.volume_options and mount.volume_options.driver_config for mount in host.mounts or ()):
+        return host
+    return msgspec.structs.replace(host, mounts=[_hide(mount) for mount in host.mounts or ()])
+
+
+def _hide(mount: wire.Mount) -> wire.Mount:
+    options = mount.volume_options
+    if options is None or options.driver_config is None or not options.driver_config.options:
+        return mount
+    driver = msgspec.structs.replace(
+        options.driver_config, options=dict(shown_options(string_map(options.driver_config.options)))
+    )
+    return msgspec.structs.replace(
+        mount, volume_options=msgspec.structs.replace(options, driver_config=driver)
+    )
 
 
 def string_map(values: wire.StringMap) -> dict[str, str]:

@@ -14,6 +14,7 @@ from cove.api.http import NO_CONTENT, Request, Response, json_response
 from cove.api.router import Route
 from cove.model.errors import Invalid, NotImplementedHere
 from cove.model.objects import VolumeRecord
+from cove.storage.volume_options import shown_options
 
 LIST_KEYS = frozenset(("dangling", "driver", "label", "name"))
 PRUNE_KEYS = frozenset(("all", "label", "label!"))
@@ -26,7 +27,7 @@ def volume_json(record: VolumeRecord) -> dict[str, Any]:
         "Labels": record.labels or None,
         "Mountpoint": record.mountpoint,
         "Name": record.name,
-        "Options": record.options or None,
+        "Options": shown_options(record.options) or None,
         "Scope": "local",
     }
 
