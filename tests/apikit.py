@@ -12,13 +12,17 @@ from typing import Any
 from tests.daemon import Daemon, Response
 
 BOUND_S = 60.0
+OWN_FIELDS = frozenset(
+    "Healthcheck Volumes ExposedPorts OpenStdin StdinOnce Tty AttachStdin Labels StopSignal User Env Hostname "
+    "Cove CoveSecretData".split()
+)
 
 
 def create(daemon: Daemon, image: str, *args: str, name: str = "", **more: Any) -> str:
     """A new container's id; `more` goes into HostConfig, but for the fields of the container itself."""
     body: dict[str, Any] = {"Image": image, "Cmd": list(args), "HostConfig": {"NetworkMode": "none"}}
     for key, value in more.items():
-        if key in ("Healthcheck", "Volumes", "ExposedPorts", "OpenStdin", "StdinOnce", "Tty", "AttachStdin"):
+        if key in OWN_FIELDS:
             body[key] = value
         else:
             body["HostConfig"][key] = value

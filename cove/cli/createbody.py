@@ -140,6 +140,9 @@ def build_body(options: Options, environment: Mapping[str, str], *, detach: bool
     health = _health(options)
     if health:
         body["Healthcheck"] = health
+    extension = build_extension(options)
+    if extension:
+        body["Cove"] = extension
     host = _host_config(options)
     _add_ports(options, body, host)
     _add_volumes(options, body, host)
@@ -268,6 +271,21 @@ def _health(options: Options) -> dict[str, Any]:
     if "health-retries" in options:
         health["Retries"] = options.number("health-retries")
     return health
+
+
+_EXTENSION = {
+    "health-probe": "health.probe",
+    "health-probe-status": "health.probe.status",
+    "health-on-failure": "health.on-failure",
+}
+
+
+def build_extension(options: Options) -> dict[str, str]:
+    """Cove's own settings, by the keys of docs/beyond-docker.md; the daemon judges the values."""
+    found = {key: options.text(flag) for flag, key in _EXTENSION.items() if flag in options}
+    if "health-probe-header" in options:
+        found["health.probe.headers"] = "\n".join(options.all("health-probe-header"))
+    return found
 
 
 def _add_ports(options: Options, body: dict[str, Any], host: dict[str, Any]) -> None:

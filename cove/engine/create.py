@@ -78,7 +78,8 @@ def merge_health(asked: HealthCheck | None, image: HealthCheck | None) -> Health
     if asked is None or image is None:
         return asked if asked is not None else image
     return HealthCheck(
-        test=asked.test or image.test,
+        test=() if asked.probe is not None else asked.test or image.test,
+        probe=asked.probe,
         interval_ns=asked.interval_ns or image.interval_ns,
         timeout_ns=asked.timeout_ns or image.timeout_ns,
         start_period_ns=asked.start_period_ns or image.start_period_ns,

@@ -1,8 +1,9 @@
-"""Health checks: a probe run in the container at intervals, and what its results say.
+"""Health checks: a probe of the container at intervals, and what its results say.
 
-Deciding (`after_probe`) is pure; the loop and the probe are the doing. The state lives in memory: a new
-daemon starts over with `starting`, for results are soft state. Rules are Docker's (Dockerfile
-reference, HEALTHCHECK).
+Deciding (`after_probe`) is pure; the loop and the probe are the doing. A probe is a command run in the container,
+or a connection made in its network namespace (`probes.py`). The state of a running container lives in memory: a
+new daemon starts over with `starting`, as Docker's does. Rules are Docker's (Dockerfile reference, HEALTHCHECK;
+moby, daemon/health.go).
 
     starting ──success──> healthy ──`retries` failures in a row──> unhealthy ──success──> healthy
     (failures within the start period don't count until the first success)
@@ -20,10 +21,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cove.engine import probes
 from cove.engine.parts import Parts
 from cove.engine.start import StartRefused, launch_exec
 from cove.engine.types import ExecSpec
-from cove.model.container import Container, HealthCheck
+from cove.model.container import Container, HealthCheck, HealthRecord, ProbeResult
 from cove.model.errors import CoveError
 from cove.runtime.launch import Attach, Task
 
@@ -39,14 +41,6 @@ _SHELL = ("/bin/sh", "-c")
 HealthStatus = Literal["starting", "healthy", "unhealthy"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProbeResult:
-    started_ns: int
-    ended_ns: int
-    exit_code: int  # 0 healthy; -1 when it exceeded its time or couldn't be run
-    output: str
-
-
 @dataclass(slots=True)
 class Health:
     """What is known of a running container's health."""
@@ -54,6 +48,20 @@ class Health:
     status: HealthStatus = "starting"
     failing_streak: int = 0
     results: deque[ProbeResult] = field(default_factory=lambda: deque(maxlen=KEPT_RESULTS))
+    was_healthy: bool = False  # in this run
+
+    def record(self) -> HealthRecord:
+        """What is kept once the run has ended."""
+        return HealthRecord(failing_streak=self.failing_streak, results=tuple(self.results))
+
+
+def ended_health(record: HealthRecord) -> Health:
+    """The health of a container that doesn't run: unhealthy, whatever it was, as Docker has it."""
+    return Health(
+        status="unhealthy",
+        failing_streak=record.failing_streak,
+        results=deque(record.results, maxlen=KEPT_RESULTS),
+    )
 
 
 def probe_args(check: HealthCheck | None, shell: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -72,6 +80,7 @@ def after_probe(health: Health, result: ProbeResult, check: HealthCheck, since_s
     if result.exit_code == 0:
         health.failing_streak = 0
         health.status = "healthy"
+        health.was_healthy = True
         return
     if health.status == "starting" and since_start_ns < check.start_period_ns:
         return
@@ -88,70 +97,99 @@ def pause_ns(health: Health, check: HealthCheck, since_start_ns: int) -> int:
 
 
 async def watch_health(
-    parts: Parts, container: Container, task: Task, show: Callable[[Health], None]
+    parts: Parts,
+    container_id: str,
+    task: Task,
+    show: Callable[[Health], None],
+    on_unhealthy: Callable[[Health], None],
 ) -> None:
-    """Probe until cancelled; `show` is given the state that later probes change in place."""
-    check = container.healthcheck
-    args = probe_args(check, parts.images.image_by_id(container.image_id).config.shell)
-    if check is None or not args:
-        return
+    """Probe until cancelled; `show` is given the state that later probes change in place, `on_unhealthy` is
+    called when it has become unhealthy. The record is read at each turn: an update may have changed the check."""
     health = Health()
-    show(health)
     started_ns = time.time_ns()
     while True:
+        view = parts.registry.get(container_id)
+        check = view.container.healthcheck if view is not None else None
+        if view is None or check is None or not is_checked(parts, view.container):
+            return
+        show(health)
         await asyncio.sleep(pause_ns(health, check, time.time_ns() - started_ns) / _S)
-        view = parts.registry.get(container.id)
-        if view is None or view.state.status != "running":
+        view = parts.registry.get(container_id)
+        if view is None or view.state.status != "running" or view.container.healthcheck is None:
             continue  # paused: a probe would hang
+        check = view.container.healthcheck
         before = health.status
-        result = await run_probe(parts, container.id, task, args, check)
-        after_probe(health, result, check, result.ended_ns - started_ns)
+        result = await run_probe(parts, view.container, task, check)
+        after_probe(health, result, check, result.started_ns - started_ns)
         if health.status != before:
             parts.publish(view.container, f"health_status: {health.status}")
+            if health.status == "unhealthy":
+                on_unhealthy(health)
 
 
-async def run_probe(
-    parts: Parts, container_id: str, task: Task, args: tuple[str, ...], check: HealthCheck
-) -> ProbeResult:
+def is_checked(parts: Parts, container: Container) -> bool:
+    """Whether there is anything to probe."""
+    check = container.healthcheck
+    return check is not None and (check.probe is not None or bool(_args(parts, container, check)))
+
+
+def _args(parts: Parts, container: Container, check: HealthCheck) -> tuple[str, ...]:
+    return probe_args(check, parts.images.image_by_id(container.image_id).config.shell)
+
+
+async def run_probe(parts: Parts, container: Container, task: Task, check: HealthCheck) -> ProbeResult:
     """Run one probe to its end or its timeout."""
     started_ns = time.time_ns()
     timeout_s = (check.timeout_ns or DEFAULT_TIMEOUT_NS) / _S
-    directory = parts.settings.exec_dir("health-" + secrets.token_hex(16))
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    probe: Task | None = None
     try:
         async with asyncio.timeout(timeout_s):
-            view = parts.registry.find(container_id)
-            spec = ExecSpec(args=args, attach_stdout=True, attach_stderr=True)
-            client = Attach(sock=theirs)
-            probe = await launch_exec(
-                parts, view, task, spec, directory, [client], keep_stdin=False, rows=0, cols=0
-            )
-            output = await _read_output(ours)
-            exit_code = (await probe.wait()).exit_code
+            if check.probe is not None:
+                exit_code, output = await probes.run_probe(parts.prober, task.pidfd, check.probe)
+            else:
+                exit_code, output = await _run_command(
+                    parts, container.id, task, _args(parts, container, check)
+                )
     except TimeoutError:
         exit_code, output = -1, f"Health check exceeded timeout ({timeout_s:g}s)"
     except StartRefused as refused:
         exit_code, output = -1, str(refused.cause)
     except CoveError as error:
         exit_code, output = -1, str(error)
+    return ProbeResult(started_ns=started_ns, ended_ns=time.time_ns(), exit_code=exit_code, output=output)
+
+
+async def _run_command(parts: Parts, container_id: str, task: Task, args: tuple[str, ...]) -> tuple[int, str]:
+    """The exit code and the output of a command; it's killed when this is cancelled."""
+    directory = parts.settings.exec_dir("health-" + secrets.token_hex(16))
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    probe: Task | None = None
+    try:
+        view = parts.registry.find(container_id)
+        spec = ExecSpec(args=args, attach_stdout=True, attach_stderr=True)
+        client = Attach(sock=theirs)
+        probe = await launch_exec(
+            parts, view, task, spec, directory, [client], keep_stdin=False, rows=0, cols=0
+        )
+        output = await _read_output(ours)
+        return (await probe.wait()).exit_code, output
     finally:
         ours.close()
         theirs.close()
         if probe is not None and probe.exited is None:
             await _end(probe)
         shutil.rmtree(directory, ignore_errors=True)
-    return ProbeResult(started_ns=started_ns, ended_ns=time.time_ns(), exit_code=exit_code, output=output)
 
 
 async def _read_output(sock: socket.socket) -> str:
-    """All output, of which the first MAX_OUTPUT bytes are kept."""
+    """All output, of which the first MAX_OUTPUT bytes are kept, and "..." where there was more."""
     loop = asyncio.get_running_loop()
     kept = bytearray()
+    more = False
     while piece := await loop.sock_recv(sock, 65536):
+        more = more or len(kept) + len(piece) > MAX_OUTPUT
         kept += piece[: MAX_OUTPUT - len(kept)]
-    return kept.decode("utf-8", "replace")
+    return kept.decode("utf-8", "replace") + ("..." if more else "")
 
 
 async def _end(probe: Task) -> None:

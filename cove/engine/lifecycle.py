@@ -20,12 +20,12 @@ from dataclasses import replace
 import msgspec
 
 from cove.engine.create import merge_resources, parse_signal
-from cove.engine.health import Health, watch_health
+from cove.engine.health import Health, is_checked, watch_health
 from cove.engine.live import Background, Live, done_wait, wake
 from cove.engine.notices import publish_run
 from cove.engine.parts import Parts
 from cove.engine.removal import remove_container
-from cove.engine.restart import count_failure, plan_restart
+from cove.engine.restart import count_failure, forget_failures, plan_restart
 from cove.engine.start import StartRefused, launch_container
 from cove.engine.types import View, WaitCondition, WaitHandle, WaitResult
 from cove.model.container import Container, Resources, RestartPolicy, State
@@ -160,12 +160,49 @@ class Lifecycle:
             about = f"OOM events of {container.short_id}"
             live.watchers.append(self._background.spawn(self._watch_oom(container, live), about))
         if container.healthcheck is not None:
+            self._begin_health(container, live, task)
 
-            def show(health: Health) -> None:
-                live.health = health
+    def _begin_health(self, container: Container, live: Live, task: Task) -> None:
+        about = f"health of {container.short_id}"
 
-            work = watch_health(self._parts, container, task, show)
-            live.watchers.append(self._background.spawn(work, f"health of {container.short_id}"))
+        def show(health: Health) -> None:
+            live.health = health
+
+        def on_unhealthy(health: Health) -> None:
+            work = self._answer_unhealthy(container.id, live, task, was_healthy=health.was_healthy)
+            self._background.spawn(work, about)
+
+        if is_checked(self._parts, container):
+            work = watch_health(self._parts, container.id, task, show, on_unhealthy)
+            live.watchers.append(self._background.spawn(work, about))
+
+    async def _answer_unhealthy(
+        self, container_id: str, live: Live, task: Task, *, was_healthy: bool
+    ) -> None:
+        """End a run that became unhealthy, where that was asked for; committed first, so that its exit is
+        answered as wanted even by another daemon."""
+        async with live.lock:
+            view = self._parts.registry.get(container_id)
+            if view is None or live.task is not task or view.state.status != "running":
+                return
+            container, what = view.container, view.container.spec.extension.on_unhealthy
+            if what == "none":
+                return
+            state = msgspec.structs.replace(
+                view.state,
+                unhealthy=what,
+                wanted=view.state.wanted and what != "stop",
+                failures_in_row=forget_failures(view.state, was_healthy=was_healthy),
+            )
+            await self._parts.registry.set_state(container_id, state)
+            self._parts.publish(container, f"health_action: {what}")
+            number = 9 if what == "kill" else parse_signal(container.stop_signal)
+            await _send(task, number)
+            self._parts.publish(container, "kill", signal=str(number))
+        if not await _settled_within(live, KILL_BOUND_S if what == "kill" else self._stop_timeout(container)):
+            await self._kill_and_settle(container, live)
+        if what == "stop":
+            self._parts.publish(container, "stop")
 
     async def _watch_oom(self, container: Container, live: Live) -> None:
         def told() -> None:
@@ -179,14 +216,15 @@ class Lifecycle:
     async def _watch(self, container_id: str, live: Live, task: Task) -> None:
         status = await task.wait()
         live.ended.set()
+        health = live.health
         live.end_watchers()
         async with live.lock:
             try:
-                await self._exited(container_id, live, status)
+                await self._exited(container_id, live, status, health)
             finally:
                 live.settled.set()
 
-    async def _exited(self, container_id: str, live: Live, status: ExitStatus) -> None:
+    async def _exited(self, container_id: str, live: Live, status: ExitStatus, health: Health | None) -> None:
         live.task = None
         # systemd may have taken the counter away before the supervisor read it
         if live.saw_oom and self._parts.cgroups.driver == "systemd":
@@ -199,6 +237,8 @@ class Lifecycle:
             log.error("container %s has ended, but holds on: %s", container.short_id, error)
         endpoints = view.state.endpoints
         state = ended_state(view.state, status)
+        if health is not None:
+            state = msgspec.structs.replace(state, health=health.record())
         pause = None if self._ending else plan_restart(container.spec.restart, state)
         if pause is not None:
             state = msgspec.structs.replace(state, status="restarting")
@@ -306,11 +346,14 @@ class Lifecycle:
                 await self._thaw(container, live)
         self._parts.publish(container, "kill", signal=str(number))
         if timeout_s is None:
-            asked = container.spec.stop_timeout_s
-            timeout_s = float(asked) if asked is not None else self._parts.settings.default_stop_timeout_s
+            timeout_s = self._stop_timeout(container)
         if not await _settled_within(live, timeout_s):
             await self._kill_and_settle(container, live)
         self._parts.publish(container, "stop")
+
+    def _stop_timeout(self, container: Container) -> float:
+        asked = container.spec.stop_timeout_s
+        return float(asked) if asked is not None else self._parts.settings.default_stop_timeout_s
 
     async def restart(self, container_id: str, *, timeout_s: float | None, signal_name: str) -> None:
         """Stop when it runs, then start; a container with --rm isn't removed in between."""

@@ -21,6 +21,7 @@ import msgspec
 from cove.engine.defaults import default_log
 from cove.engine.files import ContainerFiles, write_files
 from cove.engine.links import has_links, linked_hosts
+from cove.engine.probes import Prober
 from cove.engine.registry import Registry
 from cove.engine.remap import check_userns
 from cove.engine.types import ContainerStats, Settings
@@ -90,6 +91,7 @@ class Parts:
         self.launcher = launcher
         self.shifted = shifted  # with `--userns-remap`
         self.events = Bus(journal=Journal(settings.data_root / "events"))
+        self.prober = Prober()
         self.linking = {view.container.id for view in registry.views() if has_links(view.container)}
         self.claims: dict[str, set[str]] = {}  # by container that is being created: its volumes
         if isinstance(cgroups, CgroupsNone):
@@ -134,6 +136,7 @@ class Parts:
         )
 
     async def close(self) -> None:
+        self.prober.close()
         await self.networks.close()
         if self.shifted is not None:
             self.shifted.close()

@@ -16,10 +16,8 @@ from typing import Literal
 
 import msgspec
 
-
-class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Base of all stored objects: frozen, unknown fields refused, defaults not written."""
-
+from cove.model.base import Model as Model
+from cove.model.extension import Extension, OnUnhealthy, Probe
 
 # --- mounts -------------------------------------------------------------------------------
 
@@ -74,6 +72,7 @@ class HealthCheck(Model, frozen=True, kw_only=True):
     """`HEALTHCHECK` of an image or `--health-*`; an empty test inherits, ["NONE"] disables."""
 
     test: tuple[str, ...] = ()
+    probe: Probe | None = None  # takes the test's place
     interval_ns: int = 0
     timeout_ns: int = 0
     start_period_ns: int = 0
@@ -228,6 +227,7 @@ class ContainerSpec(Model, frozen=True, kw_only=True):
     userns_mode: str = ""  # "", host
     cgroupns_mode: str = ""  # "", private, host
     cgroup_parent: str = ""
+    extension: Extension = Extension()
     request: msgspec.Raw = msgspec.Raw(b"{}")  # as the API received it, for that API to show again
 
 
@@ -300,6 +300,20 @@ class Container(Model, frozen=True, kw_only=True):
 Status = Literal["created", "running", "paused", "restarting", "removing", "exited", "dead"]
 
 
+class ProbeResult(Model, frozen=True, kw_only=True):
+    started_ns: int
+    ended_ns: int
+    exit_code: int  # 0 healthy; -1 when it exceeded its time or couldn't be run
+    output: str
+
+
+class HealthRecord(Model, frozen=True, kw_only=True):
+    """What a container's health was when it ended."""
+
+    failing_streak: int = 0
+    results: tuple[ProbeResult, ...] = ()
+
+
 class StepFailure(Model, frozen=True, kw_only=True):
     """The step of its plan at which a start failed; `describe` tells it from another one at that place."""
 
@@ -327,3 +341,5 @@ class State(Model, frozen=True, kw_only=True):
     endpoints: tuple[Endpoint, ...] = ()
     ports: tuple[PortBinding, ...] = ()  # with the host ports that were chosen
     failure: StepFailure | None = None  # of the last start, where one of its steps failed
+    unhealthy: OnUnhealthy = "none"  # what is being done about a run that became unhealthy, or ended it
+    health: HealthRecord | None = None  # of the last run, once that has ended

@@ -48,6 +48,12 @@ def bin_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_page_s_examples_print_what_it_says(daemon: Daemon, bin_directory: Path, tmp_path: Path) -> None:
+    assert len(examples()) > 8
+    run_examples(PAGE, daemon, bin_directory, tmp_path)
+
+
+def run_examples(page: Path, daemon: Daemon, bin_directory: Path, tmp_path: Path) -> None:
+    """Run a page's commands in its order, compare what they print, and remove what they made."""
     daemon.client.images.get("busybox:latest").tag("debian", "latest")
     environment = {
         "PATH": f"{bin_directory}:{os.environ['PATH']}",
@@ -56,9 +62,8 @@ def test_the_page_s_examples_print_what_it_says(daemon: Daemon, bin_directory: P
         "TZ": "UTC",
         "LC_ALL": "C.UTF-8",
     }
-    assert len(examples()) > 8
     try:
-        for command, expected in [step for block in examples() for step in block]:
+        for command, expected in [step for block in examples(page) for step in block]:
             result = subprocess.run(
                 ["sh", "-c", command],
                 env=environment,

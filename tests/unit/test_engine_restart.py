@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from cove.engine.restart import LONGEST_PAUSE_S, count_failure, pause_s, plan_restart, wants_start_after_boot
+from cove.engine.restart import (
+    LONGEST_PAUSE_S,
+    count_failure,
+    forget_failures,
+    pause_s,
+    plan_restart,
+    wants_start_after_boot,
+)
 from cove.model.container import RestartPolicy, State
 
 S = 10**9
@@ -69,3 +76,14 @@ def test_a_starting_daemon_starts_what_its_policy_wants(
     policy: str, fields: dict[str, object], starts: bool
 ) -> None:
     assert wants_start_after_boot(RestartPolicy(name=policy), state(**fields)) is starts  # type: ignore[arg-type]
+
+
+def test_one_that_became_unhealthy_restarts_under_any_policy_with_growing_pauses() -> None:
+    unhealthy = state(unhealthy="restart", failures_in_row=3)
+    assert plan_restart(RestartPolicy(), unhealthy) == pause_s(3)
+    assert plan_restart(RestartPolicy(), state(unhealthy="restart", wanted=False)) is None
+    limited = RestartPolicy(name="on-failure", maximum_retries=2)
+    assert plan_restart(limited, state(unhealthy="restart", restart_count=2)) is None
+    assert count_failure(unhealthy, 10**18) == 4
+    assert forget_failures(unhealthy, was_healthy=True) == 0
+    assert forget_failures(unhealthy, was_healthy=False) == 3

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from cove.engine.health import ended_health
 from cove.model.errors import CoveError
 from cove.model.objects import Event, Network
 
@@ -46,10 +47,12 @@ class Api:
             return None
 
     def health(self, view: View) -> Health | None:
-        """The health of a container with a check, while it runs."""
-        return (
-            self.engine.health(view.container.id) if view.container.healthcheck and view.state.pid else None
-        )
+        """The health of a container with a check; once it has ended, what is kept of it."""
+        if view.container.healthcheck is None:
+            return None
+        if view.state.pid:
+            return self.engine.health(view.container.id)
+        return ended_health(view.state.health) if view.state.health is not None else None
 
     def publish(self, kind: str, action: str, actor_id: str, attributes: Mapping[str, str]) -> None:
         """Tell the bus of a change to an image, volume or network; the engine tells of containers."""

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from cove.api.docker import wire
+from cove.api.docker.extension import decode_extension, with_probe
 from cove.api.docker.limits import (
     decode_device_rules,
     decode_devices,
@@ -61,6 +62,8 @@ def decode_create(body: wire.CreateBody, *, name: str, platform: str, version: i
     if warning:
         warnings.append(warning)
     security = _security(host.security_opt)
+    labels = string_map(body.labels)
+    extension = decode_extension(string_map(body.cove), labels)
     binds_tty = bool(body.tty)
     console = host.console_size or (0, 0)
     mode = {
@@ -97,7 +100,7 @@ def decode_create(body: wire.CreateBody, *, name: str, platform: str, version: i
         env=decode_env(body.env),
         working_dir=_without_nul(body.working_dir, "WorkingDir"),
         user=_without_nul(body.user, "User"),
-        labels=string_map(body.labels),
+        labels=labels,
         annotations=string_map(host.annotations) if version >= 1043 else {},
         tty=binds_tty,
         console_rows=console[0],
@@ -109,7 +112,7 @@ def decode_create(body: wire.CreateBody, *, name: str, platform: str, version: i
         exposed_ports=tuple(_exposed(port) for port in body.exposed_ports or ()),
         stop_signal=body.stop_signal or "",
         stop_timeout_s=_stop_timeout(body.stop_timeout),
-        healthcheck=_health(body.healthcheck, version),
+        healthcheck=with_probe(_health(body.healthcheck, version), extension.probe),
         mounts=decode_mounts(body, host, version),
         volumes_from=decode_volumes_from(host.volumes_from),
         ports=_ports(host),
@@ -148,6 +151,7 @@ def decode_create(body: wire.CreateBody, *, name: str, platform: str, version: i
             _without_nul(group, f"HostConfig.GroupAdd[{i}]") for i, group in enumerate(host.group_add or ())
         ),
         cgroup_parent=_without_nul(host.cgroup_parent, "HostConfig.CgroupParent"),
+        extension=extension,
         request=_request(body, host),
         **mode,
     )
@@ -156,7 +160,7 @@ def decode_create(body: wire.CreateBody, *, name: str, platform: str, version: i
 
 def _request(body: wire.CreateBody, host: wire.HostConfig) -> msgspec.Raw:
     """What inspect shows again of the request: known fields only, nulls left out."""
-    config = msgspec.structs.replace(body, host_config=None, networking_config=None)
+    config = msgspec.structs.replace(body, host_config=None, networking_config=None, cove=None)
     return msgspec.Raw(
         msgspec.json.encode(
             {

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from cove.api.docker.extension import extension_json
 from cove.api.docker.text import human_duration, rfc3339
 from cove.engine.health import Health
 from cove.engine.types import Settings, View
@@ -185,6 +186,9 @@ def inspect_json(
         "NetworkSettings": network_settings_json(view, find_network),
     }
     found["HostConfig"]["Links"] = list(links) or None
+    extension = extension_json(container.spec.extension)
+    if extension:
+        found["Cove"] = extension
     if size is not None:
         found["SizeRw"], found["SizeRootFs"] = size
     return found

@@ -274,6 +274,7 @@ class Config(Wire, frozen=True, kw_only=True):
 class CreateBody(Config, frozen=True, kw_only=True):
     host_config: HostConfig | None = None
     networking_config: NetworkingConfig | None = None
+    cove: StringMap = None  # Cove's own settings (extension.py)
 
 
 class ExecCreateBody(Wire, frozen=True, kw_only=True):
