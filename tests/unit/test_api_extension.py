@@ -53,8 +53,10 @@ def test_nothing_asked_for_is_nothing_shown() -> None:
         "tcp://:80/x",
         "http://:80/\x7f",
         "HTTP://:80",
-    ]
-    + ["http://:80/\r\nX: y", "http://[::1:80", "http://:80" + "/x" * 2000],
+        "http://:80/\r\nX: y",
+        "http://[::1:80",
+        "http://:80" + "/x" * 2000,
+    ],
 )
 def test_a_url_that_makes_no_sense_is_refused(url: str) -> None:
     with pytest.raises(Invalid, match=r"Cove\.health\.probe: "):
