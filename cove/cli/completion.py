@@ -50,6 +50,7 @@ SHELLS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 CONTAINERS = (
     *(
         "attach",
+        "commit",
         "cp",
         "diff",
         "exec",
@@ -65,7 +66,7 @@ CONTAINERS = (
     *("rm", "start", "stats", "stop", "top", "unpause", "update", "wait", "container inspect"),
 )
 IMAGES = ("run", "create", "plan", "save", "tag", "rmi", "history", "images", "image inspect")
-ONLY_FIRST = ("run", "create", "plan", "exec", "rename", "tag", "top")
+ONLY_FIRST = ("run", "create", "plan", "exec", "rename", "tag", "top", "commit")
 
 
 def complete(words: Sequence[str], client: Client | None) -> list[str]:

@@ -120,6 +120,22 @@ def run_import(client: Client, options: Options) -> int:
     return 0
 
 
+def run_commit(client: Client, options: Options) -> int:
+    """cove commit"""
+    repository, tag = split_reference(options.args[1]) if len(options.args) > 1 else ("", "")
+    asked = {
+        "container": options.args[0],
+        "repo": repository,
+        "tag": tag,
+        "comment": options.text("message"),
+        "author": options.text("author"),
+        "changes": options.all("change"),
+        "pause": "1" if options.on("pause", True) else "0",
+    }
+    print(client.post("/commit" + query(asked), {})["Id"])
+    return 0
+
+
 def run_save(client: Client, options: Options) -> int:
     """cove save"""
     answer = client.request("GET", "/images/get" + query({"names": options.args}))
@@ -235,6 +251,21 @@ COMMANDS = {
         needed=1,
         most=2,
         example="cove import -c 'CMD [\"bash\"]' debian.tar debian:latest",
+    ),
+    "commit": Command(
+        "commit",
+        run_commit,
+        "[OPTIONS] CONTAINER [IMAGE[:TAG]]",
+        "Make an image of a container: its image and, as one more layer, what it changed.",
+        flags=(
+            ("a", "author", "str", "TEXT", "Say who made it, e.g. 'Ada <ada@example.org>'"),
+            ("c", "change", "list", "LINE", "Set a property by a Dockerfile's line, e.g. 'ENV DEBUG=1'"),
+            ("m", "message", "str", "TEXT", "Note TEXT in the image's history"),
+            ("p", "pause", "bool", "", "Freeze the container meanwhile (default: true)"),
+        ),
+        needed=1,
+        most=2,
+        example="cove commit -c 'CMD [\"serve\"]' web web:tools",
     ),
     "save": Command(
         "save",

@@ -41,6 +41,7 @@ COMMANDS = (
     ("top", "containers", "List a container's processes"),
     ("diff", "containers", "List what a container changed in its file system"),
     ("export", "containers", "Write a container's file system as a tar archive"),
+    ("commit", "images", "Make an image of a container"),
     ("stats", "stats", "Show what containers use"),
     ("inspect", "inspect", "Show everything about containers, images, volumes or networks"),
     ("cp", "copy", "Copy files between a container and the host"),
@@ -64,7 +65,7 @@ GROUPS = {
     "container": (
         "Everything about containers",
         {
-            **{name: (module, name) for name, module, _ in COMMANDS[:21]},
+            **{name: (module, name) for name, module, _ in COMMANDS[:22]},
             "ls": ("containerlist", "ps"),
             "list": ("containerlist", "ps"),
             "ps": ("containerlist", "ps"),
@@ -130,7 +131,6 @@ NOT_HERE = {
     "logout": "this release knows no registries",
     "search": "this release knows no registries",
     "build": "this release builds no images; cove import makes one from a file system's archive",
-    "commit": "this release has no commit; use cove cp NAME:/. - | cove import - IMAGE",
 }
 
 HELP = ("help", "-h", "--help")

@@ -27,7 +27,7 @@ MODIFIED, ADDED, DELETED = 0, 1, 2
 
 MAX_CHANGES = 1_000_000  # a container can make any number of files; this is some 200 MB of answer
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-_MOUNT_POINTS = frozenset(
+MOUNT_POINTS = frozenset(
     "/dev /dev/console /dev/mqueue /dev/pts /dev/shm /proc /sys /etc /etc/hostname /etc/hosts /etc/resolv.conf".split()
 )
 
@@ -51,8 +51,8 @@ def list_changes(upper: Path, layers: Sequence[Path]) -> list[Change]:
     Raises HostError above MAX_CHANGES.
     """
     with ExitStack() as opened:
-        root = _open_root(upper, opened)
-        lowers = tuple(_open_root(layer, opened) for layer in layers)
+        root = open_root(upper, opened)
+        lowers = tuple(open_root(layer, opened) for layer in layers)
         found: dict[str, int] = {}
         for change in _walk(root, lowers):
             found[change.path] = change.kind
@@ -60,7 +60,7 @@ def list_changes(upper: Path, layers: Sequence[Path]) -> list[Change]:
                 raise HostError(
                     f"the container changed more than {MAX_CHANGES} files: copy them out with docker cp instead"
                 )
-        hidden = {path for path in _MOUNT_POINTS if found.get(path) == ADDED}
+        hidden = {path for path in MOUNT_POINTS if found.get(path) == ADDED}
         busy = {os.path.dirname(path) for path in found if path not in hidden}
         for path in sorted(hidden, reverse=True):  # a directory goes once nothing of the container is in it
             if path in busy:
@@ -79,7 +79,8 @@ def _mark_parents(path: str, found: dict[str, int]) -> None:
         parent = os.path.dirname(parent)
 
 
-def _open_root(path: Path, opened: ExitStack) -> int:
+def open_root(path: Path, opened: ExitStack) -> int:
+    """A layer's directory, open until `opened` closes. Raises HostError."""
     try:
         descriptor = os.open(path, _DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -127,7 +128,7 @@ def _entry(
     is_directory = stat.S_ISDIR(status.st_mode)
     if before is None:
         yield Change(path, ADDED)
-    elif _differs(before, status):
+    elif differs(before, status):
         yield Change(path, MODIFIED)
     if is_directory:
         relative = f"{directory.path}/{name}"
@@ -151,14 +152,21 @@ def _is_opaque(descriptor: int, name: str) -> bool:
     except OSError:
         return False
     try:
-        return os.getxattr(inner, opaque_attribute()) in (b"y", b"x")
-    except OSError:
-        return False
+        return is_opaque(inner)
     finally:
         os.close(inner)
 
 
-def _differs(before: os.stat_result, now: os.stat_result) -> bool:
+def is_opaque(directory: int) -> bool:
+    """Whether an open directory hides what lower layers have in it."""
+    try:
+        return os.getxattr(directory, opaque_attribute()) in (b"y", b"x")
+    except OSError:
+        return False  # no such attribute
+
+
+def differs(before: os.stat_result, now: os.stat_result) -> bool:
+    """Whether an entry was changed, by what lstat(2) says of it in the image and now."""
     same = (before.st_mode, before.st_uid, before.st_gid, before.st_rdev)
     if same != (now.st_mode, now.st_uid, now.st_gid, now.st_rdev):
         return True

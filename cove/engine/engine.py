@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -22,6 +23,7 @@ from cove.engine import host as host_facts
 from cove.engine.archive import Archives
 from cove.engine.attach import attach_now, make_attach
 from cove.engine.changes import Change
+from cove.engine.commit import Commits
 from cove.engine.connections import Connections
 from cove.engine.create import anonymous_names, plan_container, plan_mounts, volume_names
 from cove.engine.defaults import with_defaults
@@ -62,7 +64,7 @@ from cove.model.container import (
     StepFailure,
 )
 from cove.model.errors import Conflict, Invalid, NotFound
-from cove.model.objects import Event
+from cove.model.objects import Event, Image
 from cove.network.model import NetworkSettings
 from cove.runtime.cgroups_stats import Stats, read_cpu_clock
 from cove.runtime.steps import Plan
@@ -77,6 +79,7 @@ class Engine:
         self._lifecycle = Lifecycle(parts, background)
         self._execs = Execs(parts, background, lambda container_id: self._lifecycle.live(container_id).task)
         self._archives = Archives(parts)
+        self._commits = Commits(parts, self._lifecycle)
         self._connections = Connections(parts, self._lifecycle)
         parts.forget_execs = self._execs.forget_container
         self.images = parts.images
@@ -414,6 +417,29 @@ class Engine:
 
     async def exec_resize(self, exec_id: str, rows: int, cols: int) -> None:
         await self._execs.resize(exec_id, rows, cols)
+
+    async def commit(
+        self,
+        reference: str,
+        *,
+        given: Mapping[str, Any],
+        changes: Sequence[str],
+        comment: str,
+        author: str,
+        image: str,
+        pause: bool,
+    ) -> Image:
+        """Make an image of a container, named `image` unless that is "". `given` is the configuration that the caller
+        wants, `changes` are Dockerfile instructions on top of it."""
+        return await self._commits.commit(
+            self.find(reference),
+            given=given,
+            changes=changes,
+            comment=comment,
+            author=author,
+            reference=image,
+            pause=pause,
+        )
 
     # --- files --------------------------------------------------------------------------------
 

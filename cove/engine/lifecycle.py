@@ -398,7 +398,7 @@ class Lifecycle:
 
     # --- pause --------------------------------------------------------------------------------
 
-    async def pause(self, container_id: str) -> None:
+    async def pause(self, container_id: str, *, held: bool = False) -> None:
         live = self.live(container_id)
         async with live.lock:
             view = self._view(container_id)
@@ -409,7 +409,7 @@ class Lifecycle:
                 raise Conflict(f"Container {container.id} is not running")
             await self._parts.freeze(container)
             await self._parts.registry.set_state(
-                container.id, msgspec.structs.replace(view.state, status="paused")
+                container.id, msgspec.structs.replace(view.state, status="paused", held=held)
             )
             self._parts.publish(container, "pause")
 
@@ -426,7 +426,7 @@ class Lifecycle:
         state = self._view(container.id).state
         if live.task is not None and state.status == "paused":
             await self._parts.registry.set_state(
-                container.id, msgspec.structs.replace(state, status="running")
+                container.id, msgspec.structs.replace(state, status="running", held=False)
             )
         self._parts.publish(container, "unpause")
 

@@ -98,6 +98,11 @@ async def _adopt(parts: Parts, lifecycle: Lifecycle, view: View, task: Task) -> 
                 view.container.id, msgspec.structs.replace(view.state, status="running")
             )
     lifecycle.adopt(view.container, lifecycle.live(view.container.id), task)
+    if view.state.held and frozen:  # the daemon died during a commit
+        try:
+            await lifecycle.unpause(view.container.id)
+        except CoveError as error:
+            log.error("container %s stays paused: %s", view.container.short_id, error)
 
 
 async def _settle(parts: Parts, view: View, why_gone: str) -> bool:

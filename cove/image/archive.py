@@ -84,20 +84,27 @@ def tar_stream(place: Place, *, shown: bytes | None = None) -> Iterator[bytes]:
     seen: dict[tuple[int, int], bytes] = {}
     name = place.shown if shown is None else shown
     if name:
-        yield from _member(place.directory, place.name, name, seen)
-    stack: list[tuple[int, bytes, Iterator[bytes]]] = []
+        yield from member(place.directory, place.name, name, seen)
+    if (top := _open_directory(place.directory, place.name)) >= 0:
+        for directory, base, full in walk(top, name):
+            yield from member(directory, base, full, seen)
+    yield END
+
+
+def walk(top: int, prefix: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    """Everything below an open directory, which it closes: a descriptor of where an entry is, its name there, and
+    its path with `prefix` in front. A directory comes before what is in it. Raises Invalid below _DEPTH_MAX."""
+    stack = [(top, prefix, _names(top))]
     try:
-        if (top := _open_directory(place.directory, place.name)) >= 0:
-            stack.append((top, name, _names(top)))
         while stack:
-            fd, prefix, names = stack[-1]
+            fd, above, names = stack[-1]
             child = next(names, None)
             if child is None:
                 os.close(fd)
                 stack.pop()
                 continue
-            full = prefix + child if prefix[-1:] in (b"", b"/") else prefix + b"/" + child
-            yield from _member(fd, child, full, seen)
+            full = above + child if above[-1:] in (b"", b"/") else above + b"/" + child
+            yield fd, child, full
             if (below := _open_directory(fd, child)) >= 0:
                 stack.append((below, full, _names(below)))
                 if len(stack) > _DEPTH_MAX:
@@ -108,7 +115,6 @@ def tar_stream(place: Place, *, shown: bytes | None = None) -> Iterator[bytes]:
     finally:
         for fd, _, _ in stack:
             os.close(fd)
-    yield END
 
 
 def write_tree(
@@ -181,7 +187,8 @@ def copy_tree(path: str, destination: int, limits: Limits) -> None:
 # --- members ------------------------------------------------------------------------------
 
 
-def _member(directory: int, base: bytes, name: bytes, seen: dict[tuple[int, int], bytes]) -> Iterator[bytes]:
+def member(directory: int, base: bytes, name: bytes, seen: dict[tuple[int, int], bytes]) -> Iterator[bytes]:
+    """One entry as `name`; nothing for a socket, or for what has gone. `seen` finds hard links."""
     try:
         found = os.stat(base, dir_fd=directory, follow_symlinks=False)
         kind = _KINDS.get(stat.S_IFMT(found.st_mode))

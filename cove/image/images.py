@@ -41,7 +41,7 @@ from cove.image.references import (
 )
 from cove.image.removal import Known, Removal, plan_removal
 from cove.image.saving import WantedImage, plan_save
-from cove.image.types import LayerProgress, Limits, Loaded, LoadEvent, Removed, Use
+from cove.image.types import Commit, LayerProgress, Limits, Loaded, LoadEvent, Removed, Use
 from cove.image.worker import Worker
 from cove.model.errors import Conflict, CoveError, HostError, Invalid, NotFound
 from cove.model.objects import Image
@@ -234,29 +234,59 @@ class Images:
         architecture: str = "",
     ) -> Image:
         """Make an image of one layer from a tarball of its files. Invalid, HostError."""
-        name = parse_tagged(reference) if reference else None
         config: dict[str, Any] = apply_changes({}, changes)
-        async with self._staging() as staging:
-            (member,) = await self._unpack(staging, chunks, lambda _: None, single=True)
-            created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-            document = {
+        created = _now()
+        comment = message or "Imported from -"
+
+        def document(layer: Sequence[str]) -> dict[str, Any]:
+            return {
                 "architecture": architecture or self.architecture,
-                "comment": message or "Imported from -",
+                "comment": comment,
                 "config": config,
                 "created": created,
-                "history": [{"created": created, "comment": message or "Imported from -"}],
+                "history": [{"created": created, "comment": comment}],
                 "os": "linux",
-                "rootfs": {"type": "layers", "diff_ids": [member.diff_id]},
+                "rootfs": {"type": "layers", "diff_ids": layer},
             }
-            data = msgspec.json.encode(document)
+
+        return await self._add_single(chunks, document, reference)
+
+    async def commit(
+        self, chunks: AsyncIterator[bytes], base: Image, commit: Commit, reference: str = ""
+    ) -> Image:
+        """Make an image of `base` and one layer above it, which is left out when it's empty. Invalid, HostError."""
+        return await self._add_single(
+            chunks,
+            lambda layer: manifests.committed_config(self.raw_config(base), layer, commit, _now()),
+            reference,
+            parent=base.id,
+        )
+
+    async def _add_single(
+        self,
+        chunks: AsyncIterator[bytes],
+        document: Callable[[Sequence[str]], dict[str, Any]],
+        reference: str,
+        *,
+        parent: str = "",
+    ) -> Image:
+        """Unpack one layer and add the image whose configuration `document` makes of the layer's diff id; of none
+        when a layer above others has nothing in it."""
+        name = parse_tagged(reference) if reference else None
+        async with self._staging() as staging:
+            layers = await self._unpack(staging, chunks, lambda _: None, single=True)
+            if parent and layers[0].diff_id == manifests.EMPTY_DIFF_ID:
+                layers = ()
+            data = msgspec.json.encode(document([layer.diff_id for layer in layers]))
             digest = await asyncio.to_thread(self._content.write_blob, staging, data)
             found = FoundImage(
                 image=manifests.parse_config(data, digest, self._limits),
                 config=data,
                 manifest=None,
                 manifest_layers=(),
-                layers=(member,),
+                layers=layers,
                 names=(name,) if name else (),
+                parent=parent,
             )
             await self._add(staging, found)
         return self._images[found.image.id]
@@ -352,7 +382,7 @@ class Images:
         if old is not None:
             record = msgspec.structs.replace(old, hidden=False)
         else:
-            record = ImageRecord(id=image_id, manifest=manifest)
+            record = ImageRecord(id=image_id, manifest=manifest, parent=found.parent)
         if found.names:
             record = msgspec.structs.replace(record, last_tagged_ns=now)
         names = [name.familiar for name in found.names]
@@ -625,6 +655,10 @@ class Images:
                 await asyncio.to_thread(self._content.empty_trash)
         except OSError as error:
             _log.warning("the image store's trash can't be emptied, the next start tries again: %s", error)
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 async def _finish(work: Awaitable[None]) -> None:

@@ -101,7 +101,15 @@ class CopyUp(Message, tag="copy-up", frozen=True, kw_only=True):
     destination: str
 
 
-Job = Unpack | Save | StatPath | ReadArchive | WriteArchive | CopyUp
+class ReadLayer(Message, tag="layer", frozen=True, kw_only=True):
+    """Write a writable layer to the data socket as an image's layer; paths are relative to it (delta.py)."""
+
+    upper: str
+    opaque: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+Job = Unpack | Save | ReadLayer | StatPath | ReadArchive | WriteArchive | CopyUp
 
 
 # --- reports and answers ------------------------------------------------------------------

@@ -12,14 +12,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from cove.image.jobs import Member
 from cove.image.references import Reference, parse_reference
 from cove.image.settings import check_settings
-from cove.image.types import Limits
+from cove.image.types import Commit, Limits
 from cove.model.container import HealthCheck, Model
 from cove.model.errors import Invalid
 from cove.model.objects import HistoryEntry, Image, ImageConfig
@@ -32,6 +32,7 @@ _INDEX_TYPES = (INDEX_TYPE, "application/vnd.docker.distribution.manifest.list.v
 _NAME = "io.containerd.image.name"
 _REF_NAME = "org.opencontainers.image.ref.name"
 _REFERENCE_TYPE = "vnd.docker.reference.type"
+EMPTY_DIFF_ID = "sha256:" + hashlib.sha256(bytes(1024)).hexdigest()  # of an archive without members
 _DEPTH_MAX = 4
 _MANIFESTS_MAX = 1000
 _LINKS_MAX = 8
@@ -129,6 +130,7 @@ class FoundImage:
     manifest_layers: tuple[str, ...]  # the blobs' digests which that manifest names
     layers: tuple[Member, ...]
     names: tuple[Reference, ...]
+    parent: str = ""  # the id of the image it was made from here
 
 
 # --- reading ------------------------------------------------------------------------------
@@ -488,3 +490,27 @@ def history_of(image: Image, layer_sizes: Sequence[int]) -> list[HistoryLine]:
         lines = [HistoryLine(created=image.created)]
     lines[-1] = msgspec.structs.replace(lines[-1], id=image.id, names=image.names)
     return lines[::-1]
+
+
+def committed_config(base: bytes, layer: Sequence[str], commit: Commit, created: str) -> dict[str, Any]:
+    """The configuration of an image made from a container: the base's, with one more line of history, and a layer
+    unless `layer` is empty. `created` is RFC 3339."""
+    document: dict[str, Any] = msgspec.json.decode(base, type=dict[str, Any])
+    line = {
+        "created": created,
+        "created_by": commit.created_by,
+        "author": commit.author,
+        "comment": commit.comment,
+        "empty_layer": not layer,
+    }
+    document.update(
+        created=created,
+        author=commit.author,
+        comment=commit.comment,
+        config=commit.config,
+        history=[*(document.get("history") or ()), {key: value for key, value in line.items() if value}],
+    )
+    document.pop("container", None)
+    document.pop("container_config", None)
+    document["rootfs"]["diff_ids"] = [*(document["rootfs"].get("diff_ids") or ()), *layer]
+    return document

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from cove.image import archive, frames, overlayfs, sandbox, trees
+from cove.image import archive, delta, frames, overlayfs, sandbox, trees
 from cove.image.jobs import (
     Answer,
     CopyUp,
@@ -26,6 +26,7 @@ from cove.image.jobs import (
     OverlayPlace,
     Place,
     ReadArchive,
+    ReadLayer,
     Save,
     SaveMember,
     StatPath,
@@ -123,6 +124,14 @@ def _do(peer: Peer, job: Job, pidfd: int, calls: sandbox.FileCalls) -> Answer:
         sandbox.pivot_into(job.root)
         _close_walls(calls)
         peer.send(_save(job))
+        return Done()
+    if isinstance(job, ReadLayer):
+        sandbox.unshare_all()
+        sandbox.pivot_into(job.upper)
+        root = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+        _close_walls(calls)
+        opaque, left_out = ({os.fsencode(path) for path in paths} for paths in (job.opaque, job.left_out))
+        peer.send(delta.layer_stream(root, opaque=opaque, left_out=left_out))
         return Done()
     destination = os.open(job.destination, os.O_RDONLY | os.O_DIRECTORY) if isinstance(job, CopyUp) else -1
     _enter(job.place, pidfd)

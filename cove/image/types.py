@@ -6,6 +6,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -51,6 +52,15 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag="loaded"):
 
 
 LoadEvent = LayerProgress | Loaded
+
+
+class Commit(msgspec.Struct, frozen=True, kw_only=True):
+    """What an image made from a container says of itself; `config` is its OCI configuration's `config` object."""
+
+    config: dict[str, Any]
+    comment: str = ""
+    author: str = ""
+    created_by: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

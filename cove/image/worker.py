@@ -15,7 +15,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -32,6 +32,7 @@ from cove.image.jobs import (
     Place,
     Progress,
     ReadArchive,
+    ReadLayer,
     RunningPlace,
     StatPath,
     WriteArchive,
@@ -67,6 +68,16 @@ async def read_archive(tree: Tree, path: str, *, bare: bool = False) -> tuple[Pa
         await worker.end()
         raise
     return found, ArchiveStream(worker)
+
+
+async def read_layer(
+    upper: Path, opaque: Sequence[str], left_out: Sequence[str]
+) -> AsyncGenerator[bytes, None]:
+    """A writable layer as the tar stream of an image's layer. Invalid, HostError, also while streaming."""
+    async with Worker(ReadLayer(upper=str(upper), opaque=tuple(opaque), left_out=tuple(left_out))) as worker:
+        while piece := await worker.receive():
+            yield piece
+        await worker.last()
 
 
 async def write_archive(

@@ -340,6 +340,7 @@ class State(Model, frozen=True, kw_only=True):
     has_been_started: bool = False
     endpoints: tuple[Endpoint, ...] = ()
     ports: tuple[PortBinding, ...] = ()  # with the host ports that were chosen
+    held: bool = False  # paused for a commit alone: a daemon that finds it so lets it go on
     failure: StepFailure | None = None  # of the last start, where one of its steps failed
     unhealthy: OnUnhealthy = "none"  # what is being done about a run that became unhealthy, or ended it
     health: HealthRecord | None = None  # of the last run, once that has ended

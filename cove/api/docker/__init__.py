@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from cove.api.docker import containers, exec, images, networks, streams, system, unsupported, volumes
+from cove.api.docker import commit, containers, exec, images, networks, streams, system, unsupported, volumes
 from cove.api.docker.context import Api
 from cove.api.router import Route
 
 ROUTES: tuple[Route[Api], ...] = (
     *containers.ROUTES,
+    *commit.ROUTES,
     *streams.ROUTES,
     *exec.ROUTES,
     *images.ROUTES,

@@ -38,12 +38,6 @@ async def no_registry(api: Api, request: Request) -> Response:
     raise NotImplementedHere(_NO_REGISTRY)
 
 
-async def no_commit(api: Api, request: Request) -> Response:
-    raise NotImplementedHere(
-        "this release of Cove can't make an image of a container: copy its files out with `docker cp`"
-    )
-
-
 async def no_websocket(api: Api, request: Request) -> Response:
     raise NotImplementedHere(
         "Cove attaches by an upgraded connection, not by WebSocket: POST /containers/NAME/attach"
@@ -90,7 +84,6 @@ ROUTES: tuple[Route[Api], ...] = (
     ("GET", "/plugins/{name}/json", no_such_plugin),
     ("DELETE", "/plugins/{name}", no_such_plugin),
     ("POST", "/build", no_builder),
-    ("POST", "/commit", no_commit),
     ("POST", "/auth", no_registry),
     ("GET", "/images/search", no_registry),
     ("POST", "/images/{name}/push", no_registry),
