@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from cove.engine.types import Settings
+from cove.logs.drivers import merge_defaults
 from cove.model.container import ContainerSpec, LogConfig
 
 
@@ -43,9 +44,6 @@ def with_defaults(spec: ContainerSpec, settings: Settings) -> ContainerSpec:
 
 
 def default_log(asked: LogConfig, settings: Settings) -> LogConfig:
-    """The log driver and its options; the daemon's options go with the daemon's driver alone (as Docker)."""
-    driver = asked.driver or settings.default_log_driver
-    options = asked.options
-    if driver == settings.default_log_driver and settings.default_log_options:
-        options = {**settings.default_log_options, **options}
-    return LogConfig(driver=driver, options=options)
+    """The log driver and its options, the daemon's merged in."""
+    default = LogConfig(driver=settings.default_log_driver, options=dict(settings.default_log_options))
+    return merge_defaults(asked, default)

@@ -52,6 +52,7 @@ from cove.engine.types import (
 )
 from cove.events.bus import Bus
 from cove.image.types import PathStat
+from cove.logs.drivers import driver_names
 from cove.logs.model import LogLine, LogQuery
 from cove.model.container import (
     Container,
@@ -221,6 +222,7 @@ class Engine:
         if loose:
             await self._parts.registry.note_loose(container.id, loose)
             undo.push_async_callback(self._parts.settle_loose, container.id, loose)
+        warnings = [*warnings, *self._parts.check_log(container)]
         mounts = await settle_mounts(self._parts, planned, image, undo)
         return msgspec.structs.replace(container, mounts=mounts), warnings
 
@@ -554,7 +556,7 @@ class Engine:
             images=len(self.images.list_images()),
             data_root=str(self.settings.data_root),
             default_log_driver=self.settings.default_log_driver,
-            log_drivers=["local", "json-file", "none"],
+            log_drivers=driver_names(),
             missing=self._parts.missing(),
             security=[
                 f"name=seccomp,profile={self.settings.seccomp_name}",

@@ -49,6 +49,9 @@ async def reconcile(parts: Parts, lifecycle: Lifecycle) -> list[str]:
     parts.volumes.mounts.settle(view.container.id for view, _ in adopted)
     for view, task in adopted:
         await _adopt(parts, lifecycle, view, task)
+    for view, _ in ended:
+        parts.follow_log(view.container, running=False)
+    parts.shipper.resume()
     return [view.container.id for view, why in ended if await _settle(parts, view, why)]
 
 

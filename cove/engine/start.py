@@ -149,6 +149,7 @@ async def _launch(
         root = await parts.shifted.mount(overlay_root(parts, container))
         undo.callback(os.close, root)
     handed = open_slots(needed, undo, network=attached.namespace, root=root)
+    parts.begin_log(container)
     task = await launch(
         parts.launcher,
         plan,

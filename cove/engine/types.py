@@ -77,6 +77,11 @@ class Settings:
     def log_dir(self, container_id: str) -> Path:
         return self.containers_dir / container_id / "log"
 
+    @property
+    def unsent_dir(self) -> Path:
+        """Logs of removed containers that aren't sent yet."""
+        return self.data_root / "unsent"
+
     def state_dir(self, container_id: str) -> Path:
         return self.run_dir / "containers" / container_id
 

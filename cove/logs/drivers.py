@@ -1,6 +1,7 @@
 """The registry of log drivers, and what their options mean. Pure.
 
-Names, options and wording are Docker's (moby, daemon/logger). Every driver that keeps files is bounded
+Names, options and wording are Docker's (moby, daemon/logger). Every driver keeps lines in files here, the ones
+that send lines elsewhere too: that is what `docker logs` reads and the shipper sends from. All are bounded
 by default, json-file too, which Docker lets grow for ever.
 """
 
@@ -11,8 +12,19 @@ from pathlib import Path
 
 import msgspec
 
+from cove.logs import attributes
+from cove.logs.destinations import (
+    FLUENTD_OPTIONS,
+    GELF_OPTIONS,
+    SYSLOG_OPTIONS,
+    Journald,
+    Shipment,
+    Syslog,
+    parse_destination,
+)
 from cove.logs.model import LogSettings
-from cove.model.container import LogConfig
+from cove.logs.options import BINARY, DECIMAL, parse_size, parse_switch
+from cove.model.container import Container, LogConfig
 from cove.model.errors import Invalid
 
 DEFAULT_DRIVER = "local"
@@ -21,12 +33,19 @@ DEFAULT_MAX_FILES = 5
 MOST_FILES = 1_000  # a reader holds a descriptor of each
 
 _FILE_OPTIONS = frozenset({"max-size", "max-file", "compress"})
-# Accepted as Docker does; they add attributes that only `logs --details` shows.
-_ATTRIBUTE_OPTIONS = frozenset({"labels", "labels-regex", "env", "env-regex", "tag"})
-_UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15}
-_BINARY_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
-_TRUE = ("1", "t", "T", "true", "TRUE", "True")
-_FALSE = ("0", "f", "F", "false", "FALSE", "False")
+_MODE_OPTIONS = frozenset({"mode", "max-buffer-size"})
+_CACHE = "cache-"  # before the file options of the local copy
+_CACHE_OPTIONS = frozenset(_CACHE + option for option in (*_FILE_OPTIONS, *attributes.OPTIONS, "disabled"))
+
+# Drivers of Docker's that send to one maker's service, and what does the same.
+_REFUSED = {
+    "awslogs": "CloudWatch's own protocol isn't built in: use fluentd with a Fluent Bit that has its output "
+    "cloudwatch_logs",
+    "gcplogs": "Google Cloud's own protocol isn't built in: use fluentd with a Fluent Bit that has its output "
+    "stackdriver",
+    "splunk": "Splunk's own protocol isn't built in: use fluentd with a Fluent Bit that has its output splunk",
+    "etwlogs": "it is Windows': use journald, or syslog",
+}
 
 
 class Driver(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,16 +54,38 @@ class Driver(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     options: frozenset[str] | None  # None: any, and none means anything
     file_name: str
+    ships: bool = False  # lines are sent on; the files are its local copy
 
 
 DRIVERS: Mapping[str, Driver] = {
     driver.name: driver
     for driver in (
-        Driver(name="local", options=_FILE_OPTIONS | _ATTRIBUTE_OPTIONS, file_name="log"),
-        Driver(name="json-file", options=_FILE_OPTIONS | _ATTRIBUTE_OPTIONS, file_name="json.log"),
+        Driver(name="local", options=_FILE_OPTIONS | attributes.OPTIONS, file_name="log"),
+        Driver(name="json-file", options=_FILE_OPTIONS | attributes.OPTIONS, file_name="json.log"),
         Driver(name="none", options=None, file_name=""),
+        Driver(name="syslog", options=SYSLOG_OPTIONS | attributes.OPTIONS, file_name="log", ships=True),
+        Driver(name="gelf", options=GELF_OPTIONS | attributes.OPTIONS, file_name="log", ships=True),
+        Driver(name="fluentd", options=FLUENTD_OPTIONS | attributes.OPTIONS, file_name="log", ships=True),
+        Driver(name="journald", options=attributes.OPTIONS, file_name="log", ships=True),
     )
 }
+
+
+def driver_names() -> list[str]:
+    """As `docker info` lists them."""
+    return sorted(DRIVERS)
+
+
+def merge_defaults(asked: LogConfig, default: LogConfig) -> LogConfig:
+    """What a container logs with: the daemon's options count where it uses the daemon's driver, those of
+    the local copy always, and the container's own win (moby, mergeAndVerifyLogConfig)."""
+    driver = asked.driver or default.driver or DEFAULT_DRIVER
+    inherited = {
+        option: value
+        for option, value in default.options.items()
+        if driver == (default.driver or DEFAULT_DRIVER) or option in _CACHE_OPTIONS
+    }
+    return LogConfig(driver=driver, options=inherited | asked.options)
 
 
 def log_setup(config: LogConfig, directory: Path) -> LogSettings:
@@ -56,18 +97,27 @@ def log_setup(config: LogConfig, directory: Path) -> LogSettings:
     driver = find_driver(config.driver)
     if driver.options is None:
         return LogSettings(driver=driver.name, directory=None, max_size_bytes=0, max_files=1)
-    _check_mode(config.options)
-    for option in config.options:
-        if option not in driver.options and option not in ("mode", "max-buffer-size"):
+    options = config.options
+    _check_mode(options)
+    for option in options:
+        if option not in driver.options | _MODE_OPTIONS | _CACHE_OPTIONS:
             raise Invalid(f"unknown log opt '{option}' for {driver.name} log driver")
-    max_size = config.options.get("max-size")
-    max_files = _max_files(config.options.get("max-file"))
-    _check_compress(config.options.get("compress"), max_files)
+    parse_switch("cache-disabled", options.get("cache-disabled") or "false")
+    attributes.check_attributes(options)
+    if driver.ships:
+        parse_destination(driver.name, options)
+    prefix = _CACHE if driver.ships else ""
+    max_size = options.get(f"{prefix}max-size")
+    max_files = _max_files(f"{prefix}max-file", options.get(f"{prefix}max-file"))
+    compress = _compress(f"{prefix}compress", options.get(f"{prefix}compress"), max_files)
     return LogSettings(
-        driver=driver.name,
+        driver="json-file" if driver.name == "json-file" else "local",
         directory=directory,
-        max_size_bytes=DEFAULT_MAX_SIZE_BYTES if max_size is None else _size("max-size", max_size, _UNITS),
+        max_size_bytes=DEFAULT_MAX_SIZE_BYTES
+        if max_size is None
+        else parse_size(f"{prefix}max-size", max_size, DECIMAL),
         max_files=max_files,
+        compress=driver.name != "json-file" and max_files > 1 if compress is None else compress,
     )
 
 
@@ -75,8 +125,49 @@ def find_driver(name: str) -> Driver:
     """The driver with this name, the default one for "". Raises Invalid."""
     driver = DRIVERS.get(name or DEFAULT_DRIVER)
     if driver is None:
-        raise Invalid(f"logger: no log driver named '{name}' is registered")
+        why = f": {_REFUSED[name]}" if name in _REFUSED else ""
+        raise Invalid(f"logger: no log driver named '{name}' is registered{why}")
     return driver
+
+
+def is_readable(config: LogConfig) -> bool:
+    """Whether `docker logs` has something to read."""
+    driver = find_driver(config.driver)
+    if not driver.file_name:
+        return False
+    return not (
+        driver.ships and parse_switch("cache-disabled", config.options.get("cache-disabled") or "false")
+    )
+
+
+def plan_shipment(container: Container, host_name: str) -> Shipment | None:
+    """What the shipper is told of a container; None for a driver that sends nothing. Raises Invalid."""
+    if not find_driver(container.log.driver).ships:
+        return None
+    return Shipment(
+        source=attributes.find_source(container, host_name),
+        destination=parse_destination(container.log.driver, container.log.options),
+    )
+
+
+def needed_sockets(config: LogConfig, environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Paths of which one has to be a socket of this host for lines to go anywhere; none where that isn't so."""
+    if not find_driver(config.driver).ships:
+        return ()
+    match parse_destination(config.driver, config.options):
+        case Journald():
+            return (journal_socket(environment),)
+        case Syslog(address=None):
+            return LOCAL_SYSLOG
+    return ()
+
+
+LOCAL_SYSLOG = ("/dev/log", "/var/run/syslog", "/var/run/log")
+
+
+def journal_socket(environment: Mapping[str, str]) -> str:
+    """Where journald listens: systemd's path, or that of a journal namespace in COVE_JOURNAL_SOCKET."""
+    return environment.get("COVE_JOURNAL_SOCKET") or "/run/systemd/journal/socket"
 
 
 def _check_mode(options: Mapping[str, str]) -> None:
@@ -87,37 +178,21 @@ def _check_mode(options: Mapping[str, str]) -> None:
     if "max-buffer-size" in options:
         if mode != "non-blocking":
             raise Invalid("logger: max-buffer-size option is only supported with 'mode=non-blocking'")
-        _size("max-buffer-size", options["max-buffer-size"], _BINARY_UNITS)
+        parse_size("max-buffer-size", options["max-buffer-size"], BINARY)
 
 
-def _max_files(text: str | None) -> int:
+def _max_files(option: str, text: str | None) -> int:
     if text is None:
         return DEFAULT_MAX_FILES
     if not (text.isascii() and text.isdecimal()) or not 1 <= int(text[:9]) <= MOST_FILES:
-        raise Invalid(f"invalid value for max-file: {text}: expected a number from 1 to {MOST_FILES}, e.g. 5")
+        raise Invalid(f"invalid value for {option}: {text}: expected a number from 1 to {MOST_FILES}, e.g. 5")
     return int(text)
 
 
-def _check_compress(text: str | None, max_files: int) -> None:
-    """Rotated files are kept as they are: `compress` is accepted where Docker accepts it."""
-    if text is None or text in _FALSE:
-        return
-    if text not in _TRUE:
-        raise Invalid(f"invalid boolean value for compress: {text}: expected true or false")
-    if max_files == 1:
+def _compress(option: str, text: str | None, max_files: int) -> bool | None:
+    if text is None:
+        return None
+    compress = parse_switch(option, text)
+    if compress and max_files == 1:
         raise Invalid("compress cannot be true when max-file is less than 2")
-
-
-def _size(option: str, text: str, units: Mapping[str, int]) -> int:
-    """Bytes of "10m", as go-units has it: decimal point, unit in any case, "b" or "ib" behind it."""
-    number = text.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
-    unit = text[len(number) :].lower()
-    if len(unit) > 1:
-        unit = unit.removesuffix("ib") if len(unit) == 3 else unit.removesuffix("b")
-    number = number.removesuffix(" ")
-    digits = number.replace(".", "", 1)
-    if unit in units and digits.isascii() and digits.isdecimal() and len(number) <= 18:
-        size = int(float(number) * units[unit])
-        if 0 < size < 1 << 62:
-            return size
-    raise Invalid(f"invalid value for {option}: {text}: expected a positive size, e.g. 10m")
+    return compress

@@ -29,6 +29,15 @@ class LogFile:
         self.path = path  # where it was when it was opened
         self.descriptor = descriptor
         self.inode = os.fstat(descriptor).st_ino
+        self.origin = self.inode  # of the file that this one was when its lines were written
+
+    def is_same(self, other: LogFile) -> bool:
+        """Both hold the same part of the log."""
+        return self.inode == other.inode
+
+    def is_gone(self) -> bool:
+        """It was removed from its directory."""
+        return not os.fstat(self.descriptor).st_nlink
 
     def size(self) -> int:
         return os.fstat(self.descriptor).st_size

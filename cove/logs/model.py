@@ -45,6 +45,7 @@ class LogSettings(msgspec.Struct, frozen=True, kw_only=True):
     directory: Path | None
     max_size_bytes: int  # of one file; the next record starts another
     max_files: int  # in all, the one being written included
+    compress: bool = False  # those that were rotated away
 
 
 class LogUnreadable(NotImplementedHere):

@@ -233,7 +233,32 @@ class _JsonRecord(msgspec.Struct, gc=False):
 
 def file_format(driver: str) -> Format:
     """The format of a driver's files; formats have a memory of their own, so each reader takes one."""
-    return LocalFormat() if driver == "local" else JsonFormat()
+    return JsonFormat() if driver == "json-file" else LocalFormat()
+
+
+def iter_records(data: bytes, final: bool) -> Iterator[tuple[int, int, int, bytes]]:
+    """The whole records of the local format in `data`: offset, stream, time, payload. Passes over damage;
+    `final` as in `Format.parse`."""
+    offset, size = 0, len(data)
+    while size - offset >= RECORD_BYTES:
+        if _is_record(data, offset):
+            length, stream, _, _, time_ns = _HEADER.unpack_from(data, offset)
+            yield offset, stream, time_ns, data[offset + 16 : offset + 16 + length]
+            offset += length + RECORD_BYTES
+            continue
+        if not final and _may_grow(data, offset):
+            return
+        found = _next_record(data, offset + 1)
+        if found is None:
+            return
+        offset = found
+
+
+def _may_grow(data: bytes, offset: int) -> bool:
+    """A record begins here that reaches beyond the end of `data`."""
+    length, stream, zero, zeros, _ = _HEADER.unpack_from(data, offset)
+    whole = length <= MAX_PAYLOAD_BYTES and stream in (1, 2) and not zero and not zeros
+    return whole and offset + length + RECORD_BYTES > len(data)
 
 
 def _is_record(data: bytes, offset: int) -> bool:

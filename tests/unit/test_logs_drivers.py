@@ -22,7 +22,9 @@ def setup(driver: str = "", **options: str) -> LogSettings:
 
 
 def test_logs_are_bounded_by_default() -> None:
-    expected = LogSettings(driver="local", directory=HERE, max_size_bytes=20 * 1024 * 1024, max_files=5)
+    expected = LogSettings(
+        driver="local", directory=HERE, max_size_bytes=20 * 1024 * 1024, max_files=5, compress=True
+    )
     assert setup() == setup("local") == expected
     assert setup("json-file").max_size_bytes == 20 * 1024 * 1024
 

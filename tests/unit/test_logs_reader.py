@@ -128,7 +128,7 @@ def test_a_log_without_files_is_empty(tmp_path: Path) -> None:
     assert read(tmp_path) == read(tmp_path / "missing") == read(tmp_path, tail=3) == []
 
 
-@pytest.mark.parametrize("driver", ["none", "syslog"])
+@pytest.mark.parametrize("driver", ["none", "awslogs"])
 def test_a_driver_that_keeps_nothing_cannot_be_read(tmp_path: Path, driver: str) -> None:
     with pytest.raises(LogUnreadable, match="configured logging driver does not support reading"):
         read_batches(tmp_path, driver, LogQuery(), ended=asyncio.Event())

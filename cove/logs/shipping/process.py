@@ -1,0 +1,180 @@
+"""The shipper's life: `python -m cove.logs.shipping.process CONTROL UNSENT_DIR LOCK`.
+
+One process for a daemon. It does what the daemon tells over CONTROL (protocol.py), and by itself what lies in
+UNSENT_DIR: logs of removed containers, each in a directory named by the container's id. Where the daemon goes, it
+goes too; the next one starts from the positions on disk. LOCK keeps two from sending the same.
+
+A removed container's log is kept until it's sent, KEEP_S at most, and KEEP_BYTES of all of them together; the oldest
+go first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import shutil
+import socket
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from cove.logs.destinations import Shipment
+from cove.logs.shipping.carrier import Carrier
+from cove.logs.shipping.connect import make_sender
+from cove.logs.shipping.protocol import MOST_LINE, Ended, Follow, Left, Order, Told, decode_order, encode_line
+from cove.model.errors import HostError
+
+KEEP_S = 3600.0
+KEEP_BYTES = 256 << 20
+_SWEEP_S = 60.0
+_AGAIN_S = 1.0
+_MOST_UNHEARD = 1 << 20  # bytes of messages to a daemon that doesn't listen
+
+
+class Process:
+    """All carriers of a daemon."""
+
+    def __init__(self, unsent: Path, writer: asyncio.StreamWriter) -> None:
+        self._unsent = unsent
+        self._writer = writer
+        self._carriers: dict[str, Carrier] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._left: dict[str, Path] = {}  # logs of removed containers, by container
+
+    async def run(self, reader: asyncio.StreamReader) -> None:
+        """Until the daemon is gone."""
+        sweeper = asyncio.get_running_loop().create_task(self._sweep())
+        try:
+            for entry in sorted(os.listdir(self._unsent)):
+                self._do(Left(container_id=entry, log_dir=str(self._unsent / entry)))
+            while line := await reader.readline():
+                self._do(decode_order(line))
+        finally:
+            tasks = [sweeper, *self._tasks.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _do(self, order: Order) -> None:
+        ident = order.container_id
+        carrier = self._carriers.get(ident)
+        match order:
+            case Follow():
+                shipment = _read_shipment(Path(order.log_dir))
+                if shipment is None:
+                    return
+                if carrier is None:
+                    self._start(ident, Path(order.log_dir), shipment, ended=not order.running)
+                elif order.running:
+                    carrier.begin(shipment)
+            case Ended():
+                if carrier is not None:
+                    carrier.end()
+            case Left():
+                self._left[ident] = Path(order.log_dir)
+                if carrier is not None:
+                    carrier.end()
+                    return
+                shipment = _read_shipment(Path(order.log_dir))
+                if shipment is None:
+                    self._forget(ident)
+                else:
+                    self._start(ident, Path(order.log_dir), shipment, ended=True)
+
+    def _start(self, ident: str, directory: Path, shipment: Shipment, *, ended: bool) -> None:
+        try:
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            self._tell(Told(container_id=ident, trouble=f"{directory}: {error.strerror}"))
+            return
+        carrier = Carrier(descriptor, shipment, make_sender, self._tell)
+        if ended:
+            carrier.end()
+        self._carriers[ident] = carrier
+        self._tasks[ident] = asyncio.get_running_loop().create_task(self._carry(ident, carrier))
+
+    async def _carry(self, ident: str, carrier: Carrier) -> None:
+        try:
+            await carrier.run()
+        except HostError as error:
+            self._tell(Told(container_id=ident, trouble=str(error)))
+            await asyncio.sleep(_AGAIN_S)
+        finally:
+            self._carriers.pop(ident, None)
+            self._tasks.pop(ident, None)
+        self._forget(ident)
+
+    def _forget(self, ident: str) -> None:
+        """What a removed container has left is sent: remove it."""
+        directory = self._left.pop(ident, None)
+        if directory is not None:
+            shutil.rmtree(directory, ignore_errors=True)
+            self._tell(Told(container_id=ident, done=True))
+
+    async def _sweep(self) -> None:
+        """Keep what removed containers left within its bounds."""
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            kept = sorted((_age_and_size(path), ident) for ident, path in list(self._left.items()))
+            total = 0
+            for (age_s, size), ident in kept:
+                total += size
+                if age_s > KEEP_S or total > KEEP_BYTES:
+                    await self._drop(ident, size)
+
+    async def _drop(self, ident: str, size: int) -> None:
+        task = self._tasks.get(ident)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        self._tell(Told(container_id=ident, lost_bytes=size))
+        self._forget(ident)
+
+    def _tell(self, told: Told) -> None:
+        if self._writer.transport.get_write_buffer_size() < _MOST_UNHEARD:
+            self._writer.write(encode_line(told))
+
+
+def _read_shipment(directory: Path) -> Shipment | None:
+    try:
+        return msgspec.json.decode((directory / "ship/destination").read_bytes(), type=Shipment)
+    except (OSError, ValueError, msgspec.MsgspecError):
+        return None
+
+
+def _age_and_size(directory: Path) -> tuple[float, int]:
+    """Seconds since the container was removed (the directory was moved then), and bytes."""
+    try:
+        age_s = time.time() - os.stat(directory).st_ctime
+        return age_s, sum(entry.stat().st_size for entry in os.scandir(directory) if entry.is_file())
+    except OSError:
+        return 0.0, 0
+
+
+async def serve(control: socket.socket, unsent: Path, lock: int) -> None:
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            await asyncio.sleep(0.05)  # a killed daemon's shipper is about to end
+    reader, writer = await asyncio.open_connection(sock=control, limit=MOST_LINE)
+    await Process(unsent, writer).run(reader)
+
+
+def main() -> None:
+    os.umask(0o077)
+    with contextlib.suppress(OSError):
+        os.nice(5)  # containers and the daemon come first
+    control, unsent, lock = sys.argv[1:4]
+    sock = socket.socket(fileno=int(control))
+    sock.setblocking(False)
+    asyncio.run(serve(sock, Path(unsent), int(lock)))
+
+
+if __name__ == "__main__":
+    main()
