@@ -96,7 +96,7 @@ class Engine:
 
     def reload(self, settings: Settings, attributes: Mapping[str, str]) -> None:
         """Go by other settings from here on, and tell listeners; what was made at the start stays as it is."""
-        self._parts.settings = settings
+        self._parts.settings = self._parts.logs.settings = settings
         self.events.publish(
             Event(
                 kind="daemon",
@@ -214,7 +214,7 @@ class Engine:
             name=name,
             created_ns=time.time_ns(),
             mounts=(),
-            log=self._parts.log_config(spec.log),
+            log=self._parts.logs.choose(spec.log),
             host_name=host_facts.host_name(),
         )
         self._parts.claims[container_id] = volume_names(planned)
@@ -222,7 +222,7 @@ class Engine:
         if loose:
             await self._parts.registry.note_loose(container.id, loose)
             undo.push_async_callback(self._parts.settle_loose, container.id, loose)
-        warnings = [*warnings, *self._parts.check_log(container)]
+        warnings = [*warnings, *self._parts.logs.check(container)]
         mounts = await settle_mounts(self._parts, planned, image, undo)
         return msgspec.structs.replace(container, mounts=mounts), warnings
 
@@ -385,7 +385,7 @@ class Engine:
     def logs(self, reference: str, query: LogQuery) -> AsyncIterator[LogLine]:
         view = self.find(reference)
         live = self._lifecycle.live(view.container.id)
-        return self._parts.read_logs(view.container, query, live.ended)
+        return self._parts.logs.read(view.container, query, live.ended)
 
     # --- execs --------------------------------------------------------------------------------
 
@@ -498,7 +498,7 @@ class Engine:
             name="plan",
             created_ns=0,
             mounts=(),
-            log=self._parts.log_config(spec.log),
+            log=self._parts.logs.choose(spec.log),
             host_name=host_facts.host_name(),
         )
         planned = plan_mounts(spec, image.config, self._inherited_mounts(spec), lambda: "anonymous")

@@ -148,7 +148,7 @@ class Lifecycle:
     def adopt(self, container: Container, live: Live, task: Task) -> None:
         """Watch a running task: a fresh one, or one that an earlier daemon left."""
         live.task = task
-        self._parts.follow_log(container, running=True)
+        self._parts.logs.follow(container, running=True)
         live.saw_oom = False
         live.ended.clear()
         live.settled.clear()
@@ -216,7 +216,7 @@ class Lifecycle:
 
     async def _watch(self, container_id: str, live: Live, task: Task) -> None:
         status = await task.wait()
-        self._parts.shipper.ended(container_id)
+        self._parts.logs.ended(container_id)
         live.ended.set()
         health = live.health
         live.end_watchers()

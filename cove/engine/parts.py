@@ -12,16 +12,15 @@ import os
 import stat
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
-from cove.engine.defaults import default_log
 from cove.engine.files import ContainerFiles, write_files
-from cove.engine.host import host_name
 from cove.engine.links import has_links, linked_hosts
+from cove.engine.logs import ContainerLogs
 from cove.engine.probes import Prober
 from cove.engine.registry import Registry
 from cove.engine.remap import check_userns
@@ -31,18 +30,7 @@ from cove.events.journal import Journal
 from cove.image.images import Images
 from cove.image.overlayfs import in_user_namespace
 from cove.image.types import Use
-from cove.logs.attributes import shown_attributes
-from cove.logs.drivers import (
-    find_driver,
-    is_readable,
-    log_setup,
-    needed_sockets,
-    plan_shipment,
-)
-from cove.logs.model import LogLine, LogQuery, LogUnreadable
-from cove.logs.reader import read_logs
-from cove.logs.shipping.shipper import Shipper, write_shipment
-from cove.model.container import Container, ContainerSpec, Endpoint, LogConfig, Resources
+from cove.model.container import Container, ContainerSpec, Endpoint, Resources
 from cove.model.errors import CoveError, HostError, Invalid
 from cove.model.objects import Event, VolumeRecord
 from cove.network.model import NetworkSettings
@@ -54,7 +42,7 @@ from cove.runtime.cgroups_limits import block_devices, check_resources, missing_
 from cove.runtime.cgroups_none import CgroupsNone
 from cove.runtime.cgroups_stats import read_cpu_clock
 from cove.runtime.host import Host, find_block_numbers, find_host
-from cove.runtime.launch import Launcher, LogSetup, reconnect
+from cove.runtime.launch import Launcher, reconnect
 from cove.runtime.plan_inputs import IdMaps
 from cove.runtime.shifted import ShiftedRoots
 from cove.runtime.spec import check_spec
@@ -101,7 +89,7 @@ class Parts:
         self.shifted = shifted  # with `--userns-remap`
         self.events = Bus(journal=Journal(settings.data_root / "events"))
         self.prober = Prober()
-        self.shipper = Shipper(settings.unsent_dir, settings.run_dir / "shipper.lock")
+        self.logs = ContainerLogs(settings)
         self.linking = {view.container.id for view in registry.views() if has_links(view.container)}
         self.claims: dict[str, set[str]] = {}  # by container that is being created: its volumes
         if isinstance(cgroups, CgroupsNone):
@@ -147,7 +135,7 @@ class Parts:
 
     async def close(self) -> None:
         self.prober.close()
-        await self.shipper.close()
+        await self.logs.close()
         await self.networks.close()
         if self.shifted is not None:
             self.shifted.close()
@@ -159,7 +147,7 @@ class Parts:
 
     async def uninstall(self) -> None:
         """Take down what the host holds for this daemon; containers are gone by now."""
-        await self.shipper.close()
+        await self.logs.close()
         await self.networks.uninstall()
         for path in self.cgroups.list_containers():
             await self.cgroups.kill(path)
@@ -358,63 +346,6 @@ class Parts:
             with contextlib.suppress(CoveError):
                 await task.signal(9)
             await task.wait()
-
-    # --- logs ---------------------------------------------------------------------------------
-
-    def log_config(self, asked: LogConfig) -> LogConfig:
-        """The driver a container will log with, its options checked."""
-        config = default_log(asked, self.settings)
-        log_setup(config, Path())
-        return config
-
-    def check_log(self, container: Container) -> list[str]:
-        """Warnings about where a container's lines will go; Invalid for what its labels and variables make."""
-        plan_shipment(container, host_name())
-        sockets = needed_sockets(container.log, os.environ)
-        if not sockets or any(os.path.exists(path) for path in sockets):
-            return []
-        return [
-            f"log driver {container.log.driver}: nothing listens at {' or '.join(sockets)} of this host; lines are "
-            "kept, within the bounds of the local copy, until something does"
-        ]
-
-    def begin_log(self, container: Container) -> None:
-        """Put down where the lines of the run that begins are sent. Raises HostError."""
-        shipment = plan_shipment(container, host_name())
-        if shipment is not None:
-            write_shipment(self.settings.log_dir(container.id), shipment)
-
-    def follow_log(self, container: Container, *, running: bool) -> None:
-        """Have the log sent on, if its driver does that."""
-        if find_driver(container.log.driver).ships:
-            log_dir = self.settings.log_dir(container.id)
-            if running or (log_dir / "ship").exists():
-                self.shipper.follow(container.id, log_dir, running=running)
-
-    def discard_container_dir(self, container_id: str) -> None:
-        """A container's directory goes; what of its log is to be sent stays until it is."""
-        self.shipper.keep(container_id, self.settings.log_dir(container_id))
-        self.trash.discard(self.settings.container_dir(container_id))
-
-    def log_setup(self, container: Container) -> LogSetup:
-        settings = log_setup(container.log, self.settings.log_dir(container.id))
-        return LogSetup(
-            driver=settings.driver,  # type: ignore[arg-type]
-            directory=settings.directory,
-            max_size_bytes=settings.max_size_bytes,
-            max_files=settings.max_files,
-        )
-
-    def read_logs(
-        self, container: Container, query: LogQuery, ended: asyncio.Event
-    ) -> AsyncIterator[LogLine]:
-        if not is_readable(container.log):
-            raise LogUnreadable("configured logging driver does not support reading")
-        return read_logs(self.settings.log_dir(container.id), container.log.driver, query, ended=ended)
-
-    def log_attributes(self, container: Container) -> dict[str, str]:
-        """What `logs --details` shows with each line."""
-        return shown_attributes(container, host_name())
 
     # --- volumes ------------------------------------------------------------------------------
 

@@ -50,8 +50,8 @@ async def reconcile(parts: Parts, lifecycle: Lifecycle) -> list[str]:
     for view, task in adopted:
         await _adopt(parts, lifecycle, view, task)
     for view, _ in ended:
-        parts.follow_log(view.container, running=False)
-    parts.shipper.resume()
+        parts.logs.follow(view.container, running=False)
+    parts.logs.shipper.resume()
     return [view.container.id for view, why in ended if await _settle(parts, view, why)]
 
 

@@ -27,7 +27,8 @@ async def remove_container(parts: Parts, container: Container, *, volumes: bool)
     loose = anonymous_volumes(container) if volumes else ()
     await parts.registry.delete(container.id, loose=loose)
     await parts.networks.disconnect(container.id)
-    parts.discard_container_dir(container.id)
+    parts.logs.keep_unsent(container.id)
+    parts.trash.discard(parts.settings.container_dir(container.id))
     shutil.rmtree(parts.settings.state_dir(container.id), ignore_errors=True)
     parts.forget_execs(container.id)
     await parts.images.release(parts.image_users)
@@ -60,7 +61,8 @@ async def sweep_orphans(parts: Parts) -> None:
             if name in known:
                 continue
             if root == parts.settings.containers_dir:
-                parts.discard_container_dir(name)
+                parts.logs.keep_unsent(name)
+                parts.trash.discard(root / name)
             else:
                 await parts.end_stray(root / name)
                 shutil.rmtree(root / name, ignore_errors=True)

@@ -149,7 +149,6 @@ async def _launch(
         root = await parts.shifted.mount(overlay_root(parts, container))
         undo.callback(os.close, root)
     handed = open_slots(needed, undo, network=attached.namespace, root=root)
-    parts.begin_log(container)
     task = await launch(
         parts.launcher,
         plan,
@@ -159,7 +158,7 @@ async def _launch(
             terminal=spec.tty,
             stdin=spec.open_stdin,
             stdin_once=spec.stdin_once,
-            log=parts.log_setup(container),
+            log=parts.logs.begin(container),
         ),
         resolve_user=user_resolver(
             container.user, spec.group_add, container.env, setgroups=parts.host.setgroups

@@ -93,7 +93,9 @@ class Pattern:
             self._repeat(least, most, tree, start, end)
         elif operation == words.BRANCH:
             for branch in argument[1]:
-                self._add(branch, start, end)
+                inner = self._state()  # a state has one test, and each branch may begin with its own
+                self._free[start].append(("", inner))
+                self._add(branch, inner, end)
         elif operation == words.SUBPATTERN:
             self._add(argument[3], start, end)
         elif operation == words.AT:

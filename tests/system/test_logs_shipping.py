@@ -294,7 +294,10 @@ def test_a_receiver_that_is_killed_and_comes_back_misses_nothing(daemon: Daemon,
 @pytest.mark.parametrize("victim", ["daemon", "shipper"])
 def test_nothing_is_lost_when_a_process_is_killed(fresh_daemon: Daemon, image: str, victim: str) -> None:
     daemon = fresh_daemon
-    with Receiver("tcp") as receiver, container(daemon, image, SLOW, "syslog", syslog_address=receiver.address):
+    with (
+        Receiver("tcp") as receiver,
+        container(daemon, image, SLOW, "syslog", syslog_address=receiver.address),
+    ):
         receiver.wait(lambda data: data.count(b"line") >= 10)
         if victim == "daemon":
             daemon.kill9()

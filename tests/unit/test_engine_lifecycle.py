@@ -19,6 +19,7 @@ import pytest
 from cove.engine import lifecycle
 from cove.engine.lifecycle import Lifecycle
 from cove.engine.live import MAX_PENDING, Background, Live
+from cove.engine.logs import ContainerLogs
 from cove.engine.notices import run_events
 from cove.engine.parts import Parts
 from cove.engine.registry import Registry
@@ -82,6 +83,7 @@ class FakeParts:
     def __init__(self, root: Path, registry: Registry) -> None:
         self.settings = Settings(data_root=root, run_dir=root, native=root)
         self.registry = registry
+        self.logs = ContainerLogs(self.settings)
         self.events = Bus()
         self.releasing: Callable[[], None] = lambda: None
         self.networks = SimpleNamespace(list_networks=list, disconnect=self._nothing)

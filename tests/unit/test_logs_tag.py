@@ -103,7 +103,7 @@ _PATTERNS = st.recursive(
 
 
 @given(_PATTERNS, st.text("abcx1 ", max_size=12))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=500, deadline=None)
 def test_patterns_match_what_python_s_match(pattern: str, text: str) -> None:
     import re
 
