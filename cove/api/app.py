@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
 
 from cove.api import cove_v1, errors
 from cove.api.docker import ROUTES
 from cove.api.docker.context import NEWEST, OLDEST, Api, version_text
 from cove.api.http import Request, Response, error_response
+from cove.api.requestlog import choose_id, log_request, request_id
 from cove.api.router import Router
 from cove.model.errors import CoveError, Invalid
 
+CLIENT_GONE = 499  # in the log: nobody waits for the answer any more
 _VERSION = re.compile(r"v(\d{1,3})(?:\.(\d{1,3}))?")
 
 
@@ -22,6 +26,21 @@ class App:
         self._router = Router((*ROUTES, *cove_v1.ROUTES))
 
     async def __call__(self, request: Request) -> Response | None:
+        request.id = choose_id(request.headers.get("x-request-id", ""))
+        request_id.set(request.id)
+        begun_s = time.perf_counter()
+        status = 500
+        try:
+            response = await self._answer(request)
+            status = response.status if response is not None else 200
+            return response
+        except (asyncio.CancelledError, ConnectionError):
+            status = CLIENT_GONE
+            raise
+        finally:
+            log_request(request.method, request.route or "-", status, time.perf_counter() - begun_s)
+
+    async def _answer(self, request: Request) -> Response | None:
         try:
             segments = [part for part in request.path.split("/") if part]
             request.version = NEWEST

@@ -276,7 +276,7 @@ class Connection(asyncio.Protocol):
             self._abort()
             return
         except Exception:
-            log.exception("%s %s failed", request.method, request.path)
+            log.exception("%s %s failed", request.method, request.route or request.path)
             response = error_response(500, "the daemon failed at this request; its log has the details")
         if self._detached:
             return
@@ -309,6 +309,8 @@ class Connection(asyncio.Protocol):
         self, request: Request, status: int, content_type: str, headers: Mapping[str, str] | None
     ) -> bytes:
         lines = [f"HTTP/1.1 {status} {reason(status)}\r\n", self._server.common_headers]
+        if request.id:
+            lines.append(f"X-Request-Id: {request.id}\r\n")
         if content_type:
             lines.append(f"Content-Type: {content_type}\r\n")
         if headers:

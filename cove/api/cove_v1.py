@@ -55,7 +55,7 @@ async def reload(api: Api, request: Request) -> Response:
     """Have the daemon read its configuration again: what counts now, and what waits for its next start."""
     if api.reload is None:
         raise Unavailable("this daemon has no configuration to read again")
-    now, later = api.reload()
+    now, later = await api.reload()
     return json_response({"reloaded": now, "waiting": later})
 
 

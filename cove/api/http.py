@@ -264,11 +264,13 @@ class Request:
         "chunkable",
         "head_complete",
         "headers",
+        "id",
         "keep_alive",
         "method",
         "name",
         "path",
         "raw_query",
+        "route",
         "target",
         "version",
     )
@@ -283,6 +285,8 @@ class Request:
         self.method = ""
         self.path = ""
         self.raw_query = ""
+        self.id = ""  # for the log, and back to the client; set by the app
+        self.route = ""  # the path's pattern, set by the router
         self.name = ""  # the object named in the path, set by the router
         self.version = 0  # API version, major * 1000 + minor, set by the router
         self.keep_alive = True

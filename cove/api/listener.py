@@ -1,4 +1,4 @@
-"""Bound sockets and the connections they bring; the owner of every request's task.
+"""Bound sockets, the connections they bring and those that the TLS relay hands over; the owner of every request's task.
 
 Order at the end: stop listening, close idle connections and answers without an end, wait for
 the requests that change something, then cut the rest.
@@ -36,6 +36,17 @@ class HttpServer:
         else:
             server = await loop.create_server(self._accepted, sock=sock, backlog=BACKLOG)
         self._servers.append(server)
+
+    def adopt(self, sock: socket.socket) -> None:
+        """Serve a connection that somebody else accepted. The server owns it from here on."""
+        sock.setblocking(False)
+        self.run(self._adopt(sock))
+
+    async def _adopt(self, sock: socket.socket) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(self._accepted, sock)
+        except OSError:
+            sock.close()  # the client has gone meanwhile
 
     async def close(self, grace_s: float = 10.0) -> None:
         """End: changes under way have `grace_s` seconds to finish. Idempotent."""

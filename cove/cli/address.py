@@ -12,13 +12,28 @@ import os
 from cove.cli.fail import CliError
 
 
+class Tls:
+    """How a TCP address is spoken to: whether the daemon's certificate is checked, and files in PEM format or ""."""
+
+    __slots__ = ("authority", "certificate", "key", "verify")
+
+    def __init__(self, verify: bool, authority: str, certificate: str, key: str) -> None:
+        self.verify = verify
+        self.authority = authority
+        self.certificate = certificate
+        self.key = key
+
+
 class Address:
-    """Where a daemon listens: a unix socket's path, or a TCP host and port."""
+    """Where a daemon listens: a unix socket's path, a TCP host and port, or a host that ssh(1) reaches."""
 
-    __slots__ = ("host", "path", "port", "text")
+    __slots__ = ("failure", "host", "path", "port", "ssh", "text", "tls")
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, tls: Tls | None = None) -> None:
         self.text = text
+        self.tls = tls
+        self.failure = ""  # why the last connection ended, as TLS says
+        self.ssh = ""
         self.path, self.host, self.port = "", "", 0
         scheme, separator, rest = text.partition("://")
         if scheme == "unix" and separator and rest.startswith("/"):
@@ -28,10 +43,13 @@ class Address:
             self.host = host.strip("[]") if colon else rest
             if colon and not (port.isdecimal() and 0 < int(port) < 65536):
                 raise CliError(f"{text}: expected a port from 1 to 65535, e.g. tcp://127.0.0.1:2375")
-            self.port = int(port) if colon else 2375
+            self.port = int(port) if colon else 2376 if tls else 2375
+        elif scheme == "ssh" and rest.strip("/") and not rest.startswith("-"):
+            self.ssh = rest.rstrip("/")
         else:
             raise CliError(
-                f"{text}: expected unix:///path or tcp://host:port, e.g. unix:///run/cove/docker.sock"
+                f"{text}: expected unix:///path, tcp://host:port or ssh://user@host, "
+                "e.g. unix:///run/cove/docker.sock"
             )
 
 
@@ -45,6 +63,8 @@ def open_socket(address: Address) -> _socket.socket:
     """A connected socket; OSError as connect(2) gives it."""
     if address.path:
         return _open_unix(address.path)
+    if address.ssh:
+        return _open_ssh(address)
     last: OSError | None = None
     try:
         found = _socket.getaddrinfo(address.host, address.port, 0, _socket.SOCK_STREAM)
@@ -55,10 +75,17 @@ def open_socket(address: Address) -> _socket.socket:
         try:
             sock.connect(target)
             sock.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
-            return sock
         except OSError as error:
             sock.close()
             last = error
+            continue
+        if address.tls is None:
+            return sock
+        import socket
+
+        from cove.cli.secure import open_tls
+
+        return open_tls(address, address.tls, socket.socket(fileno=sock.detach()))
     raise last or OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
 
 
@@ -77,6 +104,22 @@ def _open_unix(path: str) -> _socket.socket:
         if directory >= 0:
             os.close(directory)
     return sock
+
+
+def _open_ssh(address: Address) -> _socket.socket:
+    """A socket whose other end is `cove system dial-stdio` on the host that ssh(1) reaches."""
+    import socket
+    import subprocess
+
+    where, _, port = address.ssh.partition(":")
+    command = ["ssh", "-T", *(["-p", port] if port else []), "--", where, "cove", "system", "dial-stdio"]
+    ours, theirs = socket.socketpair()
+    with theirs:
+        try:
+            subprocess.Popen(command, stdin=theirs.fileno(), stdout=theirs.fileno(), start_new_session=True)
+        except FileNotFoundError:
+            raise CliError(f"{address.text}: there is no ssh here: install openssh-client") from None
+    return ours
 
 
 def explain_connect(address: Address, error: OSError) -> str:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Any
 
+    from cove.cli.address import Tls
+
 CHUNK = 1 << 18
 HEAD_LIMIT = 1 << 16
 
@@ -236,19 +238,20 @@ class Connection:
             except ConnectionResetError:
                 data = b""
             if not data or len(self._buffer) > HEAD_LIMIT:
-                raise CliError(
-                    f"{self.address.text}: the daemon closed the connection in the middle of its answer"
-                )
+                raise CliError(self._cut_off())
             self._buffer += data
+
+    def _cut_off(self) -> str:
+        if self.address.failure:
+            return f"{self.address.text}: the daemon refused the TLS connection: {self.address.failure}"
+        return f"{self.address.text}: the daemon closed the connection in the middle of its answer"
 
     def read_exactly(self, size: int) -> Iterator[bytes]:
         """The next `size` bytes in pieces."""
         while size:
             data = self.read_some()
             if not data:
-                raise CliError(
-                    f"{self.address.text}: the daemon closed the connection in the middle of its answer"
-                )
+                raise CliError(self._cut_off())
             if len(data) > size:
                 data, self._buffer = data[:size], data[size:] + self._buffer
             size -= len(data)
@@ -261,8 +264,8 @@ class Connection:
 class Client:
     """The daemon as a command sees it."""
 
-    def __init__(self, host: str, *, spawn: bool = False) -> None:
-        self.address = Address(host)
+    def __init__(self, host: str, *, spawn: bool = False, tls: Tls | None = None) -> None:
+        self.address = Address(host, tls)
         self._spawn = spawn
         self._idle: Connection | None = None
 
@@ -322,8 +325,13 @@ def default_socket() -> str:
     return system if os.path.exists(system) and not os.path.exists(own) else own
 
 
-def find_client(host: str) -> Client:
+def find_client(host: str, tls_flags: dict[str, str] | None = None) -> Client:
     """The daemon by -H (`host`), COVE_HOST, DOCKER_HOST or the default, which may be started on demand."""
     chosen = host or os.environ.get("COVE_HOST") or os.environ.get("DOCKER_HOST") or ""
     default = "unix://" + default_socket()
+    asked = tls_flags or os.environ.get("DOCKER_TLS_VERIFY") or os.environ.get("DOCKER_TLS")
+    if asked and chosen.startswith(("tcp://", "http://")):
+        from cove.cli.secure import find_tls
+
+        return Client(chosen, tls=find_tls(tls_flags or {}))
     return Client(chosen or default, spawn=not chosen or chosen == default)

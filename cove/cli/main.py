@@ -119,6 +119,7 @@ GROUPS = {
             "prune": ("system", "system prune"),
             "info": ("system", "info"),
             "events": ("system", "events"),
+            "dial-stdio": ("dial", "system dial-stdio"),
         },
     ),
 }
@@ -133,6 +134,7 @@ NOT_HERE = {
     "build": "this release builds no images; cove import makes one from a file system's archive",
 }
 
+TLS_FLAGS = ("tls", "tlsverify", "tlscacert", "tlscert", "tlskey")
 HELP = ("help", "-h", "--help")
 
 
@@ -186,6 +188,7 @@ def run_main(arguments: Sequence[str]) -> int:
 def dispatch(arguments: Sequence[str]) -> int:
     """Take the global options, find the command, parse its arguments, run it."""
     host = ""
+    tls: dict[str, str] = {}
     position = 0
     while position < len(arguments) and arguments[position].startswith("-"):
         argument = arguments[position]
@@ -201,6 +204,14 @@ def dispatch(arguments: Sequence[str]) -> int:
             host = argument[7:]
         elif argument.startswith("-H"):
             host = argument[2:].removeprefix("=")
+        elif argument.removeprefix("--").partition("=")[0] in TLS_FLAGS:
+            name, equals, value = argument.removeprefix("--").partition("=")
+            if not equals and name not in ("tls", "tlsverify"):
+                if position == len(arguments):
+                    raise CliError(f"{argument}: expected a file in PEM format, e.g. {argument} ca.pem")
+                value = arguments[position]
+                position += 1
+            tls[name] = value or "true"
         elif argument in ("-v", "--version"):
             from cove import __version__
 
@@ -210,7 +221,10 @@ def dispatch(arguments: Sequence[str]) -> int:
             print(render_overview(), end="")
             return 0
         else:
-            raise CliError(f"{argument}: no such global flag; there are -H ADDRESS, --version and --help")
+            raise CliError(
+                f"{argument}: no such global flag; "
+                "there are -H ADDRESS, --tls, --tlsverify, --tlscacert, --tlscert, --tlskey, --version and --help"
+            )
     words = list(arguments[position:])
     if not words:
         print(render_overview(), end="")
@@ -234,7 +248,7 @@ def dispatch(arguments: Sequence[str]) -> int:
     from cove.cli.client import find_client
 
     options = parse_arguments(found, rest)
-    return found.function(find_client(host), options)
+    return found.function(find_client(host, tls), options)
 
 
 def find_command(words: Sequence[str]) -> tuple[Command | None, list[str]]:
@@ -301,6 +315,9 @@ def render_overview() -> str:
         "",
         "Global options:",
         "  -H ADDRESS  Speak to this daemon (default: $COVE_HOST, $DOCKER_HOST, unix:///run/cove/docker.sock)",
+        "  --tls, --tlsverify, --tlscacert FILE, --tlscert FILE, --tlskey FILE",
+        "              Speak TLS to a tcp:// address, and check the daemon's certificate (DOCKER_TLS_VERIFY, "
+        "DOCKER_CERT_PATH)",
         "  --version   Print this command line's version",
         "",
         "cove COMMAND --help tells more about a command.",

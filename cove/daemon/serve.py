@@ -31,6 +31,7 @@ from cove import __version__
 from cove.api.server import ApiServer
 from cove.config.load import Source, command_line, plan_source
 from cove.config.read import Config, changed_keys, shown_config, without_effect
+from cove.daemon.door import Certificates, TlsDoor, find_certificates
 from cove.daemon.messages import set_level, set_up_log
 from cove.daemon.settings import is_debug, plan_settings, reloadable_settings
 from cove.daemon.sockets import inherited_sockets, listen, lock_run_dir, notify
@@ -46,11 +47,17 @@ GRACE_S = 10.0  # for requests that change something when the daemon is told to 
 class Daemon:
     """One running daemon: its configuration, engine and server."""
 
-    def __init__(self, source: Source, config: Config, engine: Engine) -> None:
+    def __init__(
+        self, source: Source, config: Config, engine: Engine, certificates: Certificates | None
+    ) -> None:
         self._source = source
         self._config = config
         self._engine = engine
+        self._certificates = certificates
+        self._door: TlsDoor | None = None
         self._stop = asyncio.Event()
+        self._reloading = asyncio.Lock()
+        self._reload: asyncio.Task[None] | None = None
 
     async def answer(self, sockets: Sequence[socket.socket]) -> None:
         """Accept requests until a signal says to stop."""
@@ -58,8 +65,13 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._told_to_stop)
         server = ApiServer(self._engine, reload=self.reload)
+        guarded = [sock for sock in sockets if self._certificates and sock.family != socket.AF_UNIX]
         for sock in sockets:
-            await server.listen(sock)
+            if sock not in guarded:
+                await server.listen(sock)
+        if guarded and self._certificates:
+            self._door = TlsDoor(guarded, self._certificates, lambda sock, peer: server.adopt(sock))
+            await self._door.open()
         loop.add_signal_handler(signal.SIGHUP, self._told_to_reload)
         gc.collect()
         gc.freeze()
@@ -67,6 +79,8 @@ class Daemon:
         notify("READY=1")
         await self._stop.wait()
         notify("STOPPING=1")
+        if self._door is not None:
+            self._door.close()
         await server.close(GRACE_S)
         if not self._engine.settings.live_restore:
             await self._engine.stop_all()
@@ -78,23 +92,31 @@ class Daemon:
         self._stop.set()
 
     def _told_to_reload(self) -> None:
-        notify("RELOADING=1")
-        try:
-            self.reload()
-        except CoveError as error:
-            log.error("the configuration stays as it was: %s", "; ".join(str(error).splitlines()))
-        notify("READY=1")
+        async def reload() -> None:
+            notify("RELOADING=1")
+            try:
+                await self.reload()
+            except CoveError as error:
+                log.error("the configuration stays as it was: %s", "; ".join(str(error).splitlines()))
+            notify("READY=1")
 
-    def reload(self) -> tuple[list[str], list[str]]:
+        self._reload = asyncio.get_running_loop().create_task(reload())
+
+    async def reload(self) -> tuple[list[str], list[str]]:
         """Read the configuration again; returns the names of the keys that count now, and of those that wait for
         the next start. Nothing has changed when it raises Invalid."""
-        fresh = self._source.read()
-        settings = reloadable_settings(self._engine.settings, fresh)
-        now, later = changed_keys(self._config, fresh)
-        merged = {**self._config.values, **{key.name: fresh.values[key.name] for key in now}}
-        set_level("debug" if is_debug(fresh) else fresh.text("log-level"))
-        self._config = Config(merged, fresh.given)
-        self._engine.reload(settings, reload_attributes(self._config))
+        async with self._reloading:
+            fresh = self._source.read()
+            settings = reloadable_settings(self._engine.settings, fresh)
+            now, later = changed_keys(self._config, fresh)
+            merged = Config(
+                {**self._config.values, **{key.name: fresh.values[key.name] for key in now}}, fresh.given
+            )
+            if self._door is not None and (certificates := find_certificates(merged)) is not None:
+                await self._door.renew(certificates)  # the files may have others in them, by the same names
+            set_level("debug" if is_debug(fresh) else fresh.text("log-level"))
+            self._config = merged
+            self._engine.reload(settings, reload_attributes(merged))
         for key in later:
             log.warning("%s has changed in the configuration and counts from the next start on", key.name)
         log.info("configuration read again: %s", ", ".join(key.name for key in now) or "nothing changed")
@@ -118,6 +140,7 @@ def reload_attributes(config: Config) -> dict[str, str]:
 async def serve(source: Source, config: Config, *, uninstall: bool) -> None:
     """Run until a signal says to stop."""
     settings, network = plan_settings(config)
+    certificates = find_certificates(config)
     lock = lock_run_dir(settings.run_dir)
     sockets = inherited_sockets()
     pidfile = config.text("pidfile")
@@ -136,7 +159,7 @@ async def serve(source: Source, config: Config, *, uninstall: bool) -> None:
             if uninstall:
                 await engine.uninstall()
                 return
-            await Daemon(source, config, engine).answer(sockets)
+            await Daemon(source, config, engine, certificates).answer(sockets)
         finally:
             await engine.close()
     finally:
@@ -180,6 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if "validate" in options:
             plan_settings(config)
+            find_certificates(config)
             print("configuration OK")
             return 0
     except CoveError as error:

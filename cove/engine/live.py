@@ -7,6 +7,7 @@ was about, and closing ends them all.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import select
 import socket
@@ -30,7 +31,10 @@ class Background:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def spawn(self, work: Coroutine[Any, Any, None], about: str) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(self._guarded(work, about))
+        # a context of its own: what it logs later isn't about the request that began it
+        task = asyncio.get_running_loop().create_task(
+            self._guarded(work, about), context=contextvars.Context()
+        )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

@@ -477,7 +477,7 @@ def test_the_daemon_is_found_by_flag_then_cove_host_then_docker_host(tmp_path: P
     [
         ("unix:///nowhere/d.sock", "no daemon listens at unix:///nowhere/d.sock: start one"),
         ("tcp://127.0.0.1:1", "no daemon listens at tcp://127.0.0.1:1: start one"),
-        ("ftp://x", "ftp://x: expected unix:///path or tcp://host:port"),
+        ("ftp://x", "ftp://x: expected unix:///path, tcp://host:port or ssh://user@host"),
         ("tcp://x:99999", "tcp://x:99999: expected a port from 1 to 65535"),
         ("unix:///nowhere/" + "x" * 200, "no daemon listens at unix:///nowhere/xxx"),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from cove.engine.health import ended_health
@@ -26,7 +26,7 @@ def version_text(version: int) -> str:
     return f"{version // 1000}.{version % 1000}"
 
 
-Reload = Callable[[], tuple[list[str], list[str]]]
+Reload = Callable[[], Awaitable[tuple[list[str], list[str]]]]
 
 
 class Api:

@@ -1,0 +1,1 @@
+"""TLS beside the daemon and the command line: a relay between an encrypted and a plain socket."""
