@@ -141,6 +141,10 @@ def build_body(options: Options, environment: Mapping[str, str], *, detach: bool
     if health:
         body["Healthcheck"] = health
     extension = build_extension(options)
+    if "secret" in options:
+        extension["secrets"], data = _secrets(options, environment)
+        if data:
+            body["CoveSecretData"] = data
     if extension:
         body["Cove"] = extension
     host = _host_config(options)
@@ -286,6 +290,15 @@ def build_extension(options: Options) -> dict[str, str]:
     if "health-probe-header" in options:
         found["health.probe.headers"] = "\n".join(options.all("health-probe-header"))
     return found
+
+
+def _secrets(options: Options, environment: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """The value of `secrets`, and the contents that come along, by target."""
+    from cove.cli.secrets import parse_secret
+
+    parsed = [parse_secret(text, environment) for text in options.all("secret")]
+    data = {target: content for _, target, content in parsed if content is not None}
+    return ",".join(text for text, _, _ in parsed), data
 
 
 def _add_ports(options: Options, body: dict[str, Any], host: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ PATHS = {
     "image": "/images/{}/json",
     "network": "/networks/{}",
     "volume": "/volumes/{}",
+    "secret": "/cove/v1/secrets/inspect?name={}",
 }
 
 
@@ -111,6 +112,13 @@ COMMANDS = {
     ),
     "network inspect": _entry(
         "network inspect", ("network",), "networks", (_FORMAT,), "cove network inspect bridge"
+    ),
+    "secret inspect": _entry(
+        "secret inspect",
+        ("secret",),
+        "secrets, but for their content",
+        (_FORMAT,),
+        "cove secret inspect db-password",
     ),
     "volume inspect": _entry(
         "volume inspect", ("volume",), "volumes", (_FORMAT,), "cove volume inspect -f '{{.Mountpoint}}' data"

@@ -112,6 +112,18 @@ GROUPS = {
             "prune": ("system", "network prune"),
         },
     ),
+    "secret": (
+        "Contents that containers get in memory, and that nothing shows",
+        {
+            "create": ("secrets", "secret create"),
+            "update": ("secrets", "secret update"),
+            "ls": ("secrets", "secret ls"),
+            "list": ("secrets", "secret ls"),
+            "rm": ("secrets", "secret rm"),
+            "remove": ("secrets", "secret rm"),
+            "inspect": ("inspect", "secret inspect"),
+        },
+    ),
     "system": (
         "The daemon as a whole",
         {

@@ -75,6 +75,13 @@ CREATE_FLAGS = (
     ("", "read-only", "bool", "", "Make the root file system read-only"),
     ("", "shm-size", "str", "SIZE", "Size of /dev/shm, e.g. 256m (default: 64m)"),
     ("", "storage-opt", "list", "NAME=VALUE", "Set an option of the writable layer, e.g. size=10g"),
+    (
+        "",
+        "secret",
+        "list",
+        "NAME[,FIELDS]",
+        "Give a secret, at /run/secrets: db, db,target=pw,uid=1000,mode=0400, source=./key,target=key or env=TOKEN",
+    ),
     # limits
     ("m", "memory", "str", "SIZE", "Limit memory, e.g. 512m (default: no limit)"),
     ("", "memory-swap", "str", "SIZE", "Limit memory and swap together, e.g. 1g; -1 for unlimited swap"),

@@ -36,6 +36,7 @@ from cove.engine.mounts import settle_mounts
 from cove.engine.names import check_name, choose_name, new_id
 from cove.engine.parts import Parts
 from cove.engine.reconcile import reconcile
+from cove.engine.secret_use import SecretRoom, settle_secrets
 from cove.engine.start import plan_only, warm_filters
 from cove.engine.types import (
     AttachOptions,
@@ -70,6 +71,8 @@ from cove.network.model import NetworkSettings
 from cove.runtime.cgroups_stats import Stats, read_cpu_clock
 from cove.runtime.steps import Plan
 
+_NO_DATA: Mapping[str, bytes] = {}
+
 
 class Engine:
     """Containers, execs, images, volumes and networks of one daemon."""
@@ -86,6 +89,7 @@ class Engine:
         self.images = parts.images
         self.networks = parts.networks
         self.volumes = parts.volumes
+        self.secrets = SecretRoom(parts)
         self.events: Bus = parts.events
         self._started_ns = time.time_ns()
         self._id = secrets.token_hex(16)
@@ -177,14 +181,21 @@ class Engine:
 
     # --- create -------------------------------------------------------------------------------
 
-    async def create(self, spec: ContainerSpec) -> tuple[Container, Sequence[str]]:
-        """Create a container; returns it with warnings. Nothing is left when it raises."""
+    async def create(
+        self, spec: ContainerSpec, secret_data: Mapping[str, bytes] = _NO_DATA
+    ) -> tuple[Container, Sequence[str]]:
+        """Create a container; returns it with warnings. Nothing is left when it raises.
+
+        `secret_data` are the contents of its secrets that have no name, by target.
+        """
         name = check_name(spec.name) if spec.name else choose_name(self._parts.registry)
         if name in self._parts.registry:
             raise self._parts.registry.taken(name)
         container_id = new_id()
         async with AsyncExitStack() as undo:
             try:
+                if spec.extension.secrets:
+                    spec = await settle_secrets(self._parts, spec, secret_data, container_id, undo)
                 container, warnings = await self._prepare(spec, name, container_id, undo)
                 directory = self._parts.settings.container_dir(container.id)
                 undo.callback(self._parts.trash.discard, directory)

@@ -24,6 +24,7 @@ from cove.engine.logs import ContainerLogs
 from cove.engine.probes import Prober
 from cove.engine.registry import Registry
 from cove.engine.remap import check_userns
+from cove.engine.secret_files import SecretFiles
 from cove.engine.types import ContainerStats, Settings
 from cove.events.bus import Bus
 from cove.events.journal import Journal
@@ -48,6 +49,7 @@ from cove.runtime.shifted import ShiftedRoots
 from cove.runtime.spec import check_spec
 from cove.runtime.users import Resolved, UserFiles, read_layered_user_files, resolve
 from cove.storage.layers import prepare_writable
+from cove.storage.secrets import Secrets
 from cove.storage.trash import Trash
 from cove.storage.usage import disk_usage
 from cove.storage.volumes import Volumes
@@ -69,6 +71,7 @@ class Parts:
         registry: Registry,
         images: Images,
         volumes: Volumes,
+        secrets: Secrets,
         networks: Networks,
         trash: Trash,
         cgroups: Cgroups,
@@ -81,6 +84,8 @@ class Parts:
         self.registry = registry
         self.images = images
         self.volumes = volumes
+        self.secrets = secrets
+        self.secret_files = SecretFiles(secrets, settings.run_dir / "secrets")
         self.networks = networks
         self.trash = trash
         self.cgroups = cgroups
@@ -112,6 +117,7 @@ class Parts:
             images = await Images.open(settings.data_root / "images", store)
             volumes = await Volumes.open(settings.data_root / "volumes", store, trash)
             registry = await Registry.open(store)
+            secrets = await Secrets.open(settings.data_root / "secrets", store, registry.ids())
             shifted = None
             if settings.remap is not None:
                 make_root_point(settings.root_point, settings.remap)
@@ -125,6 +131,7 @@ class Parts:
             registry=registry,
             images=images,
             volumes=volumes,
+            secrets=secrets,
             networks=networks,
             trash=trash,
             cgroups=cgroups,
@@ -149,6 +156,7 @@ class Parts:
         """Take down what the host holds for this daemon; containers are gone by now."""
         await self.logs.close()
         await self.networks.uninstall()
+        await self.secret_files.sweep(())
         for path in self.cgroups.list_containers():
             await self.cgroups.kill(path)
             await self.cgroups.remove(path)
@@ -258,6 +266,7 @@ class Parts:
                 await self.cgroups.kill(path)
             await self.cgroups.remove(path)
         finally:
+            await self.secret_files.withdraw(container)
             self.volumes.mounts.release(container.id)
             await self.networks.disconnect(container.id)
 

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Set
+from collections.abc import Sequence, Set
 
 import msgspec
 
@@ -21,6 +21,7 @@ from cove.engine.notices import publish_run
 from cove.engine.parts import Parts
 from cove.engine.removal import remove_container, sweep_orphans
 from cove.engine.restart import plan_restart, wants_start_after_boot
+from cove.engine.secret_use import refill
 from cove.engine.types import View
 from cove.model.container import State
 from cove.model.errors import Conflict, CoveError, HostError
@@ -47,12 +48,23 @@ async def reconcile(parts: Parts, lifecycle: Lifecycle) -> list[str]:
         {v.container.id: Alive(endpoints=v.state.endpoints, ports=v.state.ports) for v, _ in adopted}
     )
     parts.volumes.mounts.settle(view.container.id for view, _ in adopted)
+    await _settle_secrets(parts, [view for view, _ in adopted])
     for view, task in adopted:
         await _adopt(parts, lifecycle, view, task)
     for view, _ in ended:
         parts.logs.follow(view.container, running=False)
     parts.logs.shipper.resume()
     return [view.container.id for view, why in ended if await _settle(parts, view, why)]
+
+
+async def _settle_secrets(parts: Parts, running: Sequence[View]) -> None:
+    """Secrets stay in memory for running containers alone; one may have been updated and not been delivered."""
+    await parts.secret_files.sweep(view.container.id for view in running)
+    for view in running:
+        try:
+            await refill(parts, view)
+        except CoveError as error:
+            log.error("%s", error)
 
 
 async def _find_task(parts: Parts, view: View) -> tuple[Task | None, str]:

@@ -31,6 +31,9 @@ async def remove_container(parts: Parts, container: Container, *, volumes: bool)
     parts.trash.discard(parts.settings.container_dir(container.id))
     shutil.rmtree(parts.settings.state_dir(container.id), ignore_errors=True)
     parts.forget_execs(container.id)
+    if container.spec.extension.secrets:
+        await parts.secret_files.withdraw(container)
+        await parts.secrets.remove_owned(container.id)
     await parts.images.release(parts.image_users)
     if loose:
         await _remove_loose(parts, container.id, loose)

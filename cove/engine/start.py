@@ -136,6 +136,9 @@ async def _launch(
         undo.callback(os.close, attached.namespace)
     files = _files(parts, container, attached.endpoints)
     container = await hold_volumes(parts, container, on_failure)
+    if spec.extension.secrets:
+        on_failure.push_async_callback(parts.secret_files.withdraw, container)
+        await parts.secret_files.fill(container, maps)
     if spec.cgroup_parent:
         parts.cgroups.ensure_parent(spec.cgroup_parent)
     check_propagation(container.mounts)
@@ -272,6 +275,7 @@ def start_facts(parts: Parts, container: Container, files: ContainerFiles, maps:
         hosts_path=files.hosts,
         hostname_path=files.hostname,
         resolv_path=files.resolv,
+        secrets_path=parts.secret_files.path(container),
         joined=joined,
         id_maps=maps,
         setgroups=parts.host.setgroups,

@@ -26,8 +26,20 @@ class Probe(Model, frozen=True, kw_only=True):
         return f"{self.scheme}://{host}:{self.port}{self.path if self.scheme != 'tcp' else ''}"
 
 
+class SecretUse(Model, frozen=True, kw_only=True):
+    """A secret as a file below /run/secrets; one without a name came with the create, and the engine gives its id."""
+
+    name: str
+    target: str  # a file's name
+    uid: int = 0
+    gid: int = 0
+    mode: int = 0o444
+    id: str = ""
+
+
 class Extension(Model, frozen=True, kw_only=True):
     """The settings of one container; every default is Docker's behaviour."""
 
     on_unhealthy: OnUnhealthy = "none"
     probe: Probe | None = None
+    secrets: tuple[SecretUse, ...] = ()

@@ -39,6 +39,7 @@ class StartFacts:
     hosts_path: str = ""  # host files for /etc/hosts, /etc/hostname, /etc/resolv.conf; "" for none
     hostname_path: str = ""
     resolv_path: str = ""
+    secrets_path: str = ""  # a host directory for /run/secrets; "" for none
     joined: Mapping[str, int] = field(
         default_factory=dict
     )  # "network", "pid", "ipc", "user" -> pid of the target
@@ -393,6 +394,7 @@ def _plan_resources(spec: ContainerSpec, facts: StartFacts, host: Host) -> oci.R
 _DEV_OPTIONS = ("nosuid", "strictatime", "mode=755", "size=65536k")
 _PTS_OPTIONS = ("nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620")
 _TTY_GROUP = 5
+_SECRETS = "/run/secrets"
 _SHM = "/dev/shm"  # noqa: S108
 
 
@@ -455,6 +457,15 @@ def _plan_mounts(container: Container, facts: StartFacts, host: Host) -> tuple[o
                     gid_mappings=maps.gids,
                 )
             )
+    if facts.secrets_path and _SECRETS not in chosen:
+        others.append(
+            oci.Mount(
+                destination=_SECRETS,
+                type="bind",
+                source=facts.secrets_path,
+                options=("rbind", "rprivate", readonly, "nosuid", "nodev", "noexec"),
+            )
+        )
     shm_source = facts.shm_path or (_SHM if spec.ipc_mode == "host" else "")
     if shm_source and _SHM not in chosen:
         others.append(

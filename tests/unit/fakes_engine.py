@@ -279,7 +279,9 @@ class FakeEngine:
         return 5
 
     # --- containers
-    async def create(self, spec: ContainerSpec) -> tuple[Container, Sequence[str]]:
+    async def create(
+        self, spec: ContainerSpec, secret_data: Mapping[str, bytes] | None = None
+    ) -> tuple[Container, Sequence[str]]:
         image = self.images.find_image(spec.image)
         name = spec.name or f"c{len(self.views)}"
         for view in self.views.values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cove.api.docker.extension import decode_extension, extension_json, with_probe
+from cove.api.docker.extension import decode_extension, decode_secret_data, extension_json, with_probe
 from cove.model.container import HealthCheck
 from cove.model.errors import Invalid
 from cove.model.extension import Extension
@@ -70,3 +70,17 @@ def test_a_probe_takes_the_place_of_a_command_but_not_of_the_callers() -> None:
     assert (check.probe, check.interval_ns) == (probe, 7)
     with pytest.raises(Invalid, match="leave one out"):
         with_probe(HealthCheck(test=("CMD", "x")), probe)
+
+
+def test_a_secret_s_use_is_shown_as_create_takes_it_and_never_with_content() -> None:
+    text = "db,db:target=pw;uid=7;mode=0400,:target=own"
+    extension = decode_extension({"secrets": text}, {})
+    assert extension_json(extension) == {"secrets": text}
+    assert decode_secret_data(extension, {"own": "eA=="}) == {"own": b"x"}
+    for data, said in (
+        ({}, "needed"),
+        ({"own": "%"}, "base64"),
+        ({"own": "eA==", "db": "eA=="}, "without a name"),
+    ):
+        with pytest.raises(Invalid, match=said):
+            decode_secret_data(extension, data)

@@ -124,7 +124,7 @@ async def create(api: Api, request: Request) -> Response:
         version=request.version,
         cpus=api.cpus,
     )
-    container, warnings = await api.engine.create(decoded.spec)
+    container, warnings = await api.engine.create(decoded.spec, decoded.secret_data)
     return json_response({"Id": container.id, "Warnings": [*decoded.warnings, *warnings]}, 201)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from cove.api.docker import wire
-from cove.api.docker.extension import decode_extension, with_probe
+from cove.api.docker.extension import decode_extension, decode_secret_data, with_probe
 from cove.api.docker.limits import (
     decode_device_rules,
     decode_devices,
@@ -28,7 +28,6 @@ from cove.engine.links import parse_link
 from cove.model.container import ContainerSpec, EndpointSpec, HealthCheck, LogConfig, PortBinding
 from cove.model.errors import Invalid
 from cove.model.lines import is_word, parse_address
-from cove.network.options import parse_interface, parse_sysctls
 
 _HOSTNAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,62}[a-zA-Z0-9])?")
 _MAC = re.compile(r"[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}")
@@ -48,6 +47,7 @@ Strings = Sequence[str] | None
 class Decoded(msgspec.Struct, frozen=True):
     spec: ContainerSpec
     warnings: list[str]
+    secret_data: dict[str, bytes] = {}  # by target
 
 
 def decode_create(body: wire.CreateBody, *, name: str, platform: str, version: int, cpus: int) -> Decoded:
@@ -156,12 +156,14 @@ def decode_create(body: wire.CreateBody, *, name: str, platform: str, version: i
         request=_request(body, host),
         **mode,
     )
-    return Decoded(spec, warnings)
+    return Decoded(spec, warnings, decode_secret_data(extension, string_map(body.cove_secret_data)))
 
 
 def _request(body: wire.CreateBody, host: wire.HostConfig) -> msgspec.Raw:
     """What inspect shows again of the request: known fields only, nulls left out."""
-    config = msgspec.structs.replace(body, host_config=None, networking_config=None, cove=None)
+    config = msgspec.structs.replace(
+        body, host_config=None, networking_config=None, cove=None, cove_secret_data=None
+    )
     return msgspec.Raw(
         msgspec.json.encode(
             {
@@ -311,12 +313,6 @@ def decode_endpoint(network: str, config: wire.EndpointConfig, path: str) -> End
     ipam = config.ipam_config or wire.IpamConfig()
     if not network:
         raise Invalid(f"{path}: a network's name is needed, e.g. bridge")
-    driver_options = string_map(config.driver_opts)
-    try:
-        parse_interface(driver_options)
-        parse_sysctls(driver_options)
-    except Invalid as error:
-        raise Invalid(f"{path}.DriverOpts: {error}") from None
     return EndpointSpec(
         network=network,
         aliases=tuple(config.aliases or ()),
@@ -328,8 +324,7 @@ def decode_endpoint(network: str, config: wire.EndpointConfig, path: str) -> End
             for i, text in enumerate(ipam.link_local_ips or ())
         ),
         links=_links(config.links, f"{path}.Links"),
-        driver_options=driver_options,
-        gateway_priority=config.gw_priority or 0,
+        driver_options=string_map(config.driver_opts),
     )
 
 

@@ -7,6 +7,7 @@ not ask for anything. A key that isn't known is refused, for a misspelt one woul
 
 from __future__ import annotations
 
+import base64
 import difflib
 import re
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ from typing import Any, get_args
 
 from cove.model.container import HealthCheck
 from cove.model.errors import Invalid
-from cove.model.extension import Extension, OnUnhealthy, Probe
+from cove.model.extension import Extension, OnUnhealthy, Probe, SecretUse
 from cove.model.lines import parse_address
 
 PREFIX = "cove."
@@ -23,6 +24,10 @@ _RANGE = re.compile(r"([1-5]\d\d)(?:-([1-5]\d\d))?")
 _HEADER = re.compile(r"([A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}):[ \t]*([\x20-\x7e]{0,1000})")
 _MAX_HEADERS = 32
 _MAX_URL = 2000
+_FILE = re.compile(r"(?!\.\.?$)[A-Za-z0-9_.-]{1,128}")
+_SECRETS_DIR = "/run/secrets/"
+_MAX_SECRETS = 64
+_MAX_ID = 2**31 - 1
 
 
 def decode_extension(given: Mapping[str, str], labels: Mapping[str, str]) -> Extension:
@@ -137,11 +142,65 @@ def _headers(shown: str, value: str, changes: dict[str, Any]) -> None:
     changes["headers"] = tuple(found)
 
 
+def _secrets(shown: str, value: str, changes: dict[str, Any]) -> None:
+    changes["secrets"] = found = tuple(_secret(shown, text.strip()) for text in value.split(","))
+    targets = [use.target for use in found]
+    for target in targets:
+        if targets.count(target) > 1:
+            raise Invalid(f"{shown}: two secrets have the target {target}: give one of them another target=")
+    if len(found) > _MAX_SECRETS:
+        raise Invalid(f"{shown}: {len(found)} secrets, and a container can have {_MAX_SECRETS}")
+
+
+def _secret(shown: str, text: str) -> SecretUse:
+    """`NAME[:target=FILE;uid=N;gid=N;mode=OCTAL]`; without a name its content comes along by the target."""
+    name, _, rest = text.partition(":")
+    fields = {"target": name, "uid": "0", "gid": "0", "mode": "444"}
+    for pair in filter(None, rest.split(";")):
+        field, _, value = pair.partition("=")
+        if field not in fields:
+            raise Invalid(f"{shown}: {field[:80]!r}: expected target, uid, gid or mode, e.g. db:mode=0400")
+        fields[field] = value
+    target = fields["target"].removeprefix(_SECRETS_DIR)
+    if not _FILE.fullmatch(target):
+        raise Invalid(
+            f"{shown}: {target[:80]!r}: expected a secret's name, or target= a file below {_SECRETS_DIR}, "
+            "e.g. db:target=password"
+        )
+    numbers = {}
+    for field in ("uid", "gid"):
+        if not fields[field].isdecimal() or not fields[field].isascii() or int(fields[field][:12]) > _MAX_ID:
+            raise Invalid(f"{shown}: {field}={fields[field][:80]}: expected a number, e.g. {field}=1000")
+        numbers[field] = int(fields[field])
+    if not re.fullmatch("0?[0-7]{3}", fields["mode"]):
+        raise Invalid(f"{shown}: mode={fields['mode'][:80]}: expected three octal digits, e.g. mode=0400")
+    return SecretUse(
+        name=name, target=target, uid=numbers["uid"], gid=numbers["gid"], mode=int(fields["mode"], 8)
+    )
+
+
+def decode_secret_data(extension: Extension, data: Mapping[str, str]) -> dict[str, bytes]:
+    """The contents that came along, by target. Raises `Invalid`, without a word of the content."""
+    wanted = {use.target for use in extension.secrets if not use.name}
+    found = {}
+    for target, text in data.items():
+        if target not in wanted:
+            raise Invalid(f"CoveSecretData: {target[:80]!r}: no secret without a name has this target")
+        try:
+            found[target] = base64.b64decode(text, validate=True)
+        except ValueError:
+            raise Invalid(f"CoveSecretData: {target}: expected base64") from None
+    for target in wanted - found.keys():
+        raise Invalid(f"secret {target}: it has no name, so its content is needed in CoveSecretData")
+    return found
+
+
 KEYS: dict[str, Callable[[str, str, dict[str, Any]], None]] = {
     "health.probe": _probe,
     "health.probe.status": _status,
     "health.probe.headers": _headers,
     "health.on-failure": _on_failure,
+    "secrets": _secrets,
 }
 
 
@@ -160,4 +219,16 @@ def extension_json(extension: Extension) -> dict[str, str]:
             found["health.probe.headers"] = "\n".join(f"{name}: {value}" for name, value in probe.headers)
     if extension.on_unhealthy != "none":
         found["health.on-failure"] = extension.on_unhealthy
+    if extension.secrets:
+        found["secrets"] = ",".join(_secret_text(use) for use in extension.secrets)
     return found
+
+
+def _secret_text(use: SecretUse) -> str:
+    fields = []
+    if use.target != use.name:
+        fields.append(f"target={use.target}")
+    fields += [f"{name}={value}" for name, value in (("uid", use.uid), ("gid", use.gid)) if value]
+    if use.mode != 0o444:
+        fields.append(f"mode={use.mode:04o}")
+    return f"{use.name}:{';'.join(fields)}" if fields else use.name

@@ -275,6 +275,7 @@ class CreateBody(Config, frozen=True, kw_only=True):
     host_config: HostConfig | None = None
     networking_config: NetworkingConfig | None = None
     cove: StringMap = None  # Cove's own settings (extension.py)
+    cove_secret_data: StringMap = None  # contents of secrets in base64, by target: never kept, never shown
 
 
 class ExecCreateBody(Wire, frozen=True, kw_only=True):
