@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from cove.cli.client import Client
     from cove.cli.options import Options
 
+# API 1.52 dropped .NetworkSettings.IPAddress and its like, which years of scripts ask for
 PATHS = {
-    "container": "/containers/{}/json",
+    "container": "/v1.51/containers/{}/json",
     "image": "/images/{}/json",
     "network": "/networks/{}",
     "volume": "/volumes/{}",

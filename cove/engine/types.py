@@ -134,6 +134,8 @@ class ExecSpec(Model, frozen=True, kw_only=True):
     attach_stdout: bool = False
     attach_stderr: bool = False
     detach_keys: str = ""
+    rows: int = 0  # the terminal's size unless the start gives one; 0: unknown
+    cols: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -164,7 +164,9 @@ def test_events_are_streamed_with_filters(client: docker.DockerClient, image: st
     client.containers.run(image, ["sh", "-c", "exit 0"], name="told")
     thread.join(BOUND_S)
     assert [event["Action"] for event in seen] == ["create", "die"]
-    assert seen[1]["Actor"]["Attributes"]["exitCode"] == "0" and seen[0]["from"] == image
+    assert (
+        seen[1]["Actor"]["Attributes"]["exitCode"] == "0" and seen[0]["Actor"]["Attributes"]["image"] == image
+    )
 
 
 def test_the_system_tells_of_itself(client: docker.DockerClient) -> None:

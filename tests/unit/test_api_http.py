@@ -51,7 +51,7 @@ def test_pipelined_requests_are_answered_in_order(shared: ApiFixture) -> None:
     client = shared.connect()
     client.send(PING + b"GET /version HTTP/1.1\r\n\r\n" + b"GET /nothing HTTP/1.1\r\n\r\n" + PING)
     assert client.answer().body == b"OK"
-    assert client.answer().json["ApiVersion"] == "1.51"
+    assert client.answer().json["ApiVersion"] == "1.55"
     assert client.answer().status == 404
     assert client.answer().body == b"OK"
 
@@ -75,7 +75,7 @@ def test_head_answers_without_a_body(shared: ApiFixture) -> None:
     client = shared.connect()
     client.send(b"HEAD /_ping HTTP/1.1\r\n\r\n" + PING)
     answer = client.answer(method="HEAD")
-    assert (answer.status, answer.headers["api-version"]) == (200, "1.51")
+    assert (answer.status, answer.headers["api-version"]) == (200, "1.55")
     assert client.answer().body == b"OK"
 
 

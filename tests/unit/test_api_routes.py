@@ -41,7 +41,7 @@ def test_ping_tells_what_clients_negotiate_by(api: ApiFixture) -> None:
     answer = api.ask("GET", "/_ping")
     assert answer.body == b"OK"
     wanted = {
-        "api-version": "1.51",
+        "api-version": "1.55",
         "builder-version": "1",
         "docker-experimental": "false",
         "ostype": "linux",
@@ -50,7 +50,7 @@ def test_ping_tells_what_clients_negotiate_by(api: ApiFixture) -> None:
     }
     assert wanted.items() <= answer.headers.items()
     assert answer.headers["server"].startswith("Cove/")
-    assert api.ask("HEAD", "/_ping").headers["api-version"] == "1.51"
+    assert api.ask("HEAD", "/_ping").headers["api-version"] == "1.55"
 
 
 @pytest.mark.parametrize(
@@ -58,9 +58,9 @@ def test_ping_tells_what_clients_negotiate_by(api: ApiFixture) -> None:
     [
         ("/version", 200, ""),
         ("/v1.24/version", 200, ""),
-        ("/v1.51/version", 200, ""),
-        ("/v1.52/version", 400, "client version 1.52 is too new. Maximum supported API version is 1.51"),
-        ("/v1.99/version", 400, "client version 1.99 is too new. Maximum supported API version is 1.51"),
+        ("/v1.55/version", 200, ""),
+        ("/v1.56/version", 400, "client version 1.56 is too new. Maximum supported API version is 1.55"),
+        ("/v1.99/version", 400, "client version 1.99 is too new. Maximum supported API version is 1.55"),
         (
             "/v1.23/version",
             400,
@@ -261,7 +261,9 @@ def test_inspect_shows_the_request_the_defaults_and_what_was_decided(api: ApiFix
     assert "SizeRw" not in found
     network = found["NetworkSettings"]
     assert network["Ports"] == {"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}], "81/tcp": None}
-    assert network["IPAddress"] == network["Networks"]["bridge"]["IPAddress"] == "172.30.0.2"
+    assert network["Networks"]["bridge"]["IPAddress"] == "172.30.0.2" and "IPAddress" not in network
+    older = api.ask("GET", "/v1.51/containers/web/json").json
+    assert older["NetworkSettings"]["IPAddress"] == "172.30.0.2" and older["Config"]["OnBuild"] is None
     assert found["State"]["Running"] is True
     assert found["State"]["StartedAt"].endswith("Z")
 
@@ -275,7 +277,7 @@ def test_the_shapes_of_older_versions(api: ApiFixture) -> None:
     assert "VirtualSize" in api.ask("GET", "/v1.43/images/json").json[0]
     assert "VirtualSize" not in api.ask("GET", "/v1.44/images/json").json[0]
     assert api.ask("GET", "/v1.50/images/json").json[0]["Containers"] == -1
-    assert api.ask("GET", "/v1.51/images/json").json[0]["Containers"] == 1
+    assert api.ask("GET", "/v1.55/images/json").json[0]["Containers"] == 1
     assert "Hostname" in api.ask("GET", "/v1.49/images/debian/json").json["Config"]
     assert "Hostname" not in api.ask("GET", "/v1.50/images/debian/json").json["Config"]
     assert "EnableIPv4" not in api.ask("GET", "/v1.47/networks/bridge").json
@@ -500,7 +502,7 @@ def test_past_events_are_replayed_and_the_stream_ends_at_until(api: ApiFixture) 
         kind="container", action="die", actor_id="c", attributes={"image": "debian"}, time_ns=5 * 10**9
     )
     api.call(api.engine.events.publish, event)
-    answer = api.ask("GET", "/events?since=1&until=9")
+    answer = api.ask("GET", "/v1.51/events?since=1&until=9")
     assert json.loads(answer.body) == {
         "status": "die",
         "id": "c",
@@ -762,7 +764,7 @@ def test_the_docker_sdk_for_python_works(api: ApiFixture) -> None:
     client = docker.DockerClient(base_url=f"unix://{api.path}", version="auto", timeout=int(TIMEOUT_S))
     try:
         assert client.ping()
-        assert client.version()["ApiVersion"] == "1.51"
+        assert client.version()["ApiVersion"] == "1.55"
         container = client.containers.create(
             "debian",
             ["sleep", "1"],

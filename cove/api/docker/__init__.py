@@ -1,4 +1,4 @@
-"""The Docker Engine API, versions 1.24 to 1.51: a module for each kind of object."""
+"""The Docker Engine API, versions 1.24 to 1.55: a module for each kind of object."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from cove.api.docker import wire
 from cove.api.docker.context import Api
 from cove.api.docker.decode import decode_create
 from cove.api.docker.encode import health_word, inspect_json, networks_json, summary_json
+from cove.api.docker.fields import check_fields
 from cove.api.docker.filters import (
     CONTAINER_KEYS,
     container_filter,
@@ -32,6 +33,15 @@ CONDITIONS: tuple[Literal["not-running", "next-exit", "removed"], ...] = (
     "not-running",
     "next-exit",
     "removed",
+)
+
+
+_DEVICE_RATES = (
+    "blkio_weight_device",
+    "blkio_device_read_bps",
+    "blkio_device_write_bps",
+    "blkio_device_read_iops",
+    "blkio_device_write_iops",
 )
 
 
@@ -114,7 +124,8 @@ async def size_of(api: Api, view: View) -> tuple[int, int]:
 
 
 async def create(api: Api, request: Request) -> Response:
-    body = await wire.read(request, wire.CreateBody)
+    unknown: list[str] = []
+    body = await wire.read(request, wire.CreateBody, unknown=unknown)
     if body == wire.CreateBody():
         raise Invalid("config cannot be empty in order to create a container")
     decoded = decode_create(
@@ -123,6 +134,7 @@ async def create(api: Api, request: Request) -> Response:
         platform=request.query.get("platform"),
         version=request.version,
         cpus=api.cpus,
+        unknown=unknown,
     )
     container, warnings = await api.engine.create(decoded.spec, decoded.secret_data)
     return json_response({"Id": container.id, "Warnings": [*decoded.warnings, *warnings]}, 201)
@@ -138,10 +150,8 @@ async def inspect(api: Api, request: Request) -> Response:
         exec_ids=api.engine.exec_ids(view.container.id),
         size=await size_of(api, view) if request.query.flag("size") else None,
         links=api.engine.shown_links(view),
+        version=request.version,
     )
-    if request.version < 1044:
-        for network in found["NetworkSettings"]["Networks"].values():
-            del network["DNSNames"]
     return json_response(found)
 
 
@@ -208,15 +218,21 @@ async def rename(api: Api, request: Request) -> Response:
 
 
 async def update(api: Api, request: Request) -> Response:
-    body = await wire.read(request, wire.UpdateBody, required=True)
+    unknown: list[str] = []
+    body = await wire.read(request, wire.UpdateBody, required=True, unknown=unknown)
+    told = check_fields(body, unknown)
     if request.version < 1040:
         body = msgspec.structs.replace(body, pids_limit=None)
+    if request.version >= 1052:
+        body = msgspec.structs.replace(body, kernel_memory_tcp=None)
+    if request.version < 1055:  # ignored until then
+        body = msgspec.structs.replace(body, **dict.fromkeys(_DEVICE_RATES))
     resources: Resources = decode_resources(body, "", cpus=api.cpus)
     restart_policy = None
     if body.restart_policy is not None and body.restart_policy.name:
         restart_policy = decode_restart(body.restart_policy, "")
     warnings = await api.engine.update(request.name, resources, restart_policy)
-    return json_response({"Warnings": list(warnings)})
+    return json_response({"Warnings": [*told, *warnings]})
 
 
 async def remove(api: Api, request: Request) -> Response:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cove.engine.health import Health
     from cove.engine.types import View
 
-NEWEST = 1051
+NEWEST = 1055  # the newest whose reference is cut: moby, api/docs/v1.55.yaml
 OLDEST = 1024
 RAW_STREAM = "application/vnd.docker.raw-stream"
 MULTIPLEXED_STREAM = "application/vnd.docker.multiplexed-stream"

@@ -16,6 +16,7 @@ import msgspec
 
 from cove.api.docker import wire
 from cove.api.docker.extension import decode_extension, decode_secret_data, with_probe
+from cove.api.docker.fields import check_fields
 from cove.api.docker.limits import (
     decode_device_rules,
     decode_devices,
@@ -39,6 +40,10 @@ _MAC_WARNING = (
     "The container-wide MacAddress field is now deprecated. "
     "It should be specified in EndpointsConfig instead."
 )
+_VOLUME_DRIVER_WARNING = (
+    "WARNING: the container-wide volume-driver configuration is ignored for volumes specified via 'mount'. "
+    "Use '--mount type=volume,volume-driver=...' instead"
+)
 WORD_LIMIT = 128 << 10  # MAX_ARG_STRLEN of execve(2): one argument or variable
 
 Strings = Sequence[str] | None
@@ -50,12 +55,17 @@ class Decoded(msgspec.Struct, frozen=True):
     secret_data: dict[str, bytes] = {}  # by target
 
 
-def decode_create(body: wire.CreateBody, *, name: str, platform: str, version: int, cpus: int) -> Decoded:
-    """The spec of a container, and warnings for the caller. Raises `Invalid`, `NotImplementedHere`."""
+def decode_create(
+    body: wire.CreateBody, *, name: str, platform: str, version: int, cpus: int, unknown: Sequence[str] = ()
+) -> Decoded:
+    """The spec of a container, and warnings for the caller. Raises `Invalid`, `NotImplementedHere`.
+
+    `unknown` are the paths of the body's fields that the API doesn't have.
+    """
     host = body.host_config or wire.HostConfig()
-    warnings: list[str] = []
     if not body.image:
         raise Invalid("Image: an image is needed, e.g. debian:latest")
+    warnings = check_fields(body, unknown)
     _check_platform(platform)
     _refuse_unsupported(host)
     network_mode = _network_mode(host)
@@ -66,7 +76,7 @@ def decode_create(body: wire.CreateBody, *, name: str, platform: str, version: i
     labels = string_map(body.labels)
     extension = decode_extension(string_map(body.cove), labels)
     binds_tty = bool(body.tty)
-    console = host.console_size or (0, 0)
+    console = (host.console_size if version >= 1042 else None) or (0, 0)
     mode = {
         "pid_mode": _mode(host.pid_mode, "PidMode", ("host",), container=True),
         "ipc_mode": _mode(host.ipc_mode, "IpcMode", ("none", "private", "shareable", "host"), container=True),
@@ -83,8 +93,19 @@ def decode_create(body: wire.CreateBody, *, name: str, platform: str, version: i
         raise Invalid(
             f"HostConfig.OomScoreAdj: Invalid value {oom_score}, range for oom score adj is [-1000, 1000]"
         )
+    if version >= 1048 and host.volume_driver and _mounts_default_volumes(host):
+        warnings.append(_VOLUME_DRIVER_WARNING)
+    empty = [key for key, bindings in (host.port_bindings or {}).items() if not bindings]
+    if empty and version >= 1052:
+        warnings.append(
+            f"Following container port(s) have an empty list of port-bindings: {', '.join(empty)}. "
+            "Such bindings will be discarded in a future version."
+        )
     if (host.shm_size or 0) < 0:
         raise Invalid("HostConfig.ShmSize: SHM size can not be less than 0")
+    if version >= 1052 and host.kernel_memory_tcp:
+        host = msgspec.structs.replace(host, kernel_memory_tcp=None)
+        warnings.append("HostConfig.KernelMemoryTCP has no effect: it was removed with API v1.52")
     resources = decode_resources(host, "HostConfig.", cpus=cpus)
     if resources.memory_bytes and not resources.memory_swap_bytes:  # as much swap as memory, Docker's rule
         resources = msgspec.structs.replace(resources, memory_swap_bytes=2 * resources.memory_bytes)
@@ -180,6 +201,15 @@ def _check_platform(platform: str) -> None:
         raise Invalid(f"platform {platform!r}: only linux containers run here, e.g. linux/amd64")
 
 
+def _mounts_default_volumes(host: wire.HostConfig) -> bool:
+    """Whether a mount of a volume leaves its driver open."""
+    for mount in host.mounts or ():
+        options = mount.volume_options or wire.VolumeOptions()
+        if mount.type == "volume" and not (options.driver_config and options.driver_config.name):
+            return True
+    return False
+
+
 def _refuse_unsupported(host: wire.HostConfig) -> None:
     if host.storage_opt:
         raise Invalid(
@@ -192,8 +222,6 @@ def _refuse_unsupported(host: wire.HostConfig) -> None:
         )
     if (host.isolation or "default") != "default":
         raise Invalid(f"HostConfig.Isolation: invalid isolation '{host.isolation}' on linux")
-    if host.cgroup:
-        raise Invalid(f"HostConfig.Cgroup: invalid cgroup mode '{host.cgroup}'; use CgroupParent")
     size = host.console_size
     if size and (len(size) != 2 or not all(0 <= n <= 65535 for n in size)):
         raise Invalid("HostConfig.ConsoleSize: expected [height, width], each from 0 to 65535")
@@ -283,6 +311,10 @@ def _endpoints(body: wire.CreateBody, mode: str, version: int) -> tuple[tuple[En
     ]
     if mac:
         _check_mac(mac, "MacAddress")
+        if version >= 1052:
+            raise Invalid(
+                "MacAddress: container-wide MAC address no longer supported; use endpoint-specific MAC address instead"
+            )
         if own_network:
             if version < 1044:
                 raise Invalid("MacAddress: conflicting options: mac-address and the network mode")

@@ -1,4 +1,4 @@
-"""A container → the JSON of inspect and of the list (moby, api/docs/v1.51.yaml). Pure.
+"""A container → the JSON of inspect and of the list (moby, api/docs/v1.55.yaml). Pure.
 
 The request as received comes first, the daemon's defaults fill it up, and what the engine
 decided or changed since covers both: so a tool that reads back what it sent finds it.
@@ -99,6 +99,13 @@ _HOST_DEFAULTS: Json = {
     "ReadonlyPaths": list(READONLY_PATHS),
 }
 
+# shown until API 1.52: those of the default bridge
+_LEGACY_NETWORK_FIELDS = (
+    "Bridge HairpinMode LinkLocalIPv6Address LinkLocalIPv6PrefixLen SecondaryIPAddresses SecondaryIPv6Addresses "
+    "EndpointID Gateway GlobalIPv6Address GlobalIPv6PrefixLen IPAddress IPPrefixLen IPv6Gateway MacAddress"
+).split()
+_BUILT_IN_NETWORKS = frozenset(("bridge", "host", "none", "default"))
+
 _CONFIG_DEFAULTS: Json = {
     "Hostname": "",
     "Domainname": "",
@@ -143,6 +150,7 @@ def inspect_json(
     find_network: FindNetwork,
     exec_ids: Sequence[str],
     size: tuple[int, int] | None,
+    version: int,
     links: Sequence[str] = (),
 ) -> Json:
     """What `GET /containers/X/json` answers; `size` is (writable layer, all layers) in bytes, `links` are
@@ -186,12 +194,39 @@ def inspect_json(
         "NetworkSettings": network_settings_json(view, find_network),
     }
     found["HostConfig"]["Links"] = list(links) or None
+    _fit_inspect(found, view, version)
     extension = extension_json(container.spec.extension)
     if extension:
         found["Cove"] = extension
     if size is not None:
         found["SizeRw"], found["SizeRootFs"] = size
     return found
+
+
+def _fit_inspect(found: Json, view: View, version: int) -> None:
+    """What differs between the API's versions (moby, api/docs/CHANGELOG.md)."""
+    networks = found["NetworkSettings"]["Networks"]
+    mode = found["HostConfig"]["NetworkMode"]
+    if version >= 1052:
+        for name in _LEGACY_NETWORK_FIELDS:
+            del found["NetworkSettings"][name]
+        found["Config"].pop("MacAddress", None)
+        if not found["Config"]["OnBuild"]:
+            del found["Config"]["OnBuild"]
+        found["HostConfig"].pop("KernelMemoryTCP", None)
+    else:
+        asked = next((e.mac for e in view.container.spec.endpoints if e.mac and e.network == mode), "")
+        if asked:
+            found["Config"]["MacAddress"] = asked
+    if version < 1045:
+        container = view.container
+        for name, network in networks.items():
+            if name not in _BUILT_IN_NETWORKS:
+                aliases = (*(network["Aliases"] or ()), container.short_id, container.hostname)
+                network["Aliases"] = list(dict.fromkeys(aliases))
+    if version < 1044:
+        for network in networks.values():
+            del network["DNSNames"]
 
 
 def state_json(state: State, health: Health | None) -> Json:
@@ -511,6 +546,8 @@ def summary_json(
         "NetworkSettings": {"Networks": networks},
         "Mounts": [mount_json(mount) for mount in container.mounts],
     }
+    if version >= 1052 and health is not None:
+        found["Health"] = {"Status": health.status, "FailingStreak": health.failing_streak}
     if size is not None:
         found["SizeRw"], found["SizeRootFs"] = size
     return found

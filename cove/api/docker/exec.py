@@ -21,6 +21,7 @@ async def create(api: Api, request: Request) -> Response:
         raise Invalid("No exec command specified")
     keys = body.detach_keys or ""
     parse_keys(keys)
+    rows, cols = _console_size(body.console_size, request)
     spec = ExecSpec(
         args=args,
         env=decode_env(body.env),
@@ -32,20 +33,28 @@ async def create(api: Api, request: Request) -> Response:
         attach_stdout=bool(body.attach_stdout),
         attach_stderr=bool(body.attach_stderr),
         detach_keys=keys,
+        rows=rows,
+        cols=cols,
     )
     return json_response({"Id": await api.engine.exec_create(request.name, spec)}, 201)
+
+
+def _console_size(size: list[int] | None, request: Request) -> tuple[int, int]:
+    """Rows and columns; (0, 0) where none are given, and before API 1.42, which didn't know them."""
+    if not size or request.version < 1042:
+        return 0, 0
+    if len(size) != 2 or not all(0 <= n <= 65535 for n in size):
+        raise Invalid("ConsoleSize: expected [height, width], each from 0 to 65535")
+    return size[0], size[1]
 
 
 async def start(api: Api, request: Request) -> Response | None:
     body = await wire.read(request, wire.ExecStartBody)
     view = api.engine.exec_check_start(request.name)
     tty = bool(body.tty)  # how the client frames; whether there is a terminal was said at create
-    rows = cols = 0
-    size = body.console_size
-    if size and view.spec.tty and request.version >= 1042:
-        if len(size) != 2 or not all(0 <= n <= 65535 for n in size):
-            raise Invalid("ConsoleSize: expected [height, width], each from 0 to 65535")
-        rows, cols = size
+    rows, cols = _console_size(body.console_size, request) if view.spec.tty else (0, 0)
+    if not rows and not cols:
+        rows, cols = view.spec.rows, view.spec.cols
     if body.detach:
         await api.engine.exec_start(
             view.id, detach=True, tty=tty, rows=rows, cols=cols, sock=None, initial=b""

@@ -156,7 +156,15 @@ async def inspect(api: Api, request: Request) -> Response:
         found["Variant"] = image.variant
     if request.version < 1044:
         found["VirtualSize"] = image.size_bytes
+    if request.version >= 1052:
+        _omit_empty(found, ("Parent", "Comment", "DockerVersion", "Author"))
     return json_response(found)
+
+
+def _omit_empty(found: Json, names: Sequence[str]) -> None:
+    for name in names:
+        if not found[name]:
+            del found[name]
 
 
 _LEGACY_CONFIG: Json = {
@@ -184,6 +192,8 @@ def config_json(config: ImageConfig, version: int) -> Json:
         OnBuild=list(config.on_build) or None,
         Labels=config.labels or None,
     )
+    if version >= 1052:
+        _omit_empty(found, tuple(found))
     if config.exposed_ports:
         found["ExposedPorts"] = {port: {} for port in config.exposed_ports}
     if config.stop_signal:

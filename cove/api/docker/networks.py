@@ -148,9 +148,10 @@ async def create(api: Api, request: Request) -> Response:
     body = await wire.read(request, wire.NetworkBody, required=True)
     if not body.name:
         raise Invalid("Name: a network needs a name, e.g. backend")
-    if body.ingress or body.config_only or (body.scope or "local") != "local":
+    config_from = any((body.config_from or {}).values())
+    if body.ingress or body.config_only or config_from or (body.scope or "local") != "local":
         raise NotImplementedHere(
-            "Ingress, ConfigOnly and Scope: Cove's networks live on one machine; leave them out"
+            "Ingress, ConfigOnly, ConfigFrom and Scope: Cove's networks live on one machine; leave them out"
         )
     if body.enable_ipv4 is False:
         raise NotImplementedHere(

@@ -19,6 +19,7 @@ def stats_json(
     found: Json = {
         "id": view.container.id,
         "name": f"/{view.container.name}",
+        "os_type": "linux",
         "read": rfc3339(now.read_ns) if now else NEVER,
         "preread": rfc3339(before.read_ns) if before else NEVER,
         "num_procs": 0,

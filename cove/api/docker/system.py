@@ -176,13 +176,13 @@ async def events(api: Api, request: Request) -> None:
         request.bind_to_client()
         stream = await request.start_stream("application/json")
         async for event in found:
-            await stream.write(encode_json(event_json(event)) + b"\n")
+            await stream.write(encode_json(event_json(event, request.version)) + b"\n")
 
 
-def event_json(event: Event) -> Json:
+def event_json(event: Event, version: int) -> Json:
     """An event, with the three fields that were replaced in API 1.22 and sent until 1.52."""
     found: Json = {}
-    if event.kind in ("container", "image"):
+    if version < 1052 and event.kind in ("container", "image"):
         found["status"] = event.action
         found["id"] = event.actor_id
         if event.kind == "container" and "image" in event.attributes:

@@ -1,8 +1,9 @@
-"""The JSON that clients of the Docker Engine API send: shapes only (moby, api/docs/v1.51.yaml).
+"""The JSON that clients of the Docker Engine API send: shapes only (moby, api/docs/v1.55.yaml).
 
 Every field may be null or missing, which mean the same, as they do to the reference daemon;
-unknown fields are passed over. A field's name may be written in any case (docker-py sends
-`detachKeys`), as Go's encoding/json has it. Meaning and limits are decode.py's.
+unknown fields are passed over, and told to who asks for them. A field's name may be written in
+any case (docker-py sends `detachKeys`), as Go's encoding/json has it. Meaning and limits are
+decode.py's; fields.py says which fields have none.
 """
 
 from __future__ import annotations
@@ -32,6 +33,14 @@ _IRREGULAR = {
     "enable_ipv4": "EnableIPv4",
     "enable_ipv6": "EnableIPv6",
     "ip_range": "IPRange",
+    "ip_address": "IPAddress",
+    "ip_prefix_len": "IPPrefixLen",
+    "ipv6_gateway": "IPv6Gateway",
+    "global_ipv6_address": "GlobalIPv6Address",
+    "global_ipv6_prefix_len": "GlobalIPv6PrefixLen",
+    "dns_names": "DNSNames",
+    "network_id": "NetworkID",
+    "endpoint_id": "EndpointID",
 }
 
 
@@ -39,8 +48,10 @@ def _rename(name: str) -> str:
     return _IRREGULAR.get(name) or "".join(part.capitalize() for part in name.split("_"))
 
 
-class Wire(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, rename=_rename):
-    """Base: null and missing are the same, unknown fields are passed over."""
+class Wire(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, rename=_rename
+):
+    """Base: null and missing are the same. A body with unknown fields is decoded again, without them."""
 
 
 Int = Annotated[int, msgspec.Meta(ge=-(1 << 63), le=(1 << 63) - 1)]  # Go's int64
@@ -127,6 +138,8 @@ class Resources(Wire, frozen=True, kw_only=True):
     cpu_percent: Int | None = None
     io_maximum_iops: Int | None = None
     io_maximum_bandwidth: Int | None = None
+    init: bool | None = None
+    disk_quota: Int | None = None  # of older versions of the API
 
 
 class UpdateBody(Resources, frozen=True, kw_only=True):
@@ -222,7 +235,7 @@ class HostConfig(Resources, frozen=True, kw_only=True):
     mounts: list[Mount] | None = None
     masked_paths: Strings = None
     readonly_paths: Strings = None
-    init: bool | None = None
+    capabilities: Strings = None  # of older versions of the API
 
 
 class IpamConfig(Wire, frozen=True, kw_only=True):
@@ -238,6 +251,16 @@ class EndpointConfig(Wire, frozen=True, kw_only=True):
     aliases: Strings = None
     driver_opts: StringMap = None
     gw_priority: Int | None = None
+    # what an inspect says of an endpoint, and clients send back with it
+    network_id: str | None = None
+    endpoint_id: str | None = None
+    gateway: str | None = None
+    ip_address: str | None = None
+    ip_prefix_len: Int | None = None
+    ipv6_gateway: str | None = None
+    global_ipv6_address: str | None = None
+    global_ipv6_prefix_len: Int | None = None
+    dns_names: Strings = None
 
 
 class NetworkingConfig(Wire, frozen=True, kw_only=True):
@@ -269,6 +292,7 @@ class Config(Wire, frozen=True, kw_only=True):
     stop_signal: str | None = None
     stop_timeout: Int | None = None
     shell: Words = None
+    args_escaped: bool | None = None
 
 
 class CreateBody(Config, frozen=True, kw_only=True):
@@ -332,6 +356,7 @@ class NetworkBody(Wire, frozen=True, kw_only=True):
     attachable: bool | None = None
     ingress: bool | None = None
     config_only: bool | None = None
+    config_from: dict[str, str | None] | None = None
     options: StringMap = None
     labels: StringMap = None
 
@@ -348,9 +373,11 @@ class DisconnectBody(Wire, frozen=True, kw_only=True):
 
 W = TypeVar("W")
 
+MAX_UNKNOWN = 16  # unknown fields that are told of one body
+_NAME_CHARS = 64  # and how much of each name
 _TYPE_NAMES = {"int": "integer", "str": "string", "bool": "boolean", "float": "number"}
 _MISMATCH = re.compile(r"Expected (.+?), got (.+)")
-_KEY = re.compile(rb'"([A-Za-z0-9]+)"\s*:')
+_UNKNOWN = "Object contains unknown field"
 _decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
 _fields_of: dict[Any, dict[str, tuple[str, Any]]] = {}
 
@@ -366,56 +393,56 @@ def _fields(shape: Any) -> dict[str, tuple[str, Any]]:
     return found
 
 
-def _shapes() -> list[type[Wire]]:
-    found: list[type[Wire]] = []
-    unseen: list[type[Wire]] = [Wire]
-    while unseen:
-        shape = unseen.pop()
-        found.append(shape)
-        unseen += shape.__subclasses__()
-    return found
+def _respell(value: Any, shape: Any, path: str, unknown: list[str]) -> Any:
+    """`value` with the names of `shape`'s fields as they are written here; the last one of a name wins.
 
-
-_names = frozenset(name for shape in _shapes() for name, _ in _fields(shape).values())
-_names_lower = frozenset(name.lower() for name in _names)
-
-
-def _misspelt(data: bytes) -> bool:
-    """Whether a key of `data` may be a field's name in another case; nearly no body has one."""
-    keys = {key.decode("ascii") for key in _KEY.findall(data)} - _names
-    return any(key.lower() in _names_lower for key in keys)
-
-
-def _respell(value: Any, shape: Any) -> Any:
-    """`value` with the names of `shape`'s fields as they are written here; the last one of a name wins."""
+    Fields that `shape` doesn't have are left out; those that say something come into `unknown`.
+    """
     if isinstance(shape, type) and issubclass(shape, Wire):
         if not isinstance(value, dict):
             return value
         fields = _fields(shape)
         found = {}
         for key, item in value.items():
-            name, kind = fields.get(key.lower(), (key, None))
-            found[name] = _respell(item, kind)
+            known = fields.get(key.lower())
+            here = f"{path}.{key[:_NAME_CHARS]}" if path else key[:_NAME_CHARS]
+            if known is not None:
+                found[known[0]] = _respell(
+                    item, known[1], f"{path}.{known[0]}" if path else known[0], unknown
+                )
+            elif item and len(unknown) < MAX_UNKNOWN:
+                unknown.append(here)
         return found
     for kind in get_args(shape):  # a union, list[X] or dict[str, X]
         if isinstance(value, list) and get_origin(shape) is list:
-            return [_respell(item, kind) for item in value]
+            return [_respell(item, kind, f"{path}[{index}]", unknown) for index, item in enumerate(value)]
         if isinstance(value, dict) and get_origin(shape) is dict:
-            return {key: _respell(item, get_args(shape)[1]) for key, item in value.items()}
+            inner = get_args(shape)[1]
+            return {
+                key: _respell(item, inner, f"{path}[{key[:_NAME_CHARS]!r}]", unknown)
+                for key, item in value.items()
+            }
         if isinstance(value, dict | list):
-            value = _respell(value, kind)
+            value = _respell(value, kind, path, unknown)
     return value
 
 
-def decode(data: bytes, shape: type[W]) -> W:
-    """`data` as `shape`. Raises `Invalid` with the JSON path for a wrong type."""
+def decode(data: bytes, shape: type[W], unknown: list[str] | None = None) -> W:
+    """`data` as `shape`. Raises `Invalid` with the JSON path for a wrong type.
+
+    The paths of fields that nobody knows come into `unknown`, up to MAX_UNKNOWN of them.
+    """
     decoder = _decoders.get(shape)
     if decoder is None:
         decoder = _decoders[shape] = msgspec.json.Decoder(shape)
     try:
-        if _misspelt(data):
-            data = msgspec.json.encode(_respell(msgspec.json.decode(data), shape))
-        value: W = decoder.decode(data)
+        try:
+            value: W = decoder.decode(data)
+        except msgspec.ValidationError as error:
+            if not str(error).startswith(_UNKNOWN):
+                raise
+            known = _respell(msgspec.json.decode(data), shape, "", [] if unknown is None else unknown)
+            value = decoder.decode(msgspec.json.encode(known))
     except msgspec.ValidationError as error:
         raise Invalid(_explain(str(error))) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -444,8 +471,13 @@ def _explain(message: str) -> str:
     return f"{path or 'request body'}: {text}"
 
 
-async def read(request: Request, shape: type[W], *, required: bool = False) -> W:
-    """The request's JSON body as `shape`; an empty body is an empty object unless `required`."""
+async def read(
+    request: Request, shape: type[W], *, required: bool = False, unknown: list[str] | None = None
+) -> W:
+    """The request's JSON body as `shape`; an empty body is an empty object unless `required`.
+
+    `unknown` takes the paths of fields that `shape` doesn't have.
+    """
     content_type = request.headers.get("content-type", "")
     if request.body.empty:
         if required:
@@ -461,4 +493,4 @@ async def read(request: Request, shape: type[W], *, required: bool = False) -> W
         raise Invalid("invalid JSON: got EOF while reading request body")
     if data.strip() == b"null":
         return decode(b"{}", shape)
-    return decode(data, shape)
+    return decode(data, shape, unknown)
