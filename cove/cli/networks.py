@@ -47,22 +47,43 @@ def build_network(options: Options) -> dict[str, Any]:
             raise CliError(f"--{flag} {given[-1]}: expected a --subnet for it, e.g. --subnet 172.28.0.0/16")
     pools: list[dict[str, Any]] = []
     for position, subnet in enumerate(subnets):
-        pool = {"Subnet": subnet}
+        pool: dict[str, Any] = {"Subnet": subnet}
         if position < len(gateways):
             pool["Gateway"] = gateways[position]
         if position < len(ranges):
             pool["IPRange"] = ranges[position]
         pools.append(pool)
+    for text in options.all("aux-address"):
+        name, address = values.split_pair("aux-address", text, "router=172.28.0.9")
+        _pool_of(address, pools).setdefault("AuxiliaryAddresses", {})[name] = address
     return {
         "Name": options.args[0],
         "Driver": options.text("driver", "bridge"),
         "Internal": options.on("internal"),
         "Attachable": options.on("attachable"),
+        "EnableIPv4": options.on("ipv4", True),
         "EnableIPv6": options.on("ipv6"),
-        "IPAM": {"Driver": options.text("ipam-driver", "default"), "Config": pools},
+        "IPAM": {
+            "Driver": options.text("ipam-driver", "default"),
+            "Config": pools,
+            "Options": dict(values.split_pair("ipam-opt", text, "a=b") for text in options.all("ipam-opt")),
+        },
         "Options": dict(values.split_pair("opt", text, "mtu=1400") for text in options.all("opt")),
         "Labels": values.collect_labels(options.all("label"), ()),
     }
+
+
+def _pool_of(address: str, pools: list[dict[str, Any]]) -> dict[str, Any]:
+    import ipaddress
+
+    try:
+        found = ipaddress.ip_address(address)
+        return next(pool for pool in pools if found in ipaddress.ip_network(pool["Subnet"]))
+    except (ValueError, StopIteration):
+        raise CliError(
+            f"--aux-address {address}: expected an address of one of the subnets, e.g. --subnet 172.28.0.0/16 "
+            "--aux-address router=172.28.0.9"
+        ) from None
 
 
 def run_create(client: Client, options: Options) -> int:
@@ -89,14 +110,25 @@ def run_connect(client: Client, options: Options) -> int:
     """cove network connect"""
     network, container = options.args
     endpoint: dict[str, Any] = {}
-    ipam = {}
+    ipam: dict[str, Any] = {}
     for flag, name in (("ip", "IPv4Address"), ("ip6", "IPv6Address")):
         if options.text(flag):
             ipam[name] = options.text(flag)
+    if options.all("link-local-ip"):
+        ipam["LinkLocalIPs"] = options.all("link-local-ip")
     if ipam:
         endpoint["IPAMConfig"] = ipam
     if options.all("alias"):
         endpoint["Aliases"] = options.all("alias")
+    if options.all("link"):
+        endpoint["Links"] = options.all("link")
+    if options.all("driver-opt"):
+        endpoint["DriverOpts"] = dict(
+            values.split_pair("driver-opt", text, "com.docker.network.endpoint.ifname=lan0")
+            for text in options.all("driver-opt")
+        )
+    if options.given.get("gw-priority"):
+        endpoint["GwPriority"] = options.given["gw-priority"]
     client.post(f"/networks/{quote(network)}/connect", {"Container": container, "EndpointConfig": endpoint})
     return 0
 
@@ -133,10 +165,19 @@ COMMANDS = {
             ("", "subnet", "list", "CIDR", "Use this subnet, e.g. 172.28.0.0/16 (default: a free one)"),
             ("", "gateway", "list", "ADDRESS", "The subnet's gateway, e.g. 172.28.0.1"),
             ("", "ip-range", "list", "CIDR", "Give out addresses of this part only"),
+            (
+                "",
+                "aux-address",
+                "list",
+                "NAME=ADDRESS",
+                "Never give this address out, e.g. router=172.28.0.9",
+            ),
+            ("", "ipv4", "bool", "", "Use IPv4; --ipv4=false: IPv6 alone (default: true)"),
             ("", "ipv6", "bool", "", "Use IPv6 too"),
             ("", "internal", "bool", "", "No way out of the network"),
             ("", "attachable", "bool", "", "Let containers be connected by hand"),
             ("", "ipam-driver", "str", "NAME", "Give out addresses by this driver (default: default)"),
+            ("", "ipam-opt", "list", "NAME=VALUE", "Set an option of that driver"),
             ("o", "opt", "list", "NAME=VALUE", "Set an option of the driver"),
             ("", "label", "list", "NAME=VALUE", "Label the network, e.g. tier=db"),
         ),
@@ -162,6 +203,10 @@ COMMANDS = {
             ("", "ip", "str", "ADDRESS", "Take this IPv4 address, e.g. 172.28.0.10"),
             ("", "ip6", "str", "ADDRESS", "Take this IPv6 address"),
             ("", "alias", "list", "NAME", "Answer to another name on the network"),
+            ("", "driver-opt", "list", "NAME=VALUE", "Set an option of the driver for this container"),
+            ("", "gw-priority", "int", "NUMBER", "The highest one gives the default route (default: 0)"),
+            ("", "link", "list", "CONTAINER:NAME", "Know another container by a name of its own"),
+            ("", "link-local-ip", "list", "ADDRESS", "Take this address too, e.g. 169.254.8.8"),
         ),
         needed=2,
         example="cove network connect backend web",

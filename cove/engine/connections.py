@@ -15,8 +15,9 @@ from cove.engine.links import has_links, without_link
 from cove.engine.parts import Parts
 from cove.engine.start import network_requests
 from cove.engine.types import View
-from cove.model.container import Container, ContainerSpec, Endpoint, EndpointSpec
+from cove.model.container import Container, ContainerSpec, EndpointSpec
 from cove.model.errors import Conflict, Forbidden, Invalid, NotFound
+from cove.network.model import Attachment
 from cove.runtime.launch import Task
 
 
@@ -38,41 +39,47 @@ class Connections:
                 raise Forbidden(
                     f"endpoint with name {view.container.name} already exists in network {network.name}"
                 )
-            endpoints = list(view.state.endpoints)
+            held = _held(view)
             if live.task is not None:
                 namespace = await _open_namespace(live.task)
                 try:
-                    endpoints.append(await self._parts.networks.attach(container_id, request, namespace))
+                    held = await self._parts.networks.attach(container_id, request, namespace)
                 finally:
                     os.close(namespace)
             named = msgspec.structs.replace(request, network=network.name)
             spec = plan_connected(view.container.spec, named)
-            await self._commit(view, spec, endpoints)
+            await self._commit(view, spec, held)
 
     async def disconnect(self, container_id: str, network_id: str) -> None:
         """Raises NotFound when the container isn't connected."""
         network = self._parts.networks.find_network(network_id)
-        async with self._lifecycle.live(container_id).lock:
+        live = self._lifecycle.live(container_id)
+        async with live.lock:
             view = self._parts.registry.find(container_id)
             _check_own_namespace(view.container)
             if network.id not in self._network_ids(view.container):
                 raise NotFound(f"container {view.container.id} is not connected to network {network.name}")
+            held = _held(view)
             if view.state.pid:
-                await self._parts.networks.detach(container_id, network.id)
-            left = [endpoint for endpoint in view.state.endpoints if endpoint.network_id != network.id]
+                namespace = await _open_namespace(live.task) if live.task is not None else -1
+                try:
+                    held = await self._parts.networks.detach(container_id, network.id, namespace)
+                finally:
+                    if namespace >= 0:
+                        os.close(namespace)
             requests = [
                 request
                 for request in network_requests(view.container)
                 if self._id_of(request.network) != network.id
             ]
-            await self._commit(view, plan_disconnected(view.container.spec, requests), left)
+            await self._commit(view, plan_disconnected(view.container.spec, requests), held)
 
     async def unlink(self, container_id: str, alias: str) -> None:
         """Take a legacy link away. Raises NotFound."""
         async with self._lifecycle.live(container_id).lock:
             view = self._parts.registry.find(container_id)
             changed = without_link(view.container, alias)
-            await self._commit(view, changed.spec, list(view.state.endpoints))
+            await self._commit(view, changed.spec, _held(view))
 
     def _network_ids(self, container: Container) -> set[str]:
         return {self._id_of(request.network) for request in network_requests(container)}
@@ -84,16 +91,20 @@ class Connections:
         except NotFound:
             return ""
 
-    async def _commit(self, view: View, spec: ContainerSpec, endpoints: list[Endpoint]) -> None:
+    async def _commit(self, view: View, spec: ContainerSpec, held: Attachment) -> None:
         container = msgspec.structs.replace(view.container, spec=spec)
         await self._parts.registry.set_container(container)
         if has_links(container):
             self._parts.linking.add(container.id)
         if view.state.pid:
-            state = msgspec.structs.replace(view.state, endpoints=tuple(endpoints))
+            state = msgspec.structs.replace(view.state, endpoints=held.endpoints, ports=held.ports)
             await self._parts.registry.set_state(container.id, state)
-            self._parts.write_files(container, endpoints)
+            self._parts.write_files(container, held.endpoints)
             self._parts.refresh_hosts(container)
+
+
+def _held(view: View) -> Attachment:
+    return Attachment(namespace=-1, endpoints=tuple(view.state.endpoints), ports=tuple(view.state.ports))
 
 
 async def _open_namespace(task: Task) -> int:

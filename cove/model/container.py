@@ -101,6 +101,7 @@ class EndpointSpec(Model, frozen=True, kw_only=True):
     link_local: tuple[str, ...] = ()  # further addresses, of 169.254.0.0/16 or fe80::/64
     links: tuple[str, ...] = ()  # "CONTAINER:ALIAS": another container's names on this network, in /etc/hosts
     driver_options: dict[str, str] = {}
+    gateway_priority: int = 0  # the network with the highest one gives the default route
 
 
 class RestartPolicy(Model, frozen=True, kw_only=True):
@@ -267,6 +268,7 @@ class Endpoint(Model, frozen=True, kw_only=True):
     host_interface: str = ""
     aliases: tuple[str, ...] = ()
     link_local: tuple[str, ...] = ()
+    gateway_priority: int = 0
 
 
 class Container(Model, frozen=True, kw_only=True):

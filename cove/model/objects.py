@@ -75,6 +75,7 @@ class Network(Model, frozen=True, kw_only=True):
     driver: str
     created_ns: int
     ipam: tuple[IpamPool, ...] = ()
+    ipv4: bool = True
     ipv6: bool = False
     internal: bool = False
     attachable: bool = False
@@ -82,6 +83,7 @@ class Network(Model, frozen=True, kw_only=True):
     mtu: int = 0
     labels: dict[str, str] = {}
     options: dict[str, str] = {}
+    ipam_options: dict[str, str] = {}
 
 
 class Event(Model, frozen=True, kw_only=True):

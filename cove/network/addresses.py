@@ -9,17 +9,15 @@ from __future__ import annotations
 import hashlib
 import heapq
 import ipaddress
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from cove.model.errors import Conflict, Invalid, Unavailable
 from cove.model.objects import IpamPool
 from cove.network.links import Address, Subnet
 
-# As Docker's default address pools: 15 of 65,534 addresses, then 16 of 4,094.
-_CANDIDATES_4 = (
-    *(ipaddress.IPv4Network(f"172.{i}.0.0/16") for i in range(17, 32)),
-    *(ipaddress.IPv4Network(f"192.168.{i}.0/20") for i in range(0, 256, 16)),
-)
+# As Docker's: 15 of 65,534 addresses, then 16 of 4,094.
+DEFAULT_POOLS = (*((f"172.{i}.0.0/16", 16) for i in range(17, 32)), ("192.168.0.0/16", 20))
+_MOST_TRIED = 1 << 16  # subnets of all pools, when one is looked for
 _SMALLEST_PREFIX = {4: 30, 6: 126}
 
 
@@ -105,6 +103,46 @@ class AddressPool:
         return self._version(number)
 
 
+class Subnets:
+    """The subnets of one network, of both families: from the first of a family that has room, an address."""
+
+    def __init__(self, pools: Iterable[AddressPool]) -> None:
+        self.pools = tuple(pools)
+
+    def __contains__(self, version: int) -> bool:
+        return any(pool.subnet.version == version for pool in self.pools)
+
+    @property
+    def versions(self) -> list[int]:
+        return sorted({pool.subnet.version for pool in self.pools})
+
+    def take(self, version: int) -> Address:
+        """The lowest free address of a family. Raises Conflict when there is none."""
+        pools = [pool for pool in self.pools if pool.subnet.version == version]
+        for pool in pools[:-1]:
+            try:
+                return pool.take()
+            except Conflict:
+                continue
+        return pools[-1].take()
+
+    def take_exactly(self, address: Address) -> Address:
+        """This very address. Raises Invalid when it can't be given out, Conflict when it is in use."""
+        pool = self.pool_of(address)
+        if pool is None:
+            pool = next(pool for pool in self.pools if pool.subnet.version == address.version)
+        return pool.take_exactly(address)
+
+    def free(self, address: Address) -> None:
+        """Take an address back; one that isn't in use, or of no subnet here, is fine."""
+        pool = self.pool_of(address)
+        if pool is not None:
+            pool.free(address)
+
+    def pool_of(self, address: Address) -> AddressPool | None:
+        return next((pool for pool in self.pools if address in pool.subnet), None)
+
+
 def parse_pool(pool: IpamPool, *, network: str) -> AddressPool:
     """An IPAM pool as its network's record or a caller has it. Raises Invalid with the field's name."""
     subnet = parse_subnet(pool.subnet)
@@ -126,8 +164,11 @@ def parse_pool(pool: IpamPool, *, network: str) -> AddressPool:
     return AddressPool(subnet, gateway, ip_range=ip_range, auxiliary=auxiliary.values(), network=network)
 
 
-def parse_subnet(value: str, *, field: str = "subnet") -> Subnet:
-    """A subnet that can hold a gateway and a container. Raises Invalid."""
+def parse_subnet(value: str, *, field: str = "subnet", unspecified: bool = False) -> Subnet:
+    """A subnet that can hold a gateway and a container. Raises Invalid.
+
+    `unspecified`: 0.0.0.0/N and ::/N are fine, and stand for a free subnet of that size.
+    """
     try:
         subnet = ipaddress.ip_network(value)
     except ValueError as error:
@@ -137,6 +178,8 @@ def parse_subnet(value: str, *, field: str = "subnet") -> Subnet:
             f"subnet {subnet} is too small: a gateway and a container "
             f"need /{_SMALLEST_PREFIX[subnet.version]} or larger"
         )
+    if subnet.network_address.is_unspecified and not (unspecified and subnet.prefixlen):
+        raise Invalid(f"{field} {subnet} is no network of its own: choose a private one such as 10.1.0.0/24")
     if subnet.is_loopback or subnet.is_multicast or subnet.is_link_local:
         raise Invalid(f"{field} {subnet} has a special meaning: choose a private one such as 10.1.0.0/24")
     return subnet
@@ -180,15 +223,47 @@ def overlapping(subnet: Subnet, taken: Iterable[Subnet]) -> Subnet | None:
     return None
 
 
-def choose_subnet_4(taken: Iterable[Subnet]) -> Subnet:
-    """A free IPv4 subnet, in Docker's order. Raises Unavailable when all are taken."""
-    listed = list(taken)
-    for candidate in _CANDIDATES_4:
-        if overlapping(candidate, listed) is None:
-            return candidate
+def check_pools(pools: Sequence[tuple[str, int]]) -> None:
+    """Refuse default address pools that can't be: (base, prefix length of each subnet). Raises Invalid."""
+    for base, size in pools:
+        network = parse_subnet(base, field="default-address-pools: base")
+        if not network.prefixlen <= size <= _SMALLEST_PREFIX[network.version]:
+            raise Invalid(
+                f"default-address-pools: size {size} of {network}: expected a prefix length from "
+                f"{network.prefixlen} to {_SMALLEST_PREFIX[network.version]}"
+            )
+
+
+def choose_from_pools(
+    pools: Sequence[tuple[str, int]], version: int, taken: Iterable[Subnet], *, prefix: int = 0
+) -> Subnet | None:
+    """The first free subnet of a family, in the pools' order; None where the pools have none of that family.
+
+    `prefix`: the subnet's prefix length, instead of the pools' own. Raises Unavailable when all are taken.
+    """
+    listed = [other for other in taken if other.version == version and other.prefixlen]
+    tried = 0
+    some = False
+    for base, size in pools:
+        network = ipaddress.ip_network(base)
+        wanted = prefix or size
+        if network.version != version or wanted < network.prefixlen:
+            continue
+        some = True
+        number, step = int(network.network_address), 1 << (network.max_prefixlen - wanted)
+        while number <= int(network.broadcast_address) and tried < _MOST_TRIED:
+            tried += 1
+            candidate: Subnet = type(network)((number, wanted))
+            other = overlapping(candidate, listed)
+            if other is None:
+                return candidate
+            # on with the first one behind whatever is in the way
+            number = (max(int(other.broadcast_address), number) // step + 1) * step
+    if not some and not prefix:
+        return None
     raise Unavailable(
         "all predefined address pools have been fully subnetted: name a free subnet, "
-        "e.g. --subnet 10.1.0.0/24"
+        f"e.g. --subnet {'10.1.0.0/24' if version == 4 else 'fd00:1::/64'}"
     )
 
 

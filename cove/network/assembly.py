@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AsyncExitStack
 
 import msgspec
@@ -22,6 +23,7 @@ from cove.network.holdings import Bridge, Holdings
 from cove.network.model import BRIDGE, FeatureMissing
 from cove.network.namespaces import InterfacePlan, Workshop, new_host_name, run_in
 from cove.network.netlink import NetlinkError
+from cove.network.options import parse_interface, parse_sysctls
 from cove.network.pool import NamespacePool, Ready
 from cove.network.reaper import Reaper
 from cove.network.upkeep import Upkeep
@@ -46,39 +48,45 @@ class Assembly:
         bridge, spec = wanted[0]
         if bridge.network.name != BRIDGE or spec.ipv4 or spec.ipv6 or spec.mac or spec.link_local:
             return None
+        if spec.driver_options:
+            return None
         ready = self.pool.take()
-        if ready is None or not spec.aliases:
+        if ready is None or not (spec.aliases or spec.gateway_priority):
             return ready
-        return Ready(ready.namespace, msgspec.structs.replace(ready.endpoint, aliases=spec.aliases))
+        endpoint = msgspec.structs.replace(
+            ready.endpoint, aliases=spec.aliases, gateway_priority=spec.gateway_priority
+        )
+        return Ready(ready.namespace, endpoint)
 
     async def allocate(
         self,
         wanted: Sequence[tuple[Bridge, EndpointSpec]],
         undo: AsyncExitStack,
         *,
-        first: str = "eth0",
-        routed: bool = False,
+        used: Collection[str] = (),
     ) -> list[Endpoint]:
-        """Endpoints with addresses of their own; `undo` takes them back."""
+        """Endpoints with addresses and interface names of their own; `undo` takes them back.
+
+        `used`: interface names that the container has already.
+        """
+        names = _interface_names(wanted, used)
         endpoints = []
-        for number, (bridge, spec) in enumerate(wanted, int(first.removeprefix("eth"))):
-            default = not routed and not bridge.network.internal
-            routed = routed or default
+        for (bridge, spec), name in zip(wanted, names, strict=True):
             try:
-                endpoint = _new_endpoint(bridge, spec, f"eth{number}", default=default)
+                endpoint = _new_endpoint(bridge, spec, name)
             except Conflict:
                 if self._reaper.idle:
                     raise
                 await self._reaper.flush()  # the address may be one that is being taken back
-                endpoint = _new_endpoint(bridge, spec, f"eth{number}", default=default)
+                endpoint = _new_endpoint(bridge, spec, name)
             self._holdings.pending[endpoint.host_interface] = bridge.network.id
             undo.callback(self.bury, endpoint)
             endpoints.append(endpoint)
         return endpoints
 
-    async def make(self, endpoints: Sequence[Endpoint]) -> int:
+    async def make(self, endpoints: Sequence[Endpoint], specs: Sequence[EndpointSpec]) -> int:
         """A namespace with these endpoints; a cancelled caller leaves none behind."""
-        plans = [self._plan(endpoint) for endpoint in endpoints]
+        plans = self._plans(endpoints, specs)
         future = asyncio.wrap_future(self._workshop.makers.submit(self._workshop.make, plans))
         try:
             return await asyncio.shield(future)
@@ -92,38 +100,73 @@ class Assembly:
                 ) from None
             raise
 
-    async def fill(self, endpoints: Sequence[Endpoint], namespace: int) -> None:
+    async def fill(
+        self, endpoints: Sequence[Endpoint], specs: Sequence[EndpointSpec], namespace: int
+    ) -> None:
         """Put these endpoints into an empty namespace that somebody else made. Raises HostError."""
-        plans = [self._plan(endpoint) for endpoint in endpoints]
+        plans = self._plans(endpoints, specs)
         await run_in(self._workshop.makers, self._workshop.fill, plans, namespace)
 
-    async def add(self, endpoint: Endpoint, namespace: int) -> None:
-        """Put one more endpoint into a namespace that lives. Raises HostError."""
-        await run_in(self._workshop.makers, self._workshop.add, self._plan(endpoint), namespace)
+    async def add(self, endpoint: Endpoint, spec: EndpointSpec, namespace: int) -> None:
+        """Put one more endpoint into a namespace that lives, without its routes. Raises HostError."""
+        [plan] = self._plans([endpoint], [spec])
+        await run_in(self._workshop.makers, self._workshop.add, plan, namespace)
+
+    async def reroute(self, endpoints: Sequence[Endpoint], namespace: int) -> None:
+        """Give a namespace that lives the default routes of these endpoints. Raises HostError."""
+        routes = {
+            e.interface: [ipaddress.ip_address(g) for g in (e.gateway4, e.gateway6) if g] for e in endpoints
+        }
+        await run_in(self._workshop.makers, self._workshop.reroute, namespace, routes)
 
     def bury(self, endpoint: Endpoint, *, alive: bool = False) -> None:
         """Have an endpoint's interface and addresses taken back, behind."""
         self._holdings.pending.pop(endpoint.host_interface, None)
         self._reaper.bury(endpoint, alive=alive)
 
-    def _plan(self, endpoint: Endpoint) -> InterfacePlan:
+    def _plans(self, endpoints: Sequence[Endpoint], specs: Sequence[EndpointSpec]) -> list[InterfacePlan]:
+        return [self._plan(endpoint, spec) for endpoint, spec in zip(endpoints, specs, strict=True)]
+
+    def _plan(self, endpoint: Endpoint, spec: EndpointSpec) -> InterfacePlan:
         bridge = self._holdings.bridges[endpoint.network_id]
-        hairpin = self._upkeep.hairpin
         return plan_interface(
-            endpoint, bridge.network, bridge=bridge.index, hairpin=hairpin, isolated=bridge.isolated
+            endpoint,
+            bridge.network,
+            bridge=bridge.index,
+            hairpin=self._upkeep.hairpin,
+            isolated=not bridge.options.icc,
+            settings=parse_sysctls(spec.driver_options),
         )
 
     async def _make_ready(self) -> Ready:
         bridge = self._holdings.bridges[self._holdings.find_network(BRIDGE).id]
+        spec = EndpointSpec(network=BRIDGE)
         async with AsyncExitStack() as undo:
-            endpoints = await self.allocate([(bridge, EndpointSpec(network=BRIDGE))], undo)
-            namespace = await self.make(endpoints)
+            endpoints = self._holdings.route(await self.allocate([(bridge, spec)], undo))
+            namespace = await self.make(endpoints, [spec])
             undo.pop_all()
         self._holdings.pending.pop(endpoints[0].host_interface, None)
         return Ready(namespace, endpoints[0])
 
 
-def _new_endpoint(bridge: Bridge, spec: EndpointSpec, name: str, *, default: bool) -> Endpoint:
+def _interface_names(wanted: Sequence[tuple[Bridge, EndpointSpec]], used: Collection[str]) -> list[str]:
+    """Each interface's name in the container: the one asked for, or the next free number. Raises Invalid, Conflict."""
+    asked = [parse_interface(spec.driver_options) for _, spec in wanted]
+    taken = {*used, *asked}
+    for number, name in enumerate(asked):
+        if name and (name in used or name in asked[:number]):
+            raise Conflict(f"interface name {name} is taken in this container: choose another one")
+    names = []
+    for (bridge, _), name in zip(wanted, asked, strict=True):
+        if not name:
+            prefix = bridge.options.prefix
+            name = next(n for i in range(len(taken) + 1) if (n := f"{prefix}{i}") not in taken)
+            taken.add(name)
+        names.append(name)
+    return names
+
+
+def _new_endpoint(bridge: Bridge, spec: EndpointSpec, name: str) -> Endpoint:
     return take_endpoint(
         bridge.network,
         bridge.pools,
@@ -131,7 +174,6 @@ def _new_endpoint(bridge: Bridge, spec: EndpointSpec, name: str, *, default: boo
         interface=name,
         host_interface=new_host_name(),
         endpoint_id=secrets.token_hex(32),
-        default=default,
     )
 
 

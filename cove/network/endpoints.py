@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
 
 from cove.model.container import Endpoint, EndpointSpec, PortBinding
 from cove.model.errors import CoveError, Invalid
 from cove.model.objects import Network
-from cove.network.addresses import AddressPool, mac_of, parse_address, parse_link_local, parse_mac, parse_pool
+from cove.network.addresses import Subnets, mac_of, parse_address, parse_link_local, parse_mac, parse_pool
 from cove.network.links import Address
 from cove.network.model import BRIDGE, Published
 from cove.network.namespaces import InterfacePlan
+from cove.network.ports import Behind
 
 
-def address_pools(network: Network) -> dict[int, AddressPool]:
-    """The bookkeeping of a bridge network's subnets, by IP version."""
-    pools = [parse_pool(pool, network=network.name) for pool in network.ipam]
-    return {pool.subnet.version: pool for pool in pools}
+def address_pools(network: Network) -> Subnets:
+    """The bookkeeping of a network's subnets."""
+    return Subnets(parse_pool(pool, network=network.name) for pool in network.ipam)
 
 
 def take_endpoint(
     network: Network,
-    pools: Mapping[int, AddressPool],
+    pools: Subnets,
     spec: EndpointSpec,
     *,
     interface: str,
     host_interface: str,
     endpoint_id: str,
-    default: bool,
 ) -> Endpoint:
-    """An endpoint whose addresses are taken from `pools`; none is when this raises.
+    """An endpoint whose addresses are taken from `pools`; none is when this raises. It has no gateways yet.
 
-    `default`: the network's gateways become the container's. Raises Invalid, Conflict (address in use, none
-    left).
+    Raises Invalid, Conflict (address in use, none left).
     """
     mac = parse_mac(spec.mac) if spec.mac else ""
     for text in spec.link_local:
@@ -41,48 +41,92 @@ def take_endpoint(
     asked = _asked(network, pools, spec)
     taken: dict[int, Address] = {}
     try:
-        for version, pool in pools.items():
-            taken[version] = pool.take_exactly(asked[version]) if version in asked else pool.take()
+        for version in pools.versions:
+            wanted = asked.get(version)
+            taken[version] = pools.take_exactly(wanted) if wanted is not None else pools.take(version)
     except CoveError:
-        for version, address in taken.items():
-            pools[version].free(address)
+        for address in taken.values():
+            pools.free(address)
         raise
-    gateways = {version: str(pool.gateway) if default else "" for version, pool in pools.items()}
-    v6 = taken.get(6)
+    v4, v6 = taken.get(4), taken.get(6)
     return Endpoint(
         network_id=network.id,
         network_name=network.name,
         endpoint_id=endpoint_id,
-        mac=mac or mac_of(taken[4]),
-        ipv4=str(taken[4]),
-        ipv4_prefix=pools[4].subnet.prefixlen,
-        gateway4=gateways[4],
-        ipv6=str(v6) if v6 is not None else "",
-        ipv6_prefix=pools[6].subnet.prefixlen if v6 is not None else 0,
-        gateway6=gateways.get(6, ""),
+        mac=mac or mac_of(v4 or taken[6]),
+        ipv4=str(v4 or ""),
+        ipv4_prefix=_prefix(pools, v4),
+        ipv6=str(v6 or ""),
+        ipv6_prefix=_prefix(pools, v6),
         interface=interface,
         host_interface=host_interface,
         aliases=spec.aliases,
         link_local=spec.link_local,
+        gateway_priority=spec.gateway_priority,
     )
 
 
-def free_endpoint(endpoint: Endpoint, pools: Mapping[int, AddressPool]) -> None:
+def _prefix(pools: Subnets, address: Address | None) -> int:
+    pool = pools.pool_of(address) if address is not None else None
+    return pool.subnet.prefixlen if pool is not None else 0
+
+
+def route_endpoints(
+    endpoints: Sequence[Endpoint], gateways: Mapping[str, Mapping[int, str]]
+) -> list[Endpoint]:
+    """The same endpoints, of which one for each IP version has its network's gateway: the default route.
+
+    `gateways`: by endpoint id, what each could offer. The highest priority counts, then the order.
+    """
+    chosen: dict[int, str] = {}
+    for version in (4, 6):
+        offers = [e for e in endpoints if gateways.get(e.endpoint_id, {}).get(version)]
+        if offers:
+            chosen[version] = max(offers, key=lambda e: e.gateway_priority).endpoint_id
+    return [
+        msgspec.structs.replace(
+            endpoint,
+            gateway4=gateways[endpoint.endpoint_id][4] if chosen.get(4) == endpoint.endpoint_id else "",
+            gateway6=gateways[endpoint.endpoint_id][6] if chosen.get(6) == endpoint.endpoint_id else "",
+        )
+        for endpoint in endpoints
+    ]
+
+
+def offered_gateways(endpoint: Endpoint, network: Network, pools: Subnets) -> dict[int, str]:
+    """The gateways by which a container could leave through this network, by IP version."""
+    found: dict[int, str] = {}
+    if network.internal:
+        return found
+    for version, text in ((4, endpoint.ipv4), (6, endpoint.ipv6)):
+        pool = pools.pool_of(ipaddress.ip_address(text)) if text else None
+        if pool is not None:
+            found[version] = str(pool.gateway)
+    return found
+
+
+def free_endpoint(endpoint: Endpoint, pools: Subnets) -> None:
     """Give an endpoint's addresses back."""
     for text in (endpoint.ipv4, endpoint.ipv6):
         if text:
-            address = ipaddress.ip_address(text)
-            if address.version in pools:
-                pools[address.version].free(address)
+            pools.free(ipaddress.ip_address(text))
 
 
 def plan_interface(
-    endpoint: Endpoint, network: Network, *, bridge: int, hairpin: bool, isolated: bool
+    endpoint: Endpoint,
+    network: Network,
+    *,
+    bridge: int,
+    hairpin: bool,
+    isolated: bool,
+    settings: Sequence[tuple[str, str]] = (),
 ) -> InterfacePlan:
     """The interface of an endpoint, on the bridge with this index."""
-    addresses = [ipaddress.ip_interface(f"{endpoint.ipv4}/{endpoint.ipv4_prefix}")]
-    if endpoint.ipv6:
-        addresses.append(ipaddress.ip_interface(f"{endpoint.ipv6}/{endpoint.ipv6_prefix}"))
+    addresses = [
+        ipaddress.ip_interface(f"{text}/{prefix}")
+        for text, prefix in ((endpoint.ipv4, endpoint.ipv4_prefix), (endpoint.ipv6, endpoint.ipv6_prefix))
+        if text
+    ]
     addresses += [parse_link_local(text) for text in endpoint.link_local]
     return InterfacePlan(
         name=endpoint.interface,
@@ -94,26 +138,30 @@ def plan_interface(
         gateways=tuple(ipaddress.ip_address(g) for g in (endpoint.gateway4, endpoint.gateway6) if g),
         hairpin=hairpin,
         isolated=isolated,
+        settings=tuple(settings),
     )
 
 
-def outward(endpoints: Iterable[Endpoint]) -> Endpoint | None:
-    """The endpoint with the default route, whose addresses ports are published for; None: all internal."""
-    return next((endpoint for endpoint in endpoints if endpoint.gateway4 or endpoint.gateway6), None)
+def outward(endpoints: Iterable[Endpoint], version: int) -> Endpoint | None:
+    """The endpoint with the default route of an IP version, whose address ports are published for."""
+    for endpoint in endpoints:
+        if endpoint.gateway4 if version == 4 else endpoint.gateway6:
+            return endpoint
+    return None
 
 
-def living_ports(endpoint: Endpoint, ports: Iterable[PortBinding]) -> list[Published]:
+def living_ports(behind: Behind, ports: Iterable[PortBinding]) -> list[Published]:
     """What a living container's ports, as `Attachment.ports` gave them, are in the rule set."""
     found = []
     for binding in ports:
-        address = endpoint.ipv6 if ":" in binding.host_ip else endpoint.ipv4
-        if address:
+        address = behind.ipv6 if ":" in binding.host_ip else behind.ipv4
+        if address is not None:
             found.append(
                 Published(
                     protocol=binding.protocol,
                     host_ip=binding.host_ip or "0.0.0.0",
                     host_port=binding.host_port,
-                    address=address,
+                    address=str(address),
                     port=binding.container_port,
                 )
             )
@@ -131,7 +179,7 @@ def parse_address_key(key: str) -> tuple[str, Address]:
     return network_id, ipaddress.ip_address(text)
 
 
-def _asked(network: Network, pools: Mapping[int, AddressPool], spec: EndpointSpec) -> dict[int, Address]:
+def _asked(network: Network, pools: Subnets, spec: EndpointSpec) -> dict[int, Address]:
     asked: dict[int, Address] = {}
     for version, field, text in ((4, "ip", spec.ipv4), (6, "ip6", spec.ipv6)):
         if text:

@@ -106,6 +106,17 @@ class Firewall:
             for entry in published:
                 self._delete_one(entry)
 
+    def change(self, gone: Sequence[Published], come: Sequence[Published]) -> None:
+        """Delete elements and add others, all or nothing; those to delete may be missing. Raises NetlinkError."""
+        added = plan_add(self.table, come)
+        try:
+            self._transaction([*plan_delete(self.table, gone), *added])
+        except NetlinkError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            self.delete(gone)
+            self._transaction(added)
+
     def replace(self, published: Iterable[Published]) -> None:
         """Make these the only elements, in one transaction: none that stays is ever missing."""
         self._transaction([*plan_flush(self.table), *plan_add(self.table, published)])

@@ -6,19 +6,21 @@ thread only, so that a check and the change that rests on it have no `await` bet
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
-from cove.model.container import Endpoint, EndpointSpec
+from cove.model.container import Endpoint, EndpointSpec, PortBinding
 from cove.model.errors import Conflict, Invalid
 from cove.model.objects import Network
 from cove.network import records
-from cove.network.addresses import AddressPool
-from cove.network.endpoints import free_endpoint
+from cove.network.addresses import Subnets
+from cove.network.endpoints import address_pools, free_endpoint, offered_gateways, outward, route_endpoints
 from cove.network.links import Address
 from cove.network.model import BRIDGE
-from cove.network.ports import Held
+from cove.network.options import ROUTED, BridgeOptions, parse_bridge_options
+from cove.network.ports import Behind, Held
 
 
 @dataclass(slots=True)
@@ -26,21 +28,23 @@ class Bridge:
     """A bridge network with what is on it now."""
 
     network: Network
-    pools: dict[int, AddressPool]
+    pools: Subnets
+    options: BridgeOptions
     index: int = 0  # of the link; 0: it couldn't be made
     members: dict[str, Endpoint] = field(default_factory=dict)
 
-    @property
-    def isolated(self) -> bool:
-        return not records.parse_switch(self.network.options, records.OPTION_ICC, default=True)
+    @classmethod
+    def of(cls, network: Network) -> Bridge:
+        return cls(network, address_pools(network), parse_bridge_options(network.options))
 
 
 @dataclass(slots=True)
 class Attached:
     """What a container holds."""
 
-    endpoints: list[Endpoint]
-    held: list[Held]
+    endpoints: list[Endpoint] = field(default_factory=list)
+    held: list[Held] = field(default_factory=list)
+    wanted: list[PortBinding] = field(default_factory=list)  # what `held` was taken for, host ports chosen
 
 
 class Holdings:
@@ -104,12 +108,12 @@ class Holdings:
     def occupy(self, network_id: str, address: Address) -> None:
         """Mark an address that a container has, or had when the daemon ended, as in use."""
         bridge = self.bridges.get(network_id)
-        if bridge is None or address.version not in bridge.pools:
-            return
+        if bridge is None or bridge.pools.pool_of(address) is None:
+            return  # of a subnet that the network had before
         try:
-            bridge.pools[address.version].take_exactly(address)
+            bridge.pools.take_exactly(address)
         except (Conflict, Invalid):
-            pass  # marked already, or of a subnet that the network had before
+            pass  # marked already, or reserved since
 
     def free(self, endpoint: Endpoint) -> None:
         """Let an endpoint's addresses be given out again."""
@@ -120,5 +124,33 @@ class Holdings:
     def free_address(self, network_id: str, address: Address) -> None:
         """Let one address be given out again."""
         bridge = self.bridges.get(network_id)
-        if bridge is not None and address.version in bridge.pools:
-            bridge.pools[address.version].free(address)
+        if bridge is not None:
+            bridge.pools.free(address)
+
+    def route(self, endpoints: Sequence[Endpoint]) -> list[Endpoint]:
+        """A container's endpoints with the gateways that its default routes have."""
+        gateways = {
+            endpoint.endpoint_id: offered_gateways(endpoint, bridge.network, bridge.pools)
+            for endpoint in endpoints
+            if (bridge := self.bridges.get(endpoint.network_id)) is not None
+        }
+        return route_endpoints(endpoints, gateways)
+
+    def behind(self, endpoints: Sequence[Endpoint]) -> Behind:
+        """What a container's published ports lead to."""
+        found: dict[int, Address | None] = {}
+        direct = []
+        binding = ""
+        for version in (4, 6):
+            endpoint = outward(endpoints, version)
+            if endpoint is None:
+                continue
+            found[version] = ipaddress.ip_address(endpoint.ipv4 if version == 4 else endpoint.ipv6)
+            bridge = self.bridges.get(endpoint.network_id)
+            if bridge is None:
+                continue
+            if bridge.options.mode(version) == ROUTED:
+                direct.append(version)
+            if version == 4:
+                binding = bridge.options.binding_ipv4
+        return Behind(ipv4=found.get(4), ipv6=found.get(6), direct=tuple(direct), binding=binding)

@@ -130,15 +130,16 @@ def make_veth(host_name: str, name: str, mac: str, mtu: int, namespace: int) -> 
     )
 
 
-def enslave(name: str, bridge: int) -> Request:
+def enslave(name: str, bridge: int, mtu: int) -> Request:
     """Put a link on a bridge and bring it up, without an IPv6 address: a port needs none."""
+    # With less than 1280 bytes a link has no IPv6 at all (RFC 8200), nor settings for it.
     return Request(
         _RTM_NEWLINK,
         0,
         _LINK.pack(0, 0, 0, _IFF_UP, _IFF_UP)
         + text(_IFLA_IFNAME, name)
         + u32(_IFLA_MASTER, bridge)
-        + _NO_LINK_LOCAL,
+        + (_NO_LINK_LOCAL if mtu >= 1280 else b""),
         "put an interface on its bridge",
     )
 
@@ -237,12 +238,15 @@ def delete_address(index: int, interface: Interface) -> Request:
     return Request(_RTM_DELADDR, 0, body, f"remove the address {interface}", (errno.EADDRNOTAVAIL,))
 
 
-def default_route(index: int, gateway: Address) -> Request:
-    """The default route through a gateway: table main, protocol boot, scope universe, type unicast."""
+def default_route(index: int, gateway: Address, *, replace: bool = False) -> Request:
+    """The default route through a gateway: table main, protocol boot, scope universe, type unicast.
+
+    `replace`: instead of the one that is there, if there is one.
+    """
     family = socket.AF_INET if gateway.version == 4 else socket.AF_INET6
     return Request(
         _RTM_NEWROUTE,
-        NLM_F_CREATE | NLM_F_EXCL,
+        NLM_F_CREATE | (NLM_F_REPLACE if replace else NLM_F_EXCL),
         _ROUTE.pack(family, 0, 0, 0, 254, 3, 0, 1, 0)
         + attribute(_RTA_GATEWAY, gateway.packed)
         + u32(_RTA_OIF, index),

@@ -48,7 +48,8 @@ class NetworkSettings:
 
     `gateway4`, `gateway6` are the default bridge's own addresses ("": the first), `range4`, `range6` the parts of its
     subnets that addresses are given out of, `bridge_options` its options; `default_options` are those of every new
-    network, by driver. `default_address_pools` are pairs of a network and the prefix length of the subnets in it.
+    network, by driver. `default_address_pools` are pairs of a network and the prefix length of the subnets in it;
+    none: Docker's own.
     `firewall` is auto, docker or host.
     """
 
@@ -93,7 +94,10 @@ class Alive:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Published:
-    """One published port of one address family, as the rule set knows it: numeric addresses as text."""
+    """One published port of one address family, as the rule set knows it: numeric addresses as text.
+
+    `host_port` 0: the host has no part in it, the container's own address and port are reached (routed networks).
+    """
 
     protocol: str
     host_ip: str  # "0.0.0.0" or "::": every address of the host
@@ -104,6 +108,10 @@ class Published:
     @property
     def version(self) -> int:
         return 6 if ":" in self.address else 4
+
+    @property
+    def direct(self) -> bool:
+        return self.host_port == 0
 
     @property
     def wildcard(self) -> bool:

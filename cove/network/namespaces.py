@@ -23,12 +23,12 @@ import ctypes
 import os
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from cove.model.errors import HostError
+from cove.model.errors import Conflict, HostError, Invalid
 from cove.network import links
 from cove.network.links import Address, Interface
 from cove.network.netlink import NETLINK_ROUTE, Netlink
@@ -51,6 +51,7 @@ class InterfacePlan:
     gateways: tuple[Address, ...] = ()
     hairpin: bool = False
     isolated: bool = False
+    settings: tuple[tuple[str, str], ...] = ()  # (path below /proc/sys with IFNAME in it, value)
 
     @property
     def ipv6(self) -> bool:
@@ -142,6 +143,19 @@ class Workshop:
             for plan in plans:
                 self._furnish(plan, namespace, inside)
 
+    def reroute(self, namespace: int, routes: Mapping[str, Sequence[Address]]) -> None:
+        """Replace the default routes of a namespace that lives: by interface, its gateways.
+
+        Runs in a maker's thread. Raises HostError.
+        """
+        with self._visit(namespace) as inside:
+            for name, gateways in routes.items():
+                link = links.find_link(inside, name)
+                if link is not None:
+                    inside.batch(
+                        [links.default_route(link.index, gateway, replace=True) for gateway in gateways]
+                    )
+
     def reap(self, host_names: Sequence[str], group: int) -> None:
         """Delete those of these links that still exist. Runs in the reaper's thread. Raises HostError."""
         netlink = self.netlink()
@@ -175,16 +189,20 @@ class Workshop:
         return namespace, inside
 
     def _visit(self, namespace: int, *, fresh: bool = False) -> Netlink:
-        if _libc.setns(namespace, CLONE_NEWNET) != 0:
-            raise HostError(
-                f"cannot enter the container's network namespace: {os.strerror(ctypes.get_errno())}"
-            )
+        _enter_namespace(namespace)
         try:
             if fresh:
                 _write_defaults()
             return Netlink(NETLINK_ROUTE)
         except OSError as error:
             raise HostError(f"cannot set up a network namespace: {error.strerror}") from None
+        finally:
+            self._go_home()
+
+    def _within(self, namespace: int, work: Callable[[], None]) -> None:
+        _enter_namespace(namespace)
+        try:
+            work()
         finally:
             self._go_home()
 
@@ -195,9 +213,11 @@ class Workshop:
 
     def _furnish(self, plan: InterfacePlan, namespace: int, inside: Netlink) -> None:
         outside = self.netlink()
+        if links.find_link(inside, plan.name) is not None:
+            raise Conflict(f"interface {plan.name} exists in the container: ask for another name")
         outside.batch([links.make_veth(plan.host_name, plan.name, plan.mac, plan.mtu, namespace)])
         try:
-            requests = [links.enslave(plan.host_name, plan.bridge)]
+            requests = [links.enslave(plan.host_name, plan.bridge, plan.mtu)]
             if plan.hairpin or plan.isolated:
                 requests.append(
                     links.port_flags(plan.host_name, hairpin=plan.hairpin, isolated=plan.isolated)
@@ -208,14 +228,35 @@ class Workshop:
                 raise HostError(f"interface {plan.name} went away while it was set up")
             inside.batch(
                 [
-                    links.set_up(link.index, link_local=plan.ipv6),
+                    links.set_up(link.index, link_local=plan.ipv6 or plan.mtu < 1280),
                     *(links.add_address(link.index, address) for address in plan.addresses),
                     *(links.default_route(link.index, gateway) for gateway in plan.gateways),
                 ]
             )
+            if plan.settings:
+                self._within(namespace, lambda: _write_settings(plan))
         except BaseException:
             outside.batch([links.delete_link(plan.host_name)])
             raise
+
+
+def _enter_namespace(namespace: int) -> None:
+    if _libc.setns(namespace, CLONE_NEWNET) != 0:
+        raise HostError(f"cannot enter the container's network namespace: {os.strerror(ctypes.get_errno())}")
+
+
+def _write_settings(plan: InterfacePlan) -> None:
+    """An interface's own settings. Raises Invalid."""
+    for path, value in plan.settings:
+        place = path.replace("IFNAME", plan.name)
+        try:
+            descriptor = os.open(f"/proc/sys/{place}", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(descriptor, value.encode())
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise Invalid(f"setting {place.replace('/', '.')}={value}: {error.strerror}") from None
 
 
 def _write_defaults() -> None:

@@ -24,6 +24,7 @@ import time
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -33,7 +34,7 @@ from cove.model.errors import Conflict, CoveError, Forbidden, HostError, NotFoun
 from cove.model.objects import IpamPool, Network
 from cove.network import records, recovery
 from cove.network.assembly import Assembly
-from cove.network.endpoints import address_keys, address_pools, outward
+from cove.network.endpoints import address_keys
 from cove.network.holdings import Attached, Bridge, Holdings
 from cove.network.model import (
     BRIDGE,
@@ -69,7 +70,7 @@ class Networks:
         self._missing: FeatureMissing | None = None
         group = 0x40000000 | zlib.crc32(settings.table.encode()) >> 2
         self._reaper = Reaper(self._workshop, store, group, self._holdings.free)
-        self._publishing = Publishing(settings, self._upkeep, self._reaper)
+        self._publishing = Publishing(settings, self._holdings, self._upkeep, self._reaper)
         self._assembly = Assembly(
             self._holdings, self._workshop, self._upkeep, self._reaper, pool_size=settings.pool_size
         )
@@ -154,11 +155,13 @@ class Networks:
         *,
         driver: str = "bridge",
         ipam: Sequence[IpamPool] = (),
+        ipv4: bool = True,
         ipv6: bool = False,
         internal: bool = False,
         attachable: bool = False,
         labels: Mapping[str, str] | None = None,
         options: Mapping[str, str] | None = None,
+        ipam_options: Mapping[str, str] | None = None,
     ) -> Network:
         """Make a network. Conflict (name in use), Invalid, Forbidden, NotFound (driver), Unavailable."""
         self._check_feature()
@@ -170,6 +173,7 @@ class Networks:
             now_ns=time.time_ns(),
             driver=driver,
             ipam=ipam,
+            ipv4=ipv4,
             ipv6=ipv6,
             internal=internal,
             attachable=attachable,
@@ -178,9 +182,11 @@ class Networks:
             existing=list(self._holdings.networks.values()),
             taken=taken,
             default_mtu=self._settings.mtu or mtu,
+            address_pools=self._settings.default_address_pools,
             seed=self._seed,
         )
-        bridge = Bridge(network, address_pools(network))
+        network = msgspec.structs.replace(network, ipam_options=dict(ipam_options or {}))
+        bridge = Bridge.of(network)
         self._holdings.networks[network.id] = network  # from here on its name and subnets are taken
         try:
             await self._store.txn([], [Put(_NOTED + network.bridge, b"")])
@@ -231,8 +237,9 @@ class Networks:
     ) -> Attachment:
         """Attach a container that is about to start. Nothing remains of a call that raised.
 
-        The first request is eth0, the next eth1 …; the first that isn't internal has the default route and
-        the published ports. `namespace` is a descriptor of the container's own empty network namespace, borrowed,
+        The first request is eth0, the next eth1 …, as far as they ask for no other name. For each IP version, the
+        first with the highest gateway priority that isn't internal has the default route and the published
+        ports. `namespace` is a descriptor of the container's own empty network namespace, borrowed,
         when it has one that belongs to its user namespace; else one of the host's is handed out.
 
         Raises NotFound, Invalid, Conflict (address in use, container connected), PortInUse, Unavailable, HostError.
@@ -241,7 +248,8 @@ class Networks:
         if container_id in self._holdings.attached:
             raise Conflict(f"container {container_id[:12]} is connected already: disconnect it first")
         wanted = self._resolve(requests)
-        attached = Attached([], [])
+        specs = [spec for _, spec in wanted]
+        attached = Attached()
         self._holdings.attached[container_id] = attached
         async with AsyncExitStack() as undo:
             undo.callback(self._holdings.attached.pop, container_id)
@@ -251,22 +259,18 @@ class Networks:
                 undo.callback(self._assembly.bury, ready.endpoint)
                 undo.callback(os.close, namespace)
             elif namespace < 0:
-                endpoints = await self._assembly.allocate(wanted, undo)
-                namespace = await self._assembly.make(endpoints)
+                endpoints = self._holdings.route(await self._assembly.allocate(wanted, undo))
+                namespace = await self._assembly.make(endpoints, specs)
                 undo.callback(os.close, namespace)
             else:
-                endpoints = await self._assembly.allocate(wanted, undo)
-                await self._assembly.fill(endpoints, namespace)
+                endpoints = self._holdings.route(await self._assembly.allocate(wanted, undo))
+                await self._assembly.fill(endpoints, specs, namespace)
             self._holdings.set_members(container_id, endpoints, undo)
             attached.endpoints = endpoints
             self._publishing.publish(attached, ports, f"{hostname} ({container_id[:12]})", undo)
             await self._write_addresses(container_id, endpoints)
             undo.pop_all()
-        return Attachment(
-            namespace=namespace,
-            endpoints=tuple(endpoints),
-            ports=tuple(item.binding for item in attached.held),
-        )
+        return replace(_attachment(attached), namespace=namespace)
 
     async def disconnect(self, container_id: str) -> None:
         """Take a container's ports and addresses back. Idempotent; slow deletions happen behind."""
@@ -279,31 +283,48 @@ class Networks:
         for endpoint in attached.endpoints:
             self._assembly.bury(endpoint)
 
-    async def attach(self, container_id: str, request: EndpointSpec, namespace: int) -> Endpoint:
-        """Connect a running container to one more network; `namespace` is a descriptor, borrowed.
+    async def republish(self, container_id: str, ports: Sequence[PortBinding]) -> tuple[PortBinding, ...]:
+        """Make `ports` the published ones of a running container, and return them with the host ports chosen.
 
-        Raises as `connect` does, and Forbidden when the container is on that network already.
+        All of them, or all stays as it was; what stays is untouched, with its connections. Nothing is stored: the
+        caller keeps what comes back, for `reconcile`. Raises PortInUse, Invalid, HostError, Unavailable, and
+        Conflict for a container that isn't connected or is on internal networks alone.
         """
         self._check_feature()
-        attached = self._holdings.attached.get(container_id) or Attached([], [])
+        attached = self._holdings.attached.get(container_id) or Attached()
+        self._publishing.republish(attached, ports, container_id[:12])
+        return _attachment(attached).ports
+
+    async def attach(self, container_id: str, request: EndpointSpec, namespace: int) -> Attachment:
+        """Connect a running container to one more network; `namespace` is a descriptor, borrowed.
+
+        Returns all that the container holds now, without a namespace: default routes and published ports may have
+        gone over to the new endpoint. Raises as `connect` does, and Forbidden when the container is on that network
+        already.
+        """
+        self._check_feature()
+        attached = self._holdings.attached.get(container_id) or Attached()
         [(bridge, spec)] = self._resolve([request])
         if container_id in bridge.members:
             raise Forbidden(f"container is already connected to network {bridge.network.name}")
-        used = {endpoint.interface for endpoint in attached.endpoints}
-        name = next(name for i in range(len(used) + 1) if (name := f"eth{i}") not in used)
-        routed = outward(attached.endpoints) is not None
+        before = attached.endpoints
+        used = {endpoint.interface for endpoint in before}
         async with AsyncExitStack() as undo:
-            [endpoint] = await self._assembly.allocate([(bridge, spec)], undo, first=name, routed=routed)
-            await self._assembly.add(endpoint, namespace)
-            self._holdings.set_members(container_id, [endpoint], undo)
-            await self._write_addresses(container_id, [endpoint])
-            attached.endpoints = [*attached.endpoints, endpoint]
+            endpoints = await self._assembly.allocate([(bridge, spec)], undo, used=used)
+            await self._assembly.add(endpoints[0], spec, namespace)
+            self._holdings.set_members(container_id, endpoints, undo)
+            await self._write_addresses(container_id, endpoints)
+            await self._settle(container_id, attached, [*before, *endpoints], namespace)
             self._holdings.attached[container_id] = attached
             undo.pop_all()
-        return endpoint
+        return _attachment(attached)
 
-    async def detach(self, container_id: str, network: str) -> None:
-        """Disconnect a running container from one network. NotFound when it isn't connected."""
+    async def detach(self, container_id: str, network: str, namespace: int = -1) -> Attachment:
+        """Disconnect a running container from one network. NotFound when it isn't connected.
+
+        With `namespace`, the container's, its default routes and published ports go over to another network, if one
+        is left that has them. Returns all that the container holds now.
+        """
         found = self.find_network(network)
         attached = self._holdings.attached.get(container_id)
         endpoint = next(
@@ -311,13 +332,37 @@ class Networks:
         )
         if attached is None or endpoint is None:
             raise NotFound(f"container {container_id[:12]} is not connected to network {found.name}")
-        gone = [item for item in attached.held if item.published.address in (endpoint.ipv4, endpoint.ipv6)]
-        attached.held = [item for item in attached.held if item not in gone]
-        attached.endpoints = [e for e in attached.endpoints if e is not endpoint]
+        left = [e for e in attached.endpoints if e is not endpoint]
+        attached.endpoints = left
         self._holdings.forget_member(container_id, endpoint)
-        self._publishing.withdraw(gone)
+        self._publishing.withdraw_from(attached, endpoint)
         self._assembly.bury(endpoint, alive=True)
         await self._reaper.flush()  # the container may be connected again at once, by the same interface name
+        if left and namespace >= 0:
+            try:
+                await self._settle(container_id, attached, left, namespace)
+            except CoveError as error:
+                log.warning("container %s is left without a way out: %s", container_id[:12], error)
+        return _attachment(attached)
+
+    async def _settle(
+        self, container_id: str, attached: Attached, endpoints: Sequence[Endpoint], namespace: int
+    ) -> None:
+        """Give a running container's endpoints the default routes and the published ports that they should have."""
+        before = attached.endpoints
+        routed = self._holdings.route(endpoints)
+        changed = [e for e, old in zip(routed, endpoints, strict=True) if _routes(e) - _routes(old)]
+        attached.endpoints = routed
+        try:
+            self._publishing.follow(attached, container_id[:12])
+            if changed:
+                await self._assembly.reroute(changed, namespace)
+        except BaseException:
+            attached.endpoints = before
+            self._publishing.follow(attached, container_id[:12])
+            raise
+        for endpoint in routed:
+            self._holdings.bridges[endpoint.network_id].members[container_id] = endpoint
 
     async def reconcile(self, alive: Mapping[str, Alive]) -> None:
         """After a restart: publish again what is alive, free everything else. Before the first connect."""
@@ -397,6 +442,18 @@ class Networks:
                 await self.check()
             except (CoveError, OSError) as error:
                 log.warning("the network's rules can't be checked: %s", error)
+
+
+def _attachment(attached: Attached) -> Attachment:
+    return Attachment(
+        namespace=-1,
+        endpoints=tuple(attached.endpoints),
+        ports=tuple(item.binding for item in attached.held),
+    )
+
+
+def _routes(endpoint: Endpoint) -> set[str]:
+    return {gateway for gateway in (endpoint.gateway4, endpoint.gateway6) if gateway}
 
 
 def _machine_id() -> str:

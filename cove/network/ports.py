@@ -47,6 +47,21 @@ class Held:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Behind:
+    """What published ports lead to: a container's addresses on the networks that it goes out by."""
+
+    ipv4: Address | None = None
+    ipv6: Address | None = None
+    direct: tuple[int, ...] = ()  # IP versions whose packets are routed to the container as they are
+    # the host's address for bindings that name none, instead of every address
+    binding: str = ""
+
+    @property
+    def reachable(self) -> bool:
+        return self.ipv4 is not None or self.ipv6 is not None
+
+
 class Ports:
     """The host ports of all containers of a daemon; `bind` is `bind_port`, or does the same elsewhere."""
 
@@ -54,20 +69,18 @@ class Ports:
         self._bind = bind
         self._taken: dict[tuple[int, str, int], dict[str, Held]] = {}
 
-    def reserve(
-        self, bindings: Sequence[PortBinding], ipv4: Address | None, ipv6: Address | None, *, endpoint: str
-    ) -> list[Held]:
-        """Take all of a container's ports, or none. `endpoint` names the container in errors.
+    def reserve(self, bindings: Sequence[PortBinding], behind: Behind, *, endpoint: str) -> list[list[Held]]:
+        """Take all of a container's ports, or none: for each binding, what it takes. `endpoint` names the container.
 
         A `host_ip` "" is every address of each family that the container has an address of, with the same
         port. Raises PortInUse, Invalid, HostError.
         """
-        held: list[Held] = []
+        held: list[list[Held]] = []
         try:
             for binding in bindings:
-                held += self._reserve_one(binding, ipv4, ipv6)
+                held.append(self._reserve_one(binding, behind))
         except BaseException as error:
-            self.release(held)
+            self.release(item for items in held for item in items)
             if isinstance(error, HostError):
                 raise type(error)(f"{_PREFIX} on endpoint {endpoint}: {error}") from None
             raise
@@ -79,6 +92,8 @@ class Ports:
         Returns the port and what was in the way ("": nothing).
         """
         problem = ""
+        if entry.direct:
+            return self._remember(entry, -1), problem
         try:
             descriptor = self._bind(entry.protocol, entry.host_ip, entry.host_port)
         except OSError as error:
@@ -91,8 +106,9 @@ class Ports:
         for item in held:
             key = _key(item.published)
             others = self._taken.get(key, {})
-            if others.get(item.published.host_ip) is item:
-                del others[item.published.host_ip]
+            place = _place(item.published)
+            if others.get(place) is item:
+                del others[place]
                 if not others:
                     del self._taken[key]
                 if item.descriptor >= 0:
@@ -102,8 +118,35 @@ class Ports:
         """Every port that is taken now."""
         return [item for others in self._taken.values() for item in others.values()]
 
-    def _reserve_one(self, binding: PortBinding, ipv4: Address | None, ipv6: Address | None) -> list[Held]:
-        targets = _targets(binding, ipv4, ipv6)
+    def _reserve_one(self, binding: PortBinding, behind: Behind) -> list[Held]:
+        targets = _targets(binding, behind)
+        direct = [target for target in targets if target[1].version in behind.direct]
+        if direct:
+            targets = [target for target in targets if target not in direct]
+            held = self._open(binding, direct)
+            try:
+                return [*(self._reserve_at(binding, targets) if targets else ()), *held]
+            except BaseException:
+                self.release(held)
+                raise
+        return self._reserve_at(binding, targets)
+
+    def _open(self, binding: PortBinding, targets: Sequence[tuple[str, Address]]) -> list[Held]:
+        """Ports that are reached without the host's: nobody else can have them."""
+        opened = []
+        for host_ip, address in targets:
+            entry = Published(
+                protocol=binding.protocol,
+                host_ip=host_ip,
+                host_port=0,
+                address=str(address),
+                port=binding.container_port,
+            )
+            if _place(entry) not in self._taken.get(_key(entry), {}):  # named twice, it is open once
+                opened.append(self._remember(entry, -1))
+        return opened
+
+    def _reserve_at(self, binding: PortBinding, targets: Sequence[tuple[str, Address]]) -> list[Held]:
         first, last = binding.host_port, max(binding.host_port, binding.host_port_end)
         if first == 0:
             return self._choose(binding, targets)
@@ -169,28 +212,89 @@ class Ports:
 
     def _remember(self, entry: Published, descriptor: int) -> Held:
         item = Held(entry, descriptor)
-        self._taken.setdefault(_key(entry), {})[entry.host_ip] = item
+        self._taken.setdefault(_key(entry), {})[_place(entry)] = item
         return item
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """How published ports become other ones: each binding with what serves it already, None where nothing does."""
+
+    parts: list[tuple[PortBinding, list[Held] | None]]
+    dropped: list[Held]
+
+
+def plan_change(held: Sequence[Held], bindings: Sequence[PortBinding], behind: Behind) -> Change:
+    """Which of `held` stay so that `bindings` are published. Pure.
+
+    A binding that leaves the host's port open keeps the one that was chosen before. Raises Invalid.
+    """
+    left = list(held)
+    parts: list[tuple[PortBinding, list[Held] | None]] = []
+    for binding in bindings:
+        found = _standing(binding, _targets(binding, behind), left, behind)
+        parts.append((binding, found))
+        for item in found or ():
+            left.remove(item)
+    return Change(parts, left)
+
+
+def _standing(
+    binding: PortBinding, targets: Sequence[tuple[str, Address]], held: Sequence[Held], behind: Behind
+) -> list[Held] | None:
+    """What serves a binding on all its targets by one and the same host port."""
+    serving = [
+        [item for item in held if _serves(item.published, binding, host_ip, address)]
+        for host_ip, address in targets
+    ]
+    translated = [
+        items for items, (_, a) in zip(serving, targets, strict=True) if a.version not in behind.direct
+    ]
+    for port in [item.published.host_port for item in translated[0]] if translated else [0]:
+        found = [
+            next((item for item in items if item.published.host_port in (0, port)), None) for items in serving
+        ]
+        whole = [item for item in found if item is not None]
+        if len(whole) == len(targets):
+            return whole
+    return None
+
+
+def _serves(entry: Published, binding: PortBinding, host_ip: str, address: Address) -> bool:
+    first, last = binding.host_port, max(binding.host_port, binding.host_port_end)
+    return (
+        entry.protocol == binding.protocol
+        and entry.port == binding.container_port
+        and entry.host_ip == host_ip
+        and entry.address == str(address)
+        and (first == 0 or entry.direct or first <= entry.host_port <= last)
+    )
 
 
 def _key(entry: Published) -> tuple[int, str, int]:
     return entry.version, entry.protocol, entry.host_port
 
 
-def _targets(binding: PortBinding, ipv4: Address | None, ipv6: Address | None) -> list[tuple[str, Address]]:
+def _place(entry: Published) -> str:
+    """What tells entries with one key apart: the host's address, or whose port is open."""
+    return f"{entry.address} {entry.port}" if entry.direct else entry.host_ip
+
+
+def _targets(binding: PortBinding, behind: Behind) -> list[tuple[str, Address]]:
     """The host addresses to publish on, each with the container's address behind it."""
     if not 0 < binding.container_port <= 65535 or not 0 <= binding.host_port <= 65535:
         raise Invalid(
             f"ports: {binding.host_port}:{binding.container_port}: expected numbers up to 65535, e.g. 8080:80"
         )
-    by_version = {4: ipv4, 6: ipv6}
-    if not binding.host_ip:
+    by_version = {4: behind.ipv4, 6: behind.ipv6}
+    wanted = binding.host_ip or (behind.binding if behind.ipv4 else "")
+    if not wanted:
         targets = [(_ANY[version], address) for version, address in by_version.items() if address]
         if not targets:
             raise Invalid("ports: the container has no address that ports could be published for")
         return targets
     try:
-        host_ip = ipaddress.ip_address(binding.host_ip)
+        host_ip = ipaddress.ip_address(wanted)
     except ValueError:
         raise Invalid(
             f"ports: host address {binding.host_ip!r} isn't an IP address: expected one such as 127.0.0.1"

@@ -11,7 +11,8 @@ import msgspec
 from cove.model.errors import Conflict, Forbidden, Invalid, NotFound
 from cove.model.objects import IpamPool, Network
 from cove.network.addresses import (
-    choose_subnet_4,
+    DEFAULT_POOLS,
+    choose_from_pools,
     choose_subnet_6,
     mac_of,
     overlapping,
@@ -20,18 +21,27 @@ from cove.network.addresses import (
 )
 from cove.network.links import Subnet
 from cove.network.model import BRIDGE, BUILT_IN, HOST, NONE, BridgePlan
+from cove.network.options import (
+    ENABLE_IP,
+    GATEWAY_MODE,
+    ISOLATED,
+    NAT,
+    ROUTED,
+    UNPROTECTED,
+    BridgeOptions,
+    parse_bridge_name,
+    parse_bridge_options,
+    parse_mtu,
+    parse_switch,
+)
+from cove.network.options import NAME as OPTION_NAME
 from cove.network.rules import BridgeRules
 
-OPTION_NAME = "com.docker.network.bridge.name"
-OPTION_ICC = "com.docker.network.bridge.enable_icc"
-OPTION_MASQUERADE = "com.docker.network.bridge.enable_ip_masquerade"
-OPTION_MTU = "com.docker.network.driver.mtu"
+MOST_SUBNETS = 32
 
 _NAME = re.compile(
     r"[^\s/\x00-\x1f\x7f](?:[^/\x00-\x1f\x7f]{0,253}[^\s/\x00-\x1f\x7f])?"
 )  # what a path segment and a terminal can show
-_LINK_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,14}")
-_TRUE, _FALSE = ("true", "1"), ("false", "0")
 
 
 def plan_network(
@@ -41,6 +51,7 @@ def plan_network(
     now_ns: int,
     driver: str,
     ipam: Sequence[IpamPool],
+    ipv4: bool,
     ipv6: bool,
     internal: bool,
     attachable: bool,
@@ -49,6 +60,7 @@ def plan_network(
     existing: Sequence[Network],
     taken: Sequence[Subnet],
     default_mtu: int,
+    address_pools: Sequence[tuple[str, int]],
     seed: str,
 ) -> Network:
     """The record of a network that a caller asked for. `taken` are the subnets that the host routes.
@@ -66,29 +78,40 @@ def plan_network(
         raise NotFound(f'network driver "{driver}" isn\'t available: use bridge')
     if any(network.name == name for network in existing):
         raise Conflict(f"network with name {name} already exists")
+    ipv4 = parse_switch(options, ENABLE_IP[4], default=ipv4)
+    ipv6 = parse_switch(options, ENABLE_IP[6], default=ipv6)
     own = [parse_subnet(pool.subnet) for network in existing for pool in network.ipam]
-    pools = _complete(ipam, ipv6=ipv6, own=own, taken=[*own, *taken], name=name, seed=f"{seed} {id}")
-    bridge = options.get(OPTION_NAME, "") or f"br-{id[:12]}"
-    if not _LINK_NAME.fullmatch(bridge):
-        raise Invalid(f"option {OPTION_NAME}: {bridge!r} isn't a link's name: 15 letters or digits at most")
+    pools = _complete(
+        ipam,
+        ipv4=ipv4,
+        ipv6=ipv6,
+        own=own,
+        taken=[*own, *taken],
+        name=name,
+        seed=f"{seed} {id}",
+        address_pools=address_pools,
+    )
+    bridge = parse_bridge_name(options, f"br-{id[:12]}")
     if any(network.bridge == bridge for network in existing):
         raise Conflict(f"option {OPTION_NAME}: bridge {bridge} belongs to another network")
-    for key in (OPTION_ICC, OPTION_MASQUERADE):
-        parse_switch(options, key, default=True)
-    return Network(
+    versions = {parse_subnet(pool.subnet).version for pool in pools}
+    network = Network(
         id=id,
         name=name,
         driver="bridge",
         created_ns=now_ns,
         ipam=pools,
-        ipv6=any(parse_subnet(pool.subnet).version == 6 for pool in pools),
+        ipv4=4 in versions,
+        ipv6=6 in versions,
         internal=internal,
         attachable=attachable,
         bridge=bridge,
-        mtu=_parse_mtu(options, default_mtu),
+        mtu=parse_mtu(options, default_mtu, ipv6=6 in versions),
         labels=dict(labels),
         options=dict(options),
     )
+    _check_modes(network, parse_bridge_options(options))
+    return network
 
 
 def plan_built_in(name: str, *, id: str, now_ns: int) -> Network:
@@ -98,11 +121,23 @@ def plan_built_in(name: str, *, id: str, now_ns: int) -> Network:
 
 
 def plan_default_pools(
-    asked: Sequence[IpamPool], *, with_ipv6: bool, taken: Sequence[Subnet], seed: str
+    asked: Sequence[IpamPool],
+    *,
+    with_ipv6: bool,
+    taken: Sequence[Subnet],
+    address_pools: Sequence[tuple[str, int]],
+    seed: str,
 ) -> tuple[IpamPool, ...]:
     """The default bridge's subnets: those of the settings, or free ones. Raises Invalid, Unavailable."""
     return _complete(
-        [pool for pool in asked if pool.subnet], ipv6=with_ipv6, own=(), taken=taken, name=BRIDGE, seed=seed
+        [pool for pool in asked if pool.subnet],
+        ipv4=True,
+        ipv6=with_ipv6,
+        own=(),
+        taken=taken,
+        name=BRIDGE,
+        seed=seed,
+        address_pools=address_pools,
     )
 
 
@@ -130,53 +165,61 @@ def in_order(networks: Iterable[Network]) -> list[Network]:
 
 def bridge_plan(network: Network) -> BridgePlan:
     """The link that a bridge network needs."""
+    options = parse_bridge_options(network.options)
     addresses = tuple(
-        ipaddress.ip_interface(f"{pool.gateway}/{parse_subnet(pool.subnet).prefixlen}")
+        ipaddress.ip_interface(f"{pool.gateway}/{subnet.prefixlen}")
         for pool in network.ipam
+        for subnet in (parse_subnet(pool.subnet),)
+        if options.mode(subnet.version) != ISOLATED and not (options.inhibit_ipv4 and subnet.version == 4)
     )
-    return BridgePlan(name=network.bridge, mac=mac_of(addresses[0].ip), mtu=network.mtu, addresses=addresses)
+    mac = mac_of(ipaddress.ip_address(network.ipam[0].gateway))
+    return BridgePlan(name=network.bridge, mac=mac, mtu=network.mtu, addresses=addresses)
 
 
 def bridge_rules(network: Network) -> BridgeRules:
     """What the rule set has to know of a bridge network."""
+    options = parse_bridge_options(network.options)
     return BridgeRules(
         bridge=network.bridge,
         subnets=tuple(parse_subnet(pool.subnet) for pool in network.ipam),
         internal=network.internal,
-        masquerade=parse_switch(network.options, OPTION_MASQUERADE, default=True),
+        icc=options.icc,
+        masquerade=tuple(v for v in (4, 6) if options.masquerade and options.mode(v) in (NAT, UNPROTECTED)),
+        unprotected=tuple(v for v in (4, 6) if options.mode(v) == UNPROTECTED),
+        routed=tuple(v for v in (4, 6) if options.mode(v) == ROUTED),
+        sources=tuple(host for v in (4, 6) if (host := options.host(v))),
+        trusted=options.trusted,
     )
 
 
-def parse_switch(options: Mapping[str, str], key: str, *, default: bool) -> bool:
-    """A boolean option. Raises Invalid."""
-    value = options.get(key, "").lower()
-    if not value:
-        return default
-    if value not in _TRUE + _FALSE:
-        raise Invalid(f"option {key}: {options[key]!r} isn't a boolean: expected true or false")
-    return value in _TRUE
-
-
-def _parse_mtu(options: Mapping[str, str], default: int) -> int:
-    value = options.get(OPTION_MTU, "")
-    if not value:
-        return default
-    if not value.isascii() or not value.isdigit() or not 1280 <= int(value) <= 65535:
-        raise Invalid(f"option {OPTION_MTU}: {value!r}: expected 1280 to 65535 bytes, e.g. 1450")
-    return int(value)
+def _check_modes(network: Network, options: BridgeOptions) -> None:
+    for version in (4, 6):
+        mode = options.mode(version)
+        if mode == ISOLATED and not network.internal:
+            raise Invalid(
+                f"option {GATEWAY_MODE[version]}: isolated is for internal networks: add --internal, or use nat"
+            )
+        if network.internal and mode in (UNPROTECTED, ROUTED):
+            raise Invalid(f"option {GATEWAY_MODE[version]}: {mode} isn't for internal networks: leave it out")
 
 
 def _complete(
     asked: Sequence[IpamPool],
     *,
+    ipv4: bool,
     ipv6: bool,
     own: Sequence[Subnet],
     taken: Sequence[Subnet],
     name: str,
     seed: str,
+    address_pools: Sequence[tuple[str, int]],
 ) -> tuple[IpamPool, ...]:
     """IPv4 first, each with its gateway written out; a family that is missing gets a free subnet."""
-    pools: dict[int, IpamPool] = {}
+    pools: list[IpamPool] = []
+    subnets: list[Subnet] = []
+    used = list(taken)
+    if len(asked) > MOST_SUBNETS:
+        raise Invalid(f"network {name}: {len(asked)} subnets: {MOST_SUBNETS} at most")
     for pool in asked:
         if not pool.subnet:
             if pool.gateway or pool.ip_range or pool.auxiliary:
@@ -184,24 +227,42 @@ def _complete(
                     f"network {name}: gateway, ip-range and aux-address need a subnet, e.g. --subnet 10.1.0.0/24"
                 )
             continue
-        subnet = parse_subnet(pool.subnet)
-        if subnet.version in pools:
-            raise Invalid(
-                f"network {name}: one subnet of each address family is supported, {subnet} is the second"
-            )
+        subnet = parse_subnet(pool.subnet, unspecified=True)
+        if subnet.version == 4 and not ipv4:
+            raise Invalid(f"network {name}: subnet {subnet} needs IPv4, which is off for this network")
+        if subnet.network_address.is_unspecified:
+            subnet = _choose(subnet.version, used, address_pools, f"{seed} {len(pools)}", subnet.prefixlen)
         # Only Cove's own networks count here: a route that the host has may be meant.
-        other = overlapping(subnet, own)
+        other = overlapping(subnet, [*own, *subnets])
         if other is not None:
             raise Forbidden(
                 "invalid pool request: Pool overlaps with other one on this address space: "
                 f"{subnet} and {other}"
             )
+        pool = msgspec.structs.replace(pool, subnet=str(subnet))
         gateway = parse_pool(pool, network=name).gateway
-        pools[subnet.version] = msgspec.structs.replace(pool, subnet=str(subnet), gateway=str(gateway))
-    if 4 not in pools:
-        chosen = choose_subnet_4(taken)
-        pools[4] = IpamPool(subnet=str(chosen), gateway=str(chosen[1]))
-    if 6 not in pools and ipv6:
-        chosen = choose_subnet_6(seed, taken)
-        pools[6] = IpamPool(subnet=str(chosen), gateway=str(chosen[1]))
-    return tuple(pools[version] for version in sorted(pools))
+        pools.append(msgspec.structs.replace(pool, gateway=str(gateway)))
+        subnets.append(subnet)
+        used.append(subnet)
+    present = {subnet.version for subnet in subnets}
+    for version, wanted in ((4, ipv4), (6, ipv6)):
+        if wanted and version not in present:
+            chosen = _choose(version, used, address_pools, seed, 0)
+            pools.append(IpamPool(subnet=str(chosen), gateway=str(chosen[1])))
+    if not pools:
+        raise Invalid(f"network {name}: IPv4 or IPv6 must be enabled")
+    return tuple(sorted(pools, key=lambda pool: parse_subnet(pool.subnet).version))
+
+
+def _choose(
+    version: int, taken: Sequence[Subnet], pools: Sequence[tuple[str, int]], seed: str, prefix: int
+) -> Subnet:
+    if version == 4 or prefix or any(":" in base for base, _ in pools):
+        chosen = choose_from_pools(pools or DEFAULT_POOLS, version, taken, prefix=prefix)
+        if chosen is not None:
+            return chosen
+    if version == 4:  # the daemon's pools are all IPv6's
+        chosen = choose_from_pools(DEFAULT_POOLS, version, taken)
+        assert chosen is not None, "the default pools have IPv4"
+        return chosen
+    return choose_subnet_6(seed, taken)

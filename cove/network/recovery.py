@@ -15,7 +15,7 @@ import msgspec
 from cove.model.objects import IpamPool, Network
 from cove.network import bridges, records
 from cove.network.addresses import parse_subnet
-from cove.network.endpoints import address_keys, address_pools, outward, parse_address_key
+from cove.network.endpoints import address_keys, parse_address_key
 from cove.network.holdings import Attached, Bridge, Holdings
 from cove.network.links import Subnet
 from cove.network.model import BRIDGE, HOST, NONE, Alive, NetworkSettings
@@ -65,7 +65,7 @@ async def load_networks(
         await store.txn([], operations)
     for network in holdings.networks.values():
         if network.driver == "bridge":
-            holdings.bridges[network.id] = Bridge(network, address_pools(network))
+            holdings.bridges[network.id] = Bridge.of(network)
     for item in await store.range("addresses/"):
         holdings.occupy(*parse_address_key(item.key))
 
@@ -74,7 +74,7 @@ async def readopt(
     holdings: Holdings, store: Store, publishing: Publishing, container_id: str, holds: Alive
 ) -> None:
     """Take over a container that outlived the daemon: its endpoints, its addresses and its ports."""
-    attached = Attached([], [])
+    attached = Attached()
     operations: list[Op] = []
     for endpoint in holds.endpoints:
         bridge = holdings.bridges.get(endpoint.network_id)
@@ -91,9 +91,7 @@ async def readopt(
     holdings.attached[container_id] = attached
     if operations:
         await store.txn([], operations)
-    routed = outward(attached.endpoints)
-    if routed is not None:
-        attached.held = publishing.adopt(container_id, routed, holds.ports)
+    publishing.adopt(container_id, attached, holds.ports)
 
 
 async def free_stale(holdings: Holdings, store: Store, reaper: Reaper) -> None:
@@ -136,7 +134,13 @@ def _plan_default(
             )
         )
     own = [parse_subnet(p.subnet) for n in holdings.networks.values() if n is not known for p in n.ipam]
-    pools = records.plan_default_pools(asked, with_ipv6=with_ipv6, taken=[*own, *taken], seed=seed)
+    pools = records.plan_default_pools(
+        asked,
+        with_ipv6=with_ipv6,
+        taken=[*own, *taken],
+        seed=seed,
+        address_pools=settings.default_address_pools,
+    )
     base = known or Network(id=secrets.token_hex(32), name=BRIDGE, driver="bridge", created_ns=time.time_ns())
     return msgspec.structs.replace(
         base,

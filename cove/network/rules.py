@@ -6,6 +6,10 @@ port is one element of one of four maps, whatever the number of ports:
     any4, any6    protocol . port            → address . port    (every address of the host)
     host4, host6  address . protocol . port  → address . port    (one address of the host)
 
+and, on a network whose packets are routed to containers untranslated, of one of two sets:
+
+    open4, open6  address . protocol . port                      (the container's)
+
 What a packet meets, by the hooks' order:
 
     raw       a packet from a bridge to 127.0.0.0/8 is dropped: route_localnet would let it in
@@ -33,6 +37,7 @@ from cove.network.model import Published
 from cove.network.netlink import NLM_F_CREATE, Request, attribute, nested, text
 
 MAPS = ("any4", "any6", "host4", "host6")
+SETS = ("open4", "open6")
 NFNL_SUBSYS_NFTABLES = 10
 _NFT_MSG_NEWSETELEM = (NFNL_SUBSYS_NFTABLES << 8) | 12
 _NFT_MSG_DELSETELEM = (NFNL_SUBSYS_NFTABLES << 8) | 14
@@ -44,6 +49,10 @@ _DATA_VALUE = 1
 _ELEMENTS_A_MESSAGE = 256  # an attribute holds 64 KiB at most
 _PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": 132}
 
+_SET_TYPES = {
+    "open4": "ipv4_addr . inet_proto . inet_service",
+    "open6": "ipv6_addr . inet_proto . inet_service",
+}
 _MAP_TYPES = {
     "any4": "inet_proto . inet_service : ipv4_addr . inet_service",
     "any6": "inet_proto . inet_service : ipv6_addr . inet_service",
@@ -59,7 +68,14 @@ class BridgeRules:
     bridge: str
     subnets: tuple[Subnet, ...]
     internal: bool = False
-    masquerade: bool = True
+    icc: bool = True  # containers on it may talk to each other
+    masquerade: tuple[int, ...] = (4, 6)  # IP versions, as in the next two
+    unprotected: tuple[int, ...] = ()  # whoever can route to a container reaches all its ports
+    routed: tuple[int, ...] = ()  # published ports are reached at the containers' own addresses
+    sources: tuple[
+        str, ...
+    ] = ()  # the host's addresses that replace the containers', one for each version at most
+    trusted: tuple[str, ...] = ()  # links of the host from which all ports are reached
 
 
 def plan_table(table: str, networks: Sequence[BridgeRules], *, guard: bool) -> str:
@@ -70,6 +86,7 @@ def plan_table(table: str, networks: Sequence[BridgeRules], *, guard: bool) -> s
     """
     lines = [f"add table inet {table}"]
     lines += [f"add map inet {table} {name} {{ type {kind}; }}" for name, kind in _MAP_TYPES.items()]
+    lines += [f"add set inet {table} {name} {{ type {kind}; }}" for name, kind in _SET_TYPES.items()]
     lines += [
         f"add chain inet {table} {name} {definition}".rstrip()
         for name, definition in (
@@ -85,7 +102,8 @@ def plan_table(table: str, networks: Sequence[BridgeRules], *, guard: bool) -> s
     ]
     lines.append(f"flush table inet {table}")
     rules = [rule for network in networks if network.internal for rule in _internal_rules(network)]
-    rules += [rule for network in networks for rule in _network_rules(network)]
+    bridges = [network.bridge for network in networks]
+    rules += [rule for network in networks for rule in _network_rules(network, bridges)]
     lines += [f"add rule inet {table} {rule}" for rule in rules]
     lines += [f"add rule inet {table} {rule}" for rule in _COMMON_RULES]
     if guard:
@@ -110,6 +128,8 @@ _COMMON_RULES = (
     "output fib daddr type local jump published",
     "to_bridge ct state established,related accept",
     "to_bridge ct status dnat accept",
+    "to_bridge ip daddr . meta l4proto . th dport @open4 accept",
+    "to_bridge ip6 daddr . meta l4proto . th dport @open6 accept",
     "to_bridge drop",
     "forward jump guard",
 )
@@ -131,25 +151,45 @@ def _internal_rules(network: BridgeRules) -> list[str]:
     ]
 
 
-def _network_rules(network: BridgeRules) -> list[str]:
+def _network_rules(network: BridgeRules, bridges: Sequence[str]) -> list[str]:
     name = f'"{network.bridge}"'
     rules = [f"raw iifname {name} ip daddr 127.0.0.0/8 drop"]
+    if not network.icc:
+        # Frames are kept apart by the bridge itself; this is for packets by way of the host, as a router. Published
+        # ports are no way round it: where br_netfilter is on, the bridge would stop those anyway.
+        rules.append(f"forward iifname {name} oifname {name} drop")
+    if network.trusted:
+        rules.append(f"forward oifname {name} iifname {_one_of(network.trusted)} accept")
+    for version in network.unprotected:
+        # Other networks' containers stay out: networks are apart from each other.
+        rules.append(f"forward oifname {name} iifname != {_one_of(bridges)} meta nfproto ipv{version} accept")
+    for version in network.routed:
+        rules.append(f"forward oifname {name} meta l4proto {'icmp' if version == 4 else 'icmpv6'} accept")
     rules.append(f"forward oifname {name} iifname != {name} jump to_bridge")
+    sources = {6 if ":" in source else 4: source for source in network.sources}
     for subnet in network.subnets:
         family = "ip" if subnet.version == 4 else "ip6"
         rules.append(f"postrouting oifname {name} {family} saddr {subnet} ct status dnat masquerade")
-        if network.masquerade and not network.internal:
-            rules.append(f"postrouting oifname != {name} {family} saddr {subnet} masquerade")
+        if subnet.version in network.masquerade and not network.internal:
+            source = sources.get(subnet.version)
+            how = f"snat {family} to {source}" if source else "masquerade"
+            rules.append(f"postrouting oifname != {name} {family} saddr {subnet} {how}")
     if any(subnet.version == 4 for subnet in network.subnets):
         rules.append(f"postrouting oifname {name} ip saddr 127.0.0.0/8 masquerade")
     return rules
+
+
+def _one_of(links: Sequence[str]) -> str:
+    return "{ " + ", ".join(f'"{link}"' for link in links) + " }"
 
 
 # --- elements ------------------------------------------------------------------------------
 
 
 def map_of(published: Published) -> str:
-    """The map that a published port belongs to."""
+    """The map or set that a published port belongs to."""
+    if published.direct:
+        return f"open{published.version}"
     return f"{'any' if published.wildcard else 'host'}{published.version}"
 
 
@@ -164,7 +204,7 @@ def plan_delete(table: str, published: Iterable[Published]) -> list[Request]:
 
 
 def plan_flush(table: str) -> list[Request]:
-    """Requests that empty all four maps."""
+    """Requests that empty all maps and sets."""
     return [
         Request(
             _NFT_MSG_DELSETELEM,
@@ -172,7 +212,7 @@ def plan_flush(table: str) -> list[Request]:
             _GENMSG + text(_LIST_TABLE, table) + text(_LIST_SET, name),
             f"empty map {name} of table {table}",
         )
-        for name in MAPS
+        for name in (*MAPS, *SETS)
     ]
 
 
@@ -202,6 +242,10 @@ def _element_requests(table: str, published: Iterable[Published], *, add: bool) 
 
 
 def _element(published: Published, *, with_data: bool) -> bytes:
+    if published.direct:
+        key = ipaddress.ip_address(published.address).packed
+        key += struct.pack(">B3xH2x", _PROTOCOLS[published.protocol], published.port)
+        return nested(_LIST_ELEM, nested(_ELEM_KEY, attribute(_DATA_VALUE, key)))
     key = struct.pack(">B3xH2x", _PROTOCOLS[published.protocol], published.host_port)
     if not published.wildcard:
         key = ipaddress.ip_address(published.host_ip).packed + key

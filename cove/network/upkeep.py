@@ -2,7 +2,7 @@
 
 Owns the order of those changes. Every method blocks for milliseconds, runs in the reaper's thread (one, so
 that no two change the host at a time) and is given the networks as they should be; all of it is idempotent.
-Only `publish`, `withdraw` and `replace` are for the event loop's thread.
+Only `publish`, `withdraw`, `change` and `replace` are for the event loop's thread.
 """
 
 from __future__ import annotations
@@ -128,6 +128,10 @@ class Upkeep:
     def withdraw(self, published: Sequence[Published]) -> None:
         """Delete elements. Raises HostError."""
         self.firewall.delete(_in_kernel(published))
+
+    def change(self, gone: Sequence[Published], come: Sequence[Published]) -> None:
+        """Delete elements and add others, in one transaction: all or nothing. Raises HostError."""
+        self.firewall.change(_in_kernel(gone), _in_kernel(come))
 
     def replace(self, published: Sequence[Published]) -> None:
         """Make these the only elements. Raises HostError."""

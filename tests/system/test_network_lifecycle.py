@@ -541,7 +541,8 @@ def test_a_running_container_is_connected_to_a_network_and_disconnected(host: No
     async def body() -> None:
         async with networks(tmp_path) as nets, container(nets, "one") as one:
             extra = await nets.create("extra", ipv6=True)
-            endpoint = await nets.attach("one", EndpointSpec(network="extra"), one.namespace)
+            held = await nets.attach("one", EndpointSpec(network="extra"), one.namespace)
+            endpoint = held.endpoints[-1]
             assert (endpoint.interface, endpoint.gateway4) == ("eth1", "")
             assert endpoint.ipv4 in inside(one.namespace, lambda: run("ip", "addr", "show", "dev", "eth1"))
             assert [name for name, _ in nets.members(extra.id)] == ["one"]

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from cove.model.errors import Conflict, Invalid, Unavailable
 from cove.model.objects import IpamPool
 from cove.network.addresses import (
+    DEFAULT_POOLS,
     AddressPool,
-    choose_subnet_4,
+    check_pools,
+    choose_from_pools,
     choose_subnet_6,
     mac_of,
     overlapping,
@@ -112,9 +114,23 @@ def test_the_first_free_subnet_is_chosen_and_default_routes_dont_count() -> None
         net("172.18.0.1/32"),
         net("fd00::/8"),
     ]
-    assert choose_subnet_4(taken) == net("172.19.0.0/16")
+    assert choose_from_pools(DEFAULT_POOLS, 4, taken) == net("172.19.0.0/16")
     with pytest.raises(Unavailable, match="--subnet"):
-        choose_subnet_4([net("172.16.0.0/12"), net("192.168.0.0/16")])
+        choose_from_pools(DEFAULT_POOLS, 4, [net("172.16.0.0/12"), net("192.168.0.0/16")])
+
+
+def test_pools_give_their_subnets_in_order_in_the_size_that_they_or_a_caller_name() -> None:
+    pools = [("10.8.0.0/22", 24), ("fd42::/32", 64), ("10.9.0.0/16", 28)]
+    assert choose_from_pools(pools, 4, []) == net("10.8.0.0/24")
+    assert choose_from_pools(pools, 4, [net("10.8.0.0/23")]) == net("10.8.2.0/24")
+    assert choose_from_pools(pools, 4, [net("10.8.0.0/22")]) == net("10.9.0.0/28")
+    assert choose_from_pools(pools, 4, [net("10.8.0.0/25")], prefix=26) == net("10.8.0.128/26")
+    assert choose_from_pools(pools, 6, [net("fd42::/64")]) == net("fd42:0:0:1::/64")
+    assert choose_from_pools(pools[:1], 6, []) is None
+    for wrong in (("10.8.0.0/22", 20), ("10.8.0.0/22", 31), ("10.8.0.1/22", 24), ("127.0.0.0/8", 24)):
+        with pytest.raises(Invalid, match="default-address-pools"):
+            check_pools([wrong])
+    check_pools(pools)
 
 
 def test_an_ipv6_subnet_follows_from_its_seed_and_avoids_what_is_taken() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cove.model.container import Endpoint
 from cove.model.errors import Conflict, Forbidden, Invalid, NotFound
 from cove.model.objects import IpamPool, Network
-from cove.network import files, records
+from cove.network import files, options, records
 from cove.network.model import Published
 from cove.network.netlink import attribute, each_attribute, nested, parse_attributes, text, zero_terminated
 from cove.network.rules import BridgeRules, map_of, plan_add, plan_flush, plan_table
@@ -52,6 +52,8 @@ def test_what_isnt_a_reply_or_published_is_dropped_last() -> None:
     assert chain == [
         "to_bridge ct state established,related accept",
         "to_bridge ct status dnat accept",
+        "to_bridge ip daddr . meta l4proto . th dport @open4 accept",
+        "to_bridge ip6 daddr . meta l4proto . th dport @open6 accept",
         "to_bridge drop",
     ]
 
@@ -106,7 +108,7 @@ def test_many_elements_are_split_into_messages_that_fit_an_attribute() -> None:
     assert len(requests) > 1
     assert all(len(request.body) < 65536 for request in requests)
     assert sum(len(list(each_attribute(parse_attributes(r.body, 4)[3]))) for r in requests) == 5000
-    assert len(plan_flush("cove")) == 4
+    assert len(plan_flush("cove")) == 6
 
 
 # --- netlink -------------------------------------------------------------------------------
@@ -148,6 +150,7 @@ def plan(name: str = "web", **changes: object) -> Network:
         "now_ns": 5,
         "driver": "bridge",
         "ipam": (),
+        "ipv4": True,
         "ipv6": False,
         "internal": False,
         "attachable": False,
@@ -156,6 +159,7 @@ def plan(name: str = "web", **changes: object) -> Network:
         "existing": [DEFAULT],
         "taken": [],
         "default_mtu": 1400,
+        "address_pools": (),
         "seed": "seed",
     }
     return records.plan_network(name, **{**values, **changes})  # type: ignore[arg-type]
@@ -169,6 +173,42 @@ def test_a_network_gets_a_free_subnet_its_gateway_and_a_bridge() -> None:
     assert dual.ipv6
     assert [parsed.split(":")[0][:2] for parsed in (dual.ipam[1].subnet,)] == ["fd"]
     assert records.bridge_plan(dual).mac == "02:42:ac:12:00:01"
+
+
+def test_a_network_has_several_subnets_of_each_family_or_only_ipv6() -> None:
+    wanted = ["10.9.0.0/24", "fd00:9::/64", "10.10.0.0/24", "fd00:a::/64"]
+    network = plan(ipam=[IpamPool(subnet=subnet) for subnet in wanted])
+    assert [pool.subnet for pool in network.ipam] == [wanted[0], wanted[2], wanted[1], wanted[3]]
+    addresses = [str(address) for address in records.bridge_plan(network).addresses]
+    assert addresses == ["10.9.0.1/24", "10.10.0.1/24", "fd00:9::1/64", "fd00:a::1/64"]
+    alone = plan(ipv4=False, ipv6=True)
+    assert (alone.ipv4, alone.ipv6, len(alone.ipam)) == (False, True, 1)
+    assert plan(options={options.ENABLE_IP[6]: "true"}).ipv6
+
+
+def test_a_free_subnet_has_the_size_that_is_asked_for() -> None:
+    pools = (("10.64.0.0/16", 24),)
+    network = plan(ipam=[IpamPool(subnet="0.0.0.0/26"), IpamPool(subnet="0.0.0.0/26")], address_pools=pools)
+    assert [pool.subnet for pool in network.ipam] == ["10.64.0.0/26", "10.64.0.64/26"]
+    assert plan(address_pools=pools).ipam[0].subnet == "10.64.0.0/24"
+
+
+def test_an_address_isnt_on_the_bridge_where_that_is_inhibited_or_the_network_isolated() -> None:
+    inhibited = plan(ipv6=True, options={options.INHIBIT: "true"})
+    assert [a.version for a in records.bridge_plan(inhibited).addresses] == [6]
+    isolated = plan(internal=True, options={options.GATEWAY_MODE[4]: "isolated"})
+    assert records.bridge_plan(isolated).addresses == ()
+
+
+@pytest.mark.parametrize("text", ["net.ipv4.conf.eth0.forwarding=1", "kernel.x=1", "net.ipv4.conf.IFNAME.x"])
+def test_settings_of_an_endpoint_are_its_own_interfaces_only(text: str) -> None:
+    with pytest.raises(Invalid, match="IFNAME"):
+        options.parse_sysctls({options.SYSCTLS: text})
+    good = "net.ipv4.conf.IFNAME.log_martians=1, net.ipv6.conf.IFNAME.hop_limit=7"
+    assert options.parse_sysctls({options.SYSCTLS: good}) == (
+        ("net/ipv4/conf/IFNAME/log_martians", "1"),
+        ("net/ipv6/conf/IFNAME/hop_limit", "7"),
+    )
 
 
 def test_ipv4_comes_first_whatever_the_order_asked_for() -> None:
@@ -190,9 +230,20 @@ def test_ipv4_comes_first_whatever_the_order_asked_for() -> None:
         (NotFound, {"driver": "overlay"}),
         (Forbidden, {"driver": "host"}),
         (Forbidden, {"ipam": [IpamPool(subnet="172.17.9.0/24")]}),
-        (Invalid, {"ipam": [IpamPool(subnet="10.0.0.0/24"), IpamPool(subnet="10.1.0.0/24")]}),
+        (Forbidden, {"ipam": [IpamPool(subnet="10.0.0.0/24"), IpamPool(subnet="10.0.0.0/16")]}),
+        (Invalid, {"ipam": [IpamPool(subnet=f"10.{i}.0.0/24") for i in range(33)]}),
+        (Invalid, {"ipam": [IpamPool(subnet="10.0.0.0/24")], "ipv4": False}),
+        (Invalid, {"ipv4": False}),
+        (Invalid, {"ipam": [IpamPool(subnet="0.0.0.0/0")]}),
         (Invalid, {"ipam": [IpamPool(subnet="", gateway="10.0.0.1")]}),
-        (Invalid, {"options": {"com.docker.network.driver.mtu": "100"}}),
+        (Invalid, {"options": {"com.docker.network.driver.mtu": "67"}}),
+        (Invalid, {"options": {"com.docker.network.driver.mtu": "100"}, "ipv6": True}),
+        (Invalid, {"options": {options.GATEWAY_MODE[4]: "bridge"}}),
+        (Invalid, {"options": {options.GATEWAY_MODE[4]: "isolated"}}),
+        (Invalid, {"options": {options.GATEWAY_MODE[6]: "routed"}, "internal": True}),
+        (Invalid, {"options": {options.BINDING: "fd00::1"}}),
+        (Invalid, {"options": {options.TRUSTED: "eth0:a b"}}),
+        (Invalid, {"options": {options.PREFIX: "0eth"}}),
         (Invalid, {"options": {"com.docker.network.driver.mtu": "x"}}),
         (Invalid, {"options": {"com.docker.network.bridge.name": "much-too-long-a-name"}}),
         (Conflict, {"options": {"com.docker.network.bridge.name": "cove0"}}),

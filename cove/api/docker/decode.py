@@ -29,6 +29,7 @@ from cove.engine.links import parse_link
 from cove.model.container import ContainerSpec, EndpointSpec, HealthCheck, LogConfig, PortBinding
 from cove.model.errors import Invalid
 from cove.model.lines import is_word, parse_address
+from cove.network.options import parse_interface, parse_sysctls
 
 _HOSTNAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,62}[a-zA-Z0-9])?")
 _MAC = re.compile(r"[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}")
@@ -345,6 +346,12 @@ def decode_endpoint(network: str, config: wire.EndpointConfig, path: str) -> End
     ipam = config.ipam_config or wire.IpamConfig()
     if not network:
         raise Invalid(f"{path}: a network's name is needed, e.g. bridge")
+    driver_options = string_map(config.driver_opts)
+    try:
+        parse_interface(driver_options)
+        parse_sysctls(driver_options)
+    except Invalid as error:
+        raise Invalid(f"{path}.DriverOpts: {error}") from None
     return EndpointSpec(
         network=network,
         aliases=tuple(config.aliases or ()),
@@ -356,7 +363,8 @@ def decode_endpoint(network: str, config: wire.EndpointConfig, path: str) -> End
             for i, text in enumerate(ipam.link_local_ips or ())
         ),
         links=_links(config.links, f"{path}.Links"),
-        driver_options=string_map(config.driver_opts),
+        driver_options=driver_options,
+        gateway_priority=config.gw_priority or 0,
     )
 
 

@@ -6,6 +6,7 @@ decided or changed since covers both: so a tool that reads back what it sent fin
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -431,6 +432,7 @@ def networks_json(view: View, find_network: FindNetwork) -> dict[str, Json]:
             links=spec_of.links if spec_of else (),
             driver_options=spec_of.driver_options if spec_of else {},
             names=(view.container.name, *live.aliases, view.container.short_id),
+            network=find_network(live.network_id),
         )
     if not found:
         mode = "bridge" if spec.network_mode == "default" else spec.network_mode
@@ -442,6 +444,7 @@ def networks_json(view: View, find_network: FindNetwork) -> dict[str, Json]:
                 network_id=network.id if network else "",
                 network_name=name,
                 mac=spec_of.mac if spec_of else "",
+                gateway_priority=spec_of.gateway_priority if spec_of else 0,
             )
             found[name] = _endpoint_json(
                 live,
@@ -474,6 +477,7 @@ def _endpoint_json(
     links: Sequence[str],
     driver_options: Mapping[str, str],
     names: Sequence[str],
+    network: Network | None = None,
 ) -> Json:
     return {
         "IPAMConfig": ipam,
@@ -481,17 +485,25 @@ def _endpoint_json(
         "Aliases": list(aliases) or None,
         "MacAddress": endpoint.mac,
         "DriverOpts": dict(driver_options) or None,
-        "GwPriority": 0,
+        "GwPriority": endpoint.gateway_priority,
         "NetworkID": endpoint.network_id,
         "EndpointID": endpoint.endpoint_id,
-        "Gateway": endpoint.gateway4,
+        "Gateway": endpoint.gateway4 or _gateway(network, endpoint.ipv4),
         "IPAddress": endpoint.ipv4,
         "IPPrefixLen": endpoint.ipv4_prefix,
-        "IPv6Gateway": endpoint.gateway6,
+        "IPv6Gateway": endpoint.gateway6 or _gateway(network, endpoint.ipv6),
         "GlobalIPv6Address": endpoint.ipv6,
         "GlobalIPv6PrefixLen": endpoint.ipv6_prefix,
         "DNSNames": list(dict.fromkeys(names)) or None,
     }
+
+
+def _gateway(network: Network | None, address: str) -> str:
+    """The gateway of an address's subnet: also where another network has the default route."""
+    if network is None or network.internal or not address:
+        return ""
+    found = ipaddress.ip_address(address)
+    return next((p.gateway for p in network.ipam if found in ipaddress.ip_network(p.subnet)), "")
 
 
 def ports_json(view: View) -> Json:
@@ -499,7 +511,7 @@ def ports_json(view: View) -> Json:
     found: Json = dict.fromkeys(view.container.exposed_ports)
     for port in view.state.ports:
         key = f"{port.container_port}/{port.protocol}"
-        binding = {"HostIp": port.host_ip or "0.0.0.0", "HostPort": str(port.host_port)}
+        binding = {"HostIp": port.host_ip or "0.0.0.0", "HostPort": str(port.host_port or "")}
         found[key] = [*(found.get(key) or ()), binding]
     return found
 
@@ -563,14 +575,10 @@ def _port_list(view: View) -> list[Json]:
     ports: Sequence[PortBinding] = view.state.ports
     for port in ports:
         bound.add(f"{port.container_port}/{port.protocol}")
-        found.append(
-            {
-                "IP": port.host_ip or "0.0.0.0",
-                "PrivatePort": port.container_port,
-                "PublicPort": port.host_port,
-                "Type": port.protocol,
-            }
-        )
+        entry: Json = {"IP": port.host_ip or "0.0.0.0", "PrivatePort": port.container_port}
+        if port.host_port:  # 0: routed, without a port of the host
+            entry["PublicPort"] = port.host_port
+        found.append({**entry, "Type": port.protocol})
     if view.state.pid:
         for key in view.container.exposed_ports:
             number, _, protocol = key.partition("/")

@@ -49,9 +49,9 @@ def network_json(api: Api, network: Network, version: int, *, members: bool) -> 
         "Created": rfc3339(network.created_ns),
         "Scope": "local",
         "Driver": "null" if network.driver == "none" else network.driver,
-        "EnableIPv4": True,
+        "EnableIPv4": network.ipv4,
         "EnableIPv6": network.ipv6,
-        "IPAM": {"Driver": "default", "Options": None, "Config": config or None},
+        "IPAM": {"Driver": "default", "Options": network.ipam_options or None, "Config": config or None},
         "Internal": network.internal,
         "Attachable": network.attachable,
         "Ingress": False,
@@ -153,10 +153,6 @@ async def create(api: Api, request: Request) -> Response:
         raise NotImplementedHere(
             "Ingress, ConfigOnly, ConfigFrom and Scope: Cove's networks live on one machine; leave them out"
         )
-    if body.enable_ipv4 is False:
-        raise NotImplementedHere(
-            "EnableIPv4: Cove's networks always have IPv4; leave it out, or set it to true"
-        )
     ipam = body.ipam or wire.IpamBody()
     if (ipam.driver or "default") != "default":
         raise Invalid(f"IPAM.Driver: ipam driver {ipam.driver!r} not found; leave it out, or use default")
@@ -178,11 +174,13 @@ async def create(api: Api, request: Request) -> Response:
         body.name,
         driver=body.driver or "bridge",
         ipam=pools,
+        ipv4=body.enable_ipv4 is not False,
         ipv6=bool(body.enable_ipv6),
         internal=bool(body.internal),
         attachable=bool(body.attachable),
         labels=string_map(body.labels),
         options=string_map(body.options),
+        ipam_options=string_map(ipam.options),
     )
     api.publish("network", "create", network.id, {"name": network.name, "type": network.driver})
     return json_response({"Id": network.id, "Warning": ""}, 201)
