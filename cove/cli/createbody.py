@@ -70,7 +70,6 @@ _LISTS = {
 }
 _PARSED: dict[str, tuple[str, Callable[[str], Any]]] = {
     "add-host": ("ExtraHosts", values.parse_host),
-    "device": ("Devices", values.parse_device),
     "ulimit": ("Ulimits", values.parse_ulimit),
     "mount": ("Mounts", values.parse_mount),
     "blkio-weight-device": ("BlkioWeightDevice", values.parse_weight_device),
@@ -207,6 +206,15 @@ def _host_config(options: Options) -> dict[str, Any]:
     for flag, (name, parse) in _PARSED.items():
         if flag in options:
             host[name] = [parse(text) for text in options.all(flag)]
+    named = [text for text in options.all("device") if values.is_cdi_device(text)]
+    files = [values.parse_device(text) for text in options.all("device") if text not in named]
+    requests = [{"Driver": "cdi", "DeviceIDs": named}] if named else []
+    if "gpus" in options:
+        requests.append(values.parse_gpus(options.text("gpus")))
+    if files:
+        host["Devices"] = files
+    if requests:
+        host["DeviceRequests"] = requests
     for flag, (name, is_size) in _THROTTLES.items():
         if flag in options:
             host[name] = [values.parse_throttle(flag, text, is_size=is_size) for text in options.all(flag)]
@@ -221,16 +229,8 @@ def _host_config(options: Options) -> dict[str, Any]:
     if "log-driver" in options or "log-opt" in options:
         pairs = [values.split_pair("log-opt", text, "max-size=10m") for text in options.all("log-opt")]
         host["LogConfig"] = {"Type": options.text("log-driver"), "Config": dict(pairs)}
-    if "gpus" in options:
-        host["DeviceRequests"] = [_gpus(options.text("gpus"))]
     _add_security(options, host)
     return host
-
-
-def _gpus(text: str) -> dict[str, Any]:
-    if text != "all" and not text.isdecimal():
-        raise values.wrong("gpus", text, "all or a number, e.g. --gpus all")
-    return {"Driver": "", "Count": -1 if text == "all" else int(text), "Capabilities": [["gpu"]]}
 
 
 def _add_security(options: Options, host: dict[str, Any]) -> None:

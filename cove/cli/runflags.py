@@ -148,9 +148,15 @@ CREATE_FLAGS = (
         "NAME=VALUE",
         "Set a kernel parameter of the container, e.g. net.core.somaxconn=1024",
     ),
-    ("", "device", "list", "HOST[:TARGET][:rwm]", "Add a device, e.g. /dev/fuse"),
+    (
+        "",
+        "device",
+        "list",
+        "HOST[:TARGET][:rwm]",
+        "Add a device, e.g. /dev/fuse, or a CDI name, vendor.com/class=name",
+    ),
     ("", "device-cgroup-rule", "list", "RULE", "Allow devices by number, e.g. 'c 10:229 rwm'"),
-    ("", "gpus", "str", "GPUS", "Add graphics processors, e.g. all"),
+    ("", "gpus", "str", "GPUS", "Add graphics processors: all, a number or device=ID"),
     # health and logs
     ("", "health-cmd", "str", "COMMAND", "Check health by this shell command, e.g. 'curl -f localhost'"),
     ("", "health-interval", "str", "DURATION", "Time between checks, e.g. 10s (default: 30s)"),

@@ -358,6 +358,45 @@ def parse_device(text: str) -> dict[str, str]:
     return {"PathOnHost": host, "PathInContainer": inside, "CgroupPermissions": permissions}
 
 
+def is_cdi_device(text: str) -> bool:
+    """Whether a `--device` is a CDI name (`vendor.com/class=name`), not a path."""
+    kind, equals, name = text.partition("=")
+    vendor, slash, word = kind.partition("/")
+    return bool(vendor and slash and word and equals and name) and "/" not in word
+
+
+def parse_gpus(text: str) -> dict[str, Any]:
+    """`--gpus all`, a number, or docker's list: `"device=0,1",capabilities=utility` or `driver=nvidia,count=2`."""
+    request: dict[str, Any] = {"Driver": "", "Count": 0, "DeviceIDs": [], "Capabilities": [["gpu"]]}
+    expected = "all, a number, or device=ID, e.g. --gpus all or --gpus device=0"
+    quoted = text.split('"')
+    if len(quoted) % 2 == 0:
+        raise wrong("gpus", text, expected)
+    # a comma within quotes belongs to its value
+    fields = "".join(
+        part.replace(",", "\0") if index % 2 else part for index, part in enumerate(quoted)
+    ).split(",")
+    counted = False
+    for field in fields:
+        key, equals, value = field.replace("\0", ",").partition("=")
+        if not equals:
+            key, value = "count", key
+        if key == "count" and (value == "all" or value.isdecimal()):
+            request["Count"] = -1 if value == "all" else int(value)
+            counted = True
+        elif key == "device" and value:
+            request["DeviceIDs"] = value.split(",")
+        elif key == "driver":
+            request["Driver"] = value
+        elif key == "capabilities" and value:
+            request["Capabilities"] = [["gpu", *value.split(",")]]
+        else:
+            raise wrong("gpus", text, expected)
+    if not counted and not request["DeviceIDs"]:
+        request["Count"] = 1
+    return request
+
+
 def parse_throttle(flag: str, text: str, *, is_size: bool) -> dict[str, Any]:
     """`/dev/sda:1mb` (bytes a second) or `/dev/sda:1000` (operations a second)."""
     path, colon, rate = text.rpartition(":")

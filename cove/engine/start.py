@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import signal
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
@@ -18,7 +19,9 @@ from pathlib import Path
 import msgspec
 
 from cove.engine.create import PlannedMount, tmpfs_point
+from cove.engine.devices import find_device_edits, with_device_edits, with_device_nodes
 from cove.engine.files import ContainerFiles, existing_files
+from cove.engine.hooks import run_poststart_hooks, run_start_hooks, write_bundle
 from cove.engine.links import check_linked, with_link_variables
 from cove.engine.parts import Parts
 from cove.engine.remap import (
@@ -47,6 +50,7 @@ from cove.model.errors import Conflict, CoveError, HostError, Invalid
 from cove.network.model import Attachment
 from cove.runtime import launch as runtime
 from cove.runtime import oci, seccomp, users
+from cove.runtime.cdi import Edits, with_edits
 from cove.runtime.cgroups import find_exec_path
 from cove.runtime.cgroups_limits import block_devices
 from cove.runtime.facts import Host
@@ -99,11 +103,16 @@ async def _launch(
     parts: Parts, container: Container, attaches: Sequence[Attach], undo: AsyncExitStack
 ) -> Running:
     check_linked(container, parts.registry.find)
+    edits = Edits()
+    if container.spec.device_requests:
+        edits = await find_device_edits(container.spec.device_requests, parts.settings.cdi_spec_dirs)
+        container = with_device_edits(container, edits)
     container = with_link_variables(_named(parts, container), parts.registry.find)
     spec = container.spec
     check_userns(parts.settings, spec)
     maps = id_maps(parts.settings, spec)
     requests = network_requests(container)
+    bundle = parts.settings.container_dir(container.id)
     on_failure = await undo.enter_async_context(AsyncExitStack())
     attached = Attachment(namespace=-1, endpoints=(), ports=())
 
@@ -129,6 +138,8 @@ async def _launch(
             finally:
                 os.close(namespace)
             _files(parts, container, attached.endpoints)
+        if name == "hooks":
+            return await run_start_hooks(config.hooks, container, bundle, pid)
         return b""
 
     if requests and maps is None:
@@ -143,7 +154,13 @@ async def _launch(
         parts.cgroups.ensure_parent(spec.cgroup_parent)
     check_propagation(container.mounts)
     facts = start_facts(parts, container, files, maps)
+    if edits != Edits():
+        facts = with_device_nodes(facts, edits)
     config = plan_spec(container, facts, parts.host)
+    if edits != Edits():
+        config = with_edits(config, edits)
+        if edits.hooks:
+            write_bundle(bundle, config)
     more = start_plan_facts(parts, container, facts, network_ready=bool(requests))
     plan, needed = plan_start(config, more, parts.host)
     root = -1
@@ -170,6 +187,13 @@ async def _launch(
         on_listener=listener_sender(config.linux.seccomp, container, "creating"),
         attach=attaches,
     )
+    if config.hooks.poststart:
+        try:
+            await run_poststart_hooks(config.hooks, container, bundle, task.pid)
+        except BaseException:
+            await task.signal(signal.SIGKILL)
+            await task.wait()
+            raise
     on_failure.pop_all()
     return Running(task=task, endpoints=attached.endpoints, ports=attached.ports)
 

@@ -122,6 +122,16 @@ class Device(Model, frozen=True, kw_only=True):
     permissions: str = "rwm"
 
 
+class DeviceRequest(Model, frozen=True, kw_only=True):
+    """`--gpus`, or `--device vendor.com/class=name`: devices that a driver knows how to bring in."""
+
+    driver: str = ""  # cdi; "" chooses by capabilities
+    count: int = 0  # -1: all
+    device_ids: tuple[str, ...] = ()
+    capabilities: tuple[tuple[str, ...], ...] = ()  # alternatives; all words of one are needed
+    options: dict[str, str] = {}
+
+
 class Ulimit(Model, frozen=True, kw_only=True):
     name: str  # as in getrlimit(2), lower case, without RLIMIT_: nofile
     soft: int  # -1: unlimited
@@ -215,6 +225,7 @@ class ContainerSpec(Model, frozen=True, kw_only=True):
     readonly_paths: tuple[str, ...] | None = None
     init: bool | None = None  # None: the daemon's default
     devices: tuple[Device, ...] = ()
+    device_requests: tuple[DeviceRequest, ...] = ()
     device_cgroup_rules: tuple[str, ...] = ()
     resources: Resources = Resources()
     ulimits: tuple[Ulimit, ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -219,3 +220,39 @@ def test_no_input_breaks_a_parser(text: str) -> None:
             parse()
         except CliError as error:
             assert ": expected " in str(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "request_"),
+    [
+        ("all", {"Count": -1}),
+        ("2", {"Count": 2}),
+        ("device=0", {"DeviceIDs": ["0"]}),
+        ('"device=0,GPU-1"', {"DeviceIDs": ["0", "GPU-1"]}),
+        ('driver=nvidia,"capabilities=utility,compute"', {"Driver": "nvidia", "Count": 1,
+                                                          "Capabilities": [["gpu", "utility", "compute"]]}),
+    ],
+)  # fmt: skip
+def test_gpus_are_read_as_docker_reads_them(text: str, request_: dict[str, Any]) -> None:
+    empty = {"Driver": "", "Count": 0, "DeviceIDs": [], "Capabilities": [["gpu"]]}
+    assert values.parse_gpus(text) == {**empty, **request_}
+
+
+@pytest.mark.parametrize("text", ["x", "count=x", "device=", '"all', "what=1"])
+def test_other_gpus_are_refused_with_an_example(text: str) -> None:
+    with pytest.raises(CliError, match="--gpus"):
+        values.parse_gpus(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("vendor.com/class=name", True),
+        ("/dev/fuse", False),
+        ("/dev/a=b", False),
+        ("a/b=", False),
+        ("x", False),
+    ],
+)
+def test_a_device_s_name_is_told_from_a_path(text: str, named: bool) -> None:
+    assert values.is_cdi_device(text) == named

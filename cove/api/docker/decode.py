@@ -18,6 +18,7 @@ from cove.api.docker import wire
 from cove.api.docker.extension import decode_extension, decode_secret_data, with_probe
 from cove.api.docker.fields import check_fields
 from cove.api.docker.limits import (
+    decode_device_requests,
     decode_device_rules,
     decode_devices,
     decode_resources,
@@ -164,6 +165,7 @@ def decode_create(
         else _absolute(readonly_paths, "HostConfig.ReadonlyPaths"),
         init=host.init,
         devices=decode_devices(host),
+        device_requests=decode_device_requests(host.device_requests, version),
         device_cgroup_rules=decode_device_rules(host.device_cgroup_rules),
         resources=resources,
         ulimits=decode_ulimits(host.ulimits),

@@ -9,8 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from cove.api.docker import wire
-from cove.model.container import Device, Resources, RestartPolicy, ThrottleDevice, Ulimit, WeightDevice
-from cove.model.errors import Invalid, NotImplementedHere
+from cove.api.docker.mounts import string_map
+from cove.model.container import (
+    Device,
+    DeviceRequest,
+    Resources,
+    RestartPolicy,
+    ThrottleDevice,
+    Ulimit,
+    WeightDevice,
+)
+from cove.model.errors import Invalid
 
 MIN_MEMORY = 6 << 20
 _INT32 = (1 << 31) - 1
@@ -157,13 +166,35 @@ def _device_path(field: str, path: str | None) -> str:
     return path
 
 
-def decode_devices(body: wire.Resources) -> tuple[Device, ...]:
-    if body.device_requests:
-        driver = body.device_requests[0].driver or ""
-        raise NotImplementedHere(
-            f'HostConfig.DeviceRequests: could not select device driver "{driver}": '
-            "Cove has no device drivers yet; give device files with HostConfig.Devices (--device)"
+MAX_REQUESTED = 256  # devices of one request
+
+
+def decode_device_requests(
+    requests: Sequence[wire.DeviceRequest] | None, version: int
+) -> tuple[DeviceRequest, ...]:
+    """`--gpus` and CDI devices, which API 1.40 brought. Which devices there are is a start's matter."""
+    found = []
+    for index, request in enumerate(requests or () if version >= 1040 else ()):
+        field = f"HostConfig.DeviceRequests[{index}]"
+        ids = tuple(request.device_ids or ())
+        count = request.count or 0
+        if count < -1 or count > MAX_REQUESTED or len(ids) > MAX_REQUESTED:
+            raise Invalid(f"{field}: expected up to {MAX_REQUESTED} devices, or a Count of -1 for all")
+        if count and ids:
+            raise Invalid(f"{field}: cannot set both Count and DeviceIDs on device request")
+        found.append(
+            DeviceRequest(
+                driver=request.driver or "",
+                count=count,
+                device_ids=ids,
+                capabilities=tuple(tuple(words) for words in request.capabilities or ()),
+                options=string_map(request.options),
+            )
         )
+    return tuple(found)
+
+
+def decode_devices(body: wire.Resources) -> tuple[Device, ...]:
     found = []
     for index, device in enumerate(body.devices or ()):
         field = f"HostConfig.Devices[{index}]"

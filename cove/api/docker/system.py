@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import platform
 import time
@@ -22,6 +23,7 @@ from cove.events.filters import KEYS as EVENT_KEYS
 from cove.events.filters import event_filter
 from cove.model.errors import Invalid
 from cove.model.objects import Event
+from cove.runtime.cdi_files import read_registry
 
 Json = dict[str, Any]
 
@@ -147,7 +149,7 @@ async def info(api: Api, request: Request) -> Response:
         "RuncCommit": {"ID": ""},
         "InitCommit": {"ID": ""},
         "SecurityOptions": facts.security,
-        "CDISpecDirs": [],
+        "CDISpecDirs": list(api.engine.settings.cdi_spec_dirs),
         "Warnings": [f"WARNING: {sentence}" for sentence in facts.missing] or None,
     }
     if request.version >= 1049:
@@ -156,7 +158,12 @@ async def info(api: Api, request: Request) -> Response:
         for commit in ("ContainerdCommit", "RuncCommit", "InitCommit"):
             found[commit]["Expected"] = ""
     if request.version >= 1050:
-        found["DiscoveredDevices"] = None
+        devices = await asyncio.to_thread(read_registry, api.engine.settings.cdi_spec_dirs)
+        found["DiscoveredDevices"] = [
+            {"Source": "cdi", "ID": name} for name in sorted(devices.devices)
+        ] or None
+        troubles = [f"WARNING: {sentence}" for _, sentence in sorted(devices.errors.items())]
+        found["Warnings"] = [*(found["Warnings"] or ()), *troubles] or None
     else:
         found.update(BridgeNfIptables=False, BridgeNfIp6tables=False)
     return json_response(found)
