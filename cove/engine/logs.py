@@ -16,6 +16,7 @@ from cove.engine.types import Settings
 from cove.logs.attributes import shown_attributes
 from cove.logs.drivers import find_driver, is_readable, log_setup, needed_sockets, plan_shipment
 from cove.logs.model import LogLine, LogQuery, LogUnreadable
+from cove.logs.packer import Packer
 from cove.logs.reader import read_logs
 from cove.logs.shipping.shipper import Shipper, write_shipment
 from cove.model.container import Container, LogConfig
@@ -29,7 +30,10 @@ class ContainerLogs:
         self.settings = settings  # a reload changes what is default
         self.shipper = Shipper(settings.unsent_dir, settings.run_dir / "shipper.lock")
 
+        self.packer = Packer()
+
     async def close(self) -> None:
+        await self.packer.close()
         await self.shipper.close()
 
     # --- create ---------------------------------------------------------------------------
@@ -69,6 +73,12 @@ class ContainerLogs:
 
     def follow(self, container: Container, *, running: bool) -> None:
         """A run has begun, or a daemon found it; not `running`: one that has ended may have left lines unsent."""
+        if running:
+            settings = log_setup(container.log, self.settings.log_dir(container.id))
+            if settings.compress and settings.directory is not None:
+                self.packer.watch(
+                    container.id, settings.directory, find_driver(container.log.driver).file_name
+                )
         if find_driver(container.log.driver).ships:
             log_dir = self.settings.log_dir(container.id)
             if running or (log_dir / "ship").exists():
@@ -76,6 +86,7 @@ class ContainerLogs:
 
     def ended(self, container_id: str) -> None:
         """The run has ended, and its log is complete."""
+        self.packer.forget(container_id)
         self.shipper.ended(container_id)
 
     def keep_unsent(self, container_id: str) -> None:

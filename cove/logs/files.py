@@ -3,6 +3,7 @@
 The writer renames `log` → `log.1` → `log.2` …, oldest first, then makes a new `log`. A file only ever
 moves to a higher number, so opening them in order of their numbers can meet one twice but can't miss one,
 provided that it goes on until there is no higher number. An open file stays readable wherever it goes.
+A file that was rotated away may be replaced by its packed copy (packed.py), which reads the same.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from pathlib import Path
 import msgspec
 
 from cove.logs.model import STDERR, STDOUT, LogQuery
+from cove.logs.names import number_of
+from cove.logs.packed import Packed, is_packed
 from cove.logs.records import MAX_PAYLOAD_BYTES, Format, Record
 from cove.model.errors import HostError
 
 BLOCK_BYTES = 128 << 10  # read and parsed in one go: some milliseconds for short lines
 MOST_BLOCK_BYTES = 4 * MAX_PAYLOAD_BYTES  # holds any record
+_HEAD_BYTES = 64  # of a file, enough to know it again: there is a time in it
 
 
 class LogFile:
@@ -29,20 +33,27 @@ class LogFile:
         self.path = path  # where it was when it was opened
         self.descriptor = descriptor
         self.inode = os.fstat(descriptor).st_ino
-        self.origin = self.inode  # of the file that this one was when its lines were written
+        self._packed = Packed(self._read) if is_packed(self._read(_HEAD_BYTES, 0)) else None
+        # of the file that this one was when its lines were written
+        self.origin = self._packed.origin if self._packed is not None else self.inode
 
     def is_same(self, other: LogFile) -> bool:
-        """Both hold the same part of the log."""
-        return self.inode == other.inode
+        """Both hold the same part of the log: they are one file, or one is the other's packed copy."""
+        if self.inode == other.inode:
+            return True
+        return self.origin == other.origin and self.read(_HEAD_BYTES, 0) == other.read(_HEAD_BYTES, 0)
 
     def is_gone(self) -> bool:
         """It was removed from its directory."""
         return not os.fstat(self.descriptor).st_nlink
 
     def size(self) -> int:
-        return os.fstat(self.descriptor).st_size
+        return self._packed.size if self._packed is not None else os.fstat(self.descriptor).st_size
 
     def read(self, size: int, offset: int) -> bytes:
+        return self._packed.read(size, offset) if self._packed is not None else self._read(size, offset)
+
+    def _read(self, size: int, offset: int) -> bytes:
         try:
             return os.pread(self.descriptor, size, offset)
         except OSError as error:
@@ -67,7 +78,7 @@ def open_files(directory: Path, name: str) -> list[LogFile]:
                 continue
             file = LogFile(path, descriptor)
             files.append(file)
-            known = next(at for at, other in enumerate(files) if other.inode == file.inode)
+            known = next(at for at, other in enumerate(files) if other.is_same(file))
             # Met again: it was rotated meanwhile, and what was met since then is newer than it, or follows
             # behind it once more. A follower finds the newer ones when it gets there.
             for other in files[known + 1 :]:
@@ -189,15 +200,4 @@ def _last_number(directory: Path, name: str) -> int:
         entries = os.listdir(directory)
     except FileNotFoundError:
         return 0
-    return max((number for entry in entries if (number := _number(entry, name)) is not None), default=0)
-
-
-def _number(entry: str, name: str) -> int | None:
-    if entry == name:
-        return 0
-    number = entry.removeprefix(name + ".")
-    return (
-        int(number)
-        if number != entry and number.isascii() and number.isdecimal() and len(number) < 6
-        else None
-    )
+    return max((number for entry in entries if (number := number_of(entry, name)) is not None), default=0)

@@ -1,7 +1,8 @@
-"""Wait for changes in directories: inotify(7), one instance for all followers of an event loop.
+"""Wait for changes in directories: inotify(7), two instances for all followers of an event loop.
 
-Instances are scarce (fs.inotify.max_user_instances is 128), so there is one, made for the first watch
-and closed with the last. A directory that several followers watch is watched once.
+Instances are scarce (fs.inotify.max_user_instances is 128), so there is one for every change and one for
+renames alone, made for the first watch and closed with the last. A directory that several followers watch is
+watched once.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from cove.model.errors import HostError
 # <sys/inotify.h>
 _IN_MODIFY, _IN_MOVED_FROM, _IN_MOVED_TO, _IN_CREATE = 0x2, 0x40, 0x80, 0x100
 _IN_DELETE_SELF, _IN_IGNORED, _IN_ONLYDIR = 0x400, 0x8000, 0x01000000
+_RENAMES = _IN_MOVED_TO | _IN_DELETE_SELF | _IN_ONLYDIR
 _MASK = _IN_MODIFY | _IN_MOVED_FROM | _IN_MOVED_TO | _IN_CREATE | _IN_DELETE_SELF | _IN_ONLYDIR
 _EVENT = struct.Struct("iIII")  # watch, mask, cookie, length of the name that follows
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_instances: WeakKeyDictionary[asyncio.AbstractEventLoop, _Instance] = WeakKeyDictionary()
+_instances: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[int, _Instance]] = WeakKeyDictionary()
 
 
 class Watch:
@@ -36,15 +38,17 @@ class Watch:
 
 
 @contextmanager
-def watched(directory: Path) -> Iterator[Watch]:
-    """Watch a directory's files from here on: written to, created, renamed.
+def watched(directory: Path, *, renames: bool = False) -> Iterator[Watch]:
+    """Watch a directory's files from here on: written to, created, renamed, or only the last.
 
     Raises HostError: no such directory, or the host's limit of watches is reached.
     """
     loop = asyncio.get_running_loop()
-    instance = _instances.get(loop)
+    mask = _RENAMES if renames else _MASK
+    instances = _instances.setdefault(loop, {})
+    instance = instances.get(mask)
     if instance is None:
-        instance = _instances[loop] = _Instance(loop)
+        instance = instances[mask] = _Instance(loop, mask)
     watch = Watch()
     try:
         descriptor = instance.add(directory, watch)
@@ -58,18 +62,19 @@ def watched(directory: Path) -> Iterator[Watch]:
 
 
 class _Instance:
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, mask: int) -> None:
         descriptor = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
         if descriptor < 0:
             number = ctypes.get_errno()
             raise HostError(f"log files can't be followed: inotify_init1: {os.strerror(number)}")
         self._loop = loop
+        self._mask = mask
         self._descriptor: int = descriptor
         self._watches: dict[int, set[Watch]] = {}
         loop.add_reader(descriptor, self._read)
 
     def add(self, directory: Path, watch: Watch) -> int:
-        number: int = _libc.inotify_add_watch(self._descriptor, os.fsencode(directory), _MASK)
+        number: int = _libc.inotify_add_watch(self._descriptor, os.fsencode(directory), self._mask)
         if number < 0:
             failed = ctypes.get_errno()
             raise OSError(failed, os.strerror(failed))
@@ -88,7 +93,7 @@ class _Instance:
             self._loop.remove_reader(self._descriptor)
             os.close(self._descriptor)
             self._descriptor = -1
-            del _instances[self._loop]
+            del _instances[self._loop][self._mask]
 
     def _read(self) -> None:
         try:

@@ -207,7 +207,7 @@ class _Reader:
         """
         old = self._files[0]
         files = open_files(self._directory, self._name)
-        index = next((at for at, file in enumerate(files) if file.inode == old.inode), -1)
+        index = next((at for at, file in enumerate(files) if file.is_same(old)), -1)
         self._close()
         self._files = files
         self._drop(index + 1)

@@ -214,7 +214,7 @@ def spawn(
         descriptors = [memory, directory, listener.fileno()]
         if log.driver != "none":
             assert log.directory is not None, "a log driver needs a directory"
-            descriptors.append(os.open(log.directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+            descriptors.append(os.open(log.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
             ours.callback(os.close, descriptors[-1])
         control, theirs = control_pair()
         ours.callback(os.close, theirs)

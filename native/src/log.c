@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 
@@ -59,7 +60,7 @@ static int open_file(struct log *log)
 }
 
 /* log.1 becomes log.2 and so on, the oldest goes, and a new file is made. */
-static int rotate(struct log *log)
+static int rename_all(struct log *log)
 {
 	char from[NAME_SIZE], to[NAME_SIZE];
 
@@ -76,6 +77,21 @@ static int rotate(struct log *log)
 			return -errno;
 	}
 	return open_file(log);
+}
+
+/* Who packs a rotated file has the directory locked while the copy takes its place. That takes no time; should it be
+ * stopped there, the file grows to twice its size, and then nobody is waited for. */
+static int rotate(struct log *log)
+{
+	bool locked = !flock(log->dir, LOCK_EX | LOCK_NB);
+	int r;
+
+	if (!locked && errno == EWOULDBLOCK && log->file >= 0 && log->size < 2 * log->max_bytes)
+		return 0;
+	r = rename_all(log);
+	if (locked)
+		flock(log->dir, LOCK_UN);
+	return r;
 }
 
 /* Did an earlier writer (killed, or out of disk) leave the file with half a record at its end? */

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
+from cove.logs.packed import is_packed
 from tests.daemon import Daemon
 
 COUNT = 20_000
@@ -55,11 +58,43 @@ def test_the_log_is_bounded_and_ends_with_the_newest_lines(daemon: Daemon, image
     with container(daemon, image, SCRIPT, driver, **{"max-size": "20k", "max-file": "2"}) as made:
         made.start()
         made.wait(timeout=110)
-        files = list((daemon.data_root / "containers" / made.id / "log").iterdir())
+        files = list((daemon.data_root / "containers" / made.id / "log").glob("*log*"))
         assert len(files) == 2
         lines = made.logs(stderr=False).splitlines()
         assert 0 < len(lines) < COUNT
         assert lines[1:] == [b"line %d" % n for n in range(COUNT - len(lines) + 1, COUNT)]
+
+
+@pytest.mark.parametrize(("driver", "name"), [("local", "log"), ("json-file", "json.log")])
+def test_what_was_rotated_is_packed_and_read_all_the_same(
+    daemon: Daemon, image: str, driver: str, name: str
+) -> None:
+    """A follower that is there all the while, and readers that come later, get every line once."""
+    script = (
+        "i=0; while [ $i -lt 40 ]; do seq -f 'line %g of many' ${i}000 ${i}999; sleep 0.1; i=$((i+1)); done"
+    )
+    script = script.replace("-f 'line %g of many' ", "")
+    options = {"max-size": "60k", "max-file": "100", "compress": "true"}
+    with container(daemon, image, script, driver, **options) as made:
+        received: list[bytes] = []
+        made.start()
+        follower = threading.Thread(target=lambda: received.extend(made.logs(stream=True, follow=True)))
+        follower.start()
+        log_dir = daemon.data_root / "containers" / made.id / "log"
+        deadline = time.monotonic() + 60
+        while not (
+            packed := [path for path in log_dir.glob(f"{name}.*") if is_packed(path.read_bytes()[:64])]
+        ):
+            assert time.monotonic() < deadline, "nothing was packed"
+            time.sleep(0.05)
+        follower.join(110)
+        assert not follower.is_alive()
+        expected = b"".join(b"%d\n" % number for number in range(40_000))
+        assert b"".join(received) == expected
+        assert made.logs() == expected
+        assert made.logs(tail=30_000) == b"".join(b"%d\n" % number for number in range(10_000, 40_000))
+        assert gzip.decompress(packed[0].read_bytes())
+        assert not (log_dir / "packing").exists()
 
 
 def test_no_log_cannot_be_read(daemon: Daemon, image: str) -> None:
