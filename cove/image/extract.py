@@ -61,6 +61,7 @@ class Extractor:
         self._root = root
         self._layer = layer
         self._rooted = rooted
+        self._stale = False
         self._resolve = RESOLVE_NO_MAGICLINKS if rooted else _BENEATH
         self._budget = budget_bytes
         self._owner = owner
@@ -76,6 +77,9 @@ class Extractor:
     def add(self, entry: Entry, reader: TarReader) -> None:
         """Unpack one member, whose content `reader` has ready. Invalid, Conflict or HostError."""
         parts = split_name(entry.name, rooted=self._rooted)
+        if self._stale:
+            self.close()
+            self._stale = False
         try:
             self._add(parts, entry, reader)
         except OSError as error:
@@ -238,10 +242,9 @@ class Extractor:
             if entry.kind == "dir":
                 self.opaque.add(parts)
             return
-        if is_directory or self._rooted:  # or a link, below which something was reached
+        if is_directory or stat.S_ISLNK(found.st_mode):
             self._forget(parts)
-        if self._rooted:  # directories may be known by other names, too
-            self.close()
+            self._stale = self._rooted  # other names may have led through it
         self._replaced(directory, base, b"/".join(parts))
 
     # --- owner, mode, attributes, times -------------------------------------------------------
