@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import tempfile
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
@@ -60,6 +61,20 @@ class Engine:
             return inside(namespace, work)
         finally:
             os.close(namespace)
+
+    def run(self, command: Sequence[str], environment: Mapping[str, str]) -> str:
+        """What a program printed that speaks with this engine and its published ports; it has to end with 0."""
+        enter = ["nsenter", "--net", "--target", str(self._inner_pid)] if self._inner_pid else []
+        done = subprocess.run(
+            [*enter, *command],
+            env={**os.environ, "DOCKER_HOST": self.host, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=2 * BOUND_S,
+        )
+        assert done.returncode == 0, f"{' '.join(command)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
 
     def fetch(self, address: str) -> str:
         """The page at HOST:PORT/PATH."""

@@ -109,6 +109,7 @@ BUILDS: Sequence[Build] = (
         packages={"docker-compose": "github.com/docker/compose/v5/cmd"},
         linked=["github.com/docker/compose/v5/internal.Version=v5.5.1"],
     ),
+    NodeModules(name="node"),
     GoBuild(name="gosdk", packages={"walk": "./walk", "reaper": "./reaper"}),
 )
 
