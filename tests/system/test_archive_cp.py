@@ -223,8 +223,14 @@ def test_a_put_counts_absolute_names_from_its_directory_and_follows_the_tree_s_l
         turned = [Symlink("t", "etc"), File("t/before"), Dir("t"), File("t/after")]
         await write_archive(tree, "/", tar_of(*turned))
         for content in (b"1", b"22"):
-            await write_archive(tree, "/", tar_of(File("var/lib/again", content), File("var/lib/more", content)))
-        assert (await stat_path(tree, "/var/lib/again")).size == (await stat_path(tree, "/var/lib/more")).size == 2
+            await write_archive(
+                tree, "/", tar_of(File("var/lib/again", content), File("var/lib/more", content))
+            )
+        assert (
+            (await stat_path(tree, "/var/lib/again")).size
+            == (await stat_path(tree, "/var/lib/more")).size
+            == 2
+        )
         upper = tmp_path / "upper"
         found = {str(path.relative_to(upper)) for path in upper.rglob("*") if path.is_file()}
         assert found >= {"etc/app/absolute", "var/lib/data/by-link", "h", "etc/in-root", "x", "etc/before"}
