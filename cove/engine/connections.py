@@ -44,6 +44,7 @@ class Connections:
                 namespace = await _open_namespace(live.task)
                 try:
                     held = await self._parts.networks.attach(container_id, request, namespace)
+                    await self._name(view, held, namespace, live.task, network.id)
                 finally:
                     os.close(namespace)
             named = msgspec.structs.replace(request, network=network.name)
@@ -81,6 +82,15 @@ class Connections:
             changed = without_link(view.container, alias)
             await self._commit(view, changed.spec, _held(view))
 
+    async def _name(self, view: View, held: Attachment, namespace: int, task: Task, network_id: str) -> None:
+        """A container that runs is on one more network; not if the DNS server can't serve it there."""
+        try:
+            await self._parts.naming.change(view.container, held.endpoints, namespace)
+            self._parts.naming.watch(view.container.id, task)
+        except BaseException:
+            await self._parts.networks.detach(view.container.id, network_id, namespace)
+            raise
+
     def _network_ids(self, container: Container) -> set[str]:
         return {self._id_of(request.network) for request in network_requests(container)}
 
@@ -99,6 +109,7 @@ class Connections:
         if view.state.pid:
             state = msgspec.structs.replace(view.state, endpoints=held.endpoints, ports=held.ports)
             await self._parts.registry.set_state(container.id, state)
+            self._parts.naming.update(container, held.endpoints)
             self._parts.write_files(container, held.endpoints)
             self._parts.refresh_hosts(container)
 

@@ -299,6 +299,8 @@ class Engine:
         async with self._lifecycle.live(view.container.id).lock:  # who changes the record has read it before
             view = self.find(view.container.id)
             renamed = await self._parts.registry.rename(view.container.id, name)
+            if view.state.pid:
+                self._parts.naming.update(renamed, view.state.endpoints)
         self._parts.publish(renamed, "rename", oldName="/" + view.container.name)
 
     async def wait(self, reference: str, condition: WaitCondition = "not-running") -> WaitHandle:

@@ -11,9 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cove.engine.resolving import shown_servers
 from cove.model.container import Container, Endpoint
 from cove.model.errors import HostError
-from cove.network.files import RESOLVED_FILE, hostname_file, hosts_file, only_stub_resolver, resolv_file
+from cove.network.dns.names import Client
+from cove.network.files import (
+    RESOLVED_FILE,
+    embedded_resolv_file,
+    hostname_file,
+    hosts_file,
+    only_stub_resolver,
+    resolv_file,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +47,10 @@ def write_files(
     endpoints: Sequence[Endpoint],
     gateways: Sequence[str],
     linked: Sequence[tuple[str, str]] = (),
+    client: Client | None = None,
 ) -> ContainerFiles:
     """Write the three. `gateways` are the default bridge's own addresses, `linked` the linked containers'
-    addresses and names. Raises HostError, Invalid."""
+    addresses and names, `client` what the embedded DNS server knows of one that asks it. Raises HostError, Invalid."""
     spec = container.spec
     on_host = spec.network_mode == "host"
     hosts = (
@@ -48,14 +58,19 @@ def write_files(
         if on_host
         else hosts_file(container.hostname, spec.domainname, endpoints, spec.extra_hosts, gateways, linked)
     )
-    resolv = resolv_file(
-        host_resolv(),
-        dns=spec.dns,
-        search=spec.dns_search,
-        options=spec.dns_options,
-        ipv6=any(endpoint.ipv6 for endpoint in endpoints),
-        host_network=on_host,
-    )
+    if client is not None:
+        resolv = embedded_resolv_file(
+            host_resolv(), shown_servers(client), search=spec.dns_search, options=spec.dns_options
+        )
+    else:
+        resolv = resolv_file(
+            host_resolv(),
+            dns=spec.dns,
+            search=spec.dns_search,
+            options=spec.dns_options,
+            ipv6=any(endpoint.ipv6 for endpoint in endpoints),
+            host_network=on_host,
+        )
     files = existing_files(directory)
     for path, content in (
         (files.hosts, hosts),
@@ -64,6 +79,11 @@ def write_files(
     ):
         _write(path, content)
     return files
+
+
+def host_resolver_file() -> str:
+    """The host's own, with whatever stub it names."""
+    return _read("/etc/resolv.conf")
 
 
 def host_resolv() -> str:

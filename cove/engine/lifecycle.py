@@ -131,7 +131,7 @@ class Lifecycle:
             await _send(running.task, 9)
             await running.task.wait()
             self._parts.volumes.mounts.release(container.id)
-            await self._parts.networks.disconnect(container.id)
+            await self._parts.leave_networks(container.id)
             raise
         self.adopt(container, live, running.task)
         publish_run(self._parts, container, running.endpoints, begun=True)

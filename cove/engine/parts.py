@@ -21,6 +21,7 @@ import msgspec
 from cove.engine.files import ContainerFiles, write_files
 from cove.engine.links import has_links, linked_hosts
 from cove.engine.logs import ContainerLogs
+from cove.engine.naming import Naming
 from cove.engine.probes import Prober
 from cove.engine.registry import Registry
 from cove.engine.remap import check_userns
@@ -92,6 +93,9 @@ class Parts:
         self.host = host
         self.launcher = launcher
         self.shifted = shifted  # with `--userns-remap`
+        self.naming = Naming(
+            settings.run_dir, networks.visit, networks.find_network, stub=not host.in_user_namespace
+        )
         self.events = Bus(journal=Journal(settings.data_root / "events"))
         self.prober = Prober()
         self.logs = ContainerLogs(settings)
@@ -143,6 +147,7 @@ class Parts:
     async def close(self) -> None:
         self.prober.close()
         await self.logs.close()
+        await self.naming.close()
         await self.networks.close()
         if self.shifted is not None:
             self.shifted.close()
@@ -155,6 +160,7 @@ class Parts:
     async def uninstall(self) -> None:
         """Take down what the host holds for this daemon; containers are gone by now."""
         await self.logs.close()
+        await self.naming.uninstall()
         await self.networks.uninstall()
         await self.secret_files.sweep(())
         for path in self.cgroups.list_containers():
@@ -268,7 +274,12 @@ class Parts:
         finally:
             await self.secret_files.withdraw(container)
             self.volumes.mounts.release(container.id)
-            await self.networks.disconnect(container.id)
+            await self.leave_networks(container.id)
+
+    async def leave_networks(self, container_id: str) -> None:
+        """Take back a container's endpoints, and what the DNS server has open in its namespace."""
+        self.naming.leave(container_id)
+        await self.networks.disconnect(container_id)
 
     # --- planning -----------------------------------------------------------------------------
 
@@ -332,7 +343,8 @@ class Parts:
         """The files that a container with these endpoints sees. Raises HostError, Invalid."""
         linked = linked_hosts(container, endpoints, self.registry.find)
         directory = self.settings.container_dir(container.id)
-        return write_files(directory, container, endpoints, self.gateways(), linked)
+        client = self.naming.client(container, endpoints)
+        return write_files(directory, container, endpoints, self.gateways(), linked, client)
 
     def refresh_hosts(self, started: Container) -> None:
         """Tell the running containers that have links of one that has just started."""

@@ -51,6 +51,8 @@ async def reconcile(parts: Parts, lifecycle: Lifecycle) -> list[str]:
     await _settle_secrets(parts, [view for view, _ in adopted])
     for view, task in adopted:
         await _adopt(parts, lifecycle, view, task)
+        parts.naming.adopt(view, task)
+    parts.naming.start()
     for view, _ in ended:
         parts.logs.follow(view.container, running=False)
     parts.logs.shipper.resume()

@@ -26,7 +26,7 @@ async def remove_container(parts: Parts, container: Container, *, volumes: bool)
     """Forget a container and take down all that it had; each part is idempotent."""
     loose = anonymous_volumes(container) if volumes else ()
     await parts.registry.delete(container.id, loose=loose)
-    await parts.networks.disconnect(container.id)
+    await parts.leave_networks(container.id)
     parts.logs.keep_unsent(container.id)
     parts.trash.discard(parts.settings.container_dir(container.id))
     shutil.rmtree(parts.settings.state_dir(container.id), ignore_errors=True)

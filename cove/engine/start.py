@@ -121,7 +121,14 @@ async def _launch(
         attachment = await parts.networks.connect(
             container.id, requests, ports, container.hostname, namespace=namespace
         )
-        on_failure.push_async_callback(parts.networks.disconnect, container.id)
+        on_failure.push_async_callback(parts.leave_networks, container.id)
+        inside = namespace if namespace >= 0 else attachment.namespace
+        try:
+            await parts.naming.serve(container, attachment.endpoints, inside)
+        except BaseException:
+            if namespace < 0:
+                os.close(attachment.namespace)
+            raise
         return attachment
 
     async def on_pause(name: str, pid: int) -> bytes:
@@ -195,6 +202,7 @@ async def _launch(
             await task.wait()
             raise
     on_failure.pop_all()
+    parts.naming.watch(container.id, task)
     return Running(task=task, endpoints=attached.endpoints, ports=attached.ports)
 
 

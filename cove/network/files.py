@@ -17,6 +17,7 @@ FALLBACK_NAMESERVERS_6 = ("2001:4860:4860::8888", "2001:4860:4860::8844")
 # Where systemd-resolved keeps the real servers when /etc/resolv.conf names its own stub.
 RESOLVED_FILE = "/run/systemd/resolve/resolv.conf"
 HOST_GATEWAY = "host-gateway"
+EMBEDDED_SERVER = "127.0.0.11"
 
 _HOSTS = (
     ("127.0.0.1", "localhost"),
@@ -81,6 +82,43 @@ def only_stub_resolver(host_text: str) -> bool:
     return _nameservers(host_text) == ["127.0.0.53"]
 
 
+def embedded_resolv_file(
+    host_text: str,
+    servers: Sequence[str],
+    *,
+    search: Sequence[str] = (),
+    options: Sequence[str] = (),
+) -> str:
+    """/etc/resolv.conf of a container that asks the embedded DNS server; `servers` are those that it asks itself, as
+    a comment shows them. Raises Invalid."""
+    domains, wanted = _domains_and_options(host_text, search, options)
+    if not any(option.startswith("ndots:") for option in wanted):
+        wanted.append("ndots:0")
+    lines = [f"nameserver {EMBEDDED_SERVER}"]
+    if domains:
+        lines.append("search " + " ".join(domains))
+    lines += ["options " + " ".join(wanted), "", f"# ExtServers: [{' '.join(servers)}]"]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def ndots_given(host_text: str, options: Sequence[str]) -> bool:
+    """Whether the caller or the host says when a name is to be searched for in other domains."""
+    return any(option.startswith("ndots:") for option in options or _last_words(host_text, "options"))
+
+
+def host_servers(host_text: str, *, loopback: bool) -> list[str]:
+    """The servers that a resolv.conf names; those on loopback addresses only if they can be reached."""
+    found = []
+    for server in _nameservers(host_text):
+        try:
+            address = parse_address(server)
+        except ValueError:
+            continue
+        if not address.is_unspecified and (loopback or not address.is_loopback):
+            found.append(server)
+    return found
+
+
 def resolv_file(
     host_text: str,
     *,
@@ -98,23 +136,27 @@ def resolv_file(
     """
     for server in dns:
         _check_nameserver(server)
-    for field, words in (("dns-search", search), ("dns-option", options)):
-        for word in words:
-            if not is_word(word):
-                raise Invalid(f"--{field} {word!r}: expected one word of printable characters")
+    domains, wanted = _domains_and_options(host_text, search, options)
     servers = list(dns) or [s for s in _nameservers(host_text) if host_network or _reachable(s, ipv6)]
     if not servers and not host_network:
         servers = [*FALLBACK_NAMESERVERS, *(FALLBACK_NAMESERVERS_6 if ipv6 else ())]
-    domains = list(search) or _last_words(host_text, "search") or _last_words(host_text, "domain")
-    if domains == ["."]:
-        domains = []
-    wanted = list(options) or _last_words(host_text, "options")
     lines = [f"nameserver {server}" for server in servers]
     if domains:
         lines.append("search " + " ".join(domains))
     if wanted:
         lines.append("options " + " ".join(wanted))
     return "".join(f"{line}\n" for line in lines)
+
+
+def _domains_and_options(
+    host_text: str, search: Sequence[str], options: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    for field, words in (("dns-search", search), ("dns-option", options)):
+        for word in words:
+            if not is_word(word):
+                raise Invalid(f"--{field} {word!r}: expected one word of printable characters")
+    domains = list(search) or _last_words(host_text, "search") or _last_words(host_text, "domain")
+    return [] if domains == ["."] else domains, list(options) or _last_words(host_text, "options")
 
 
 def _nameservers(text: str) -> list[str]:

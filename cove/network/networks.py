@@ -22,10 +22,11 @@ import os
 import secrets
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -52,6 +53,7 @@ from cove.network.upkeep import Upkeep
 from cove.store.interface import Delete, DeletePrefix, Op, Put, Store, absent
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _CHECK_PERIOD_S = 30.0
 _NOTED = "bridges/"
@@ -363,6 +365,10 @@ class Networks:
             raise
         for endpoint in routed:
             self._holdings.bridges[endpoint.network_id].members[container_id] = endpoint
+
+    async def visit(self, namespace: int, work: Callable[[], T]) -> T:
+        """Do something quick in a container's namespace (a descriptor, borrowed), in a thread. Raises HostError."""
+        return await run_in(self._workshop.makers, self._workshop.inside, namespace, work)
 
     async def reconcile(self, alive: Mapping[str, Alive]) -> None:
         """After a restart: publish again what is alive, free everything else. Before the first connect."""

@@ -86,7 +86,8 @@ class FakeParts:
         self.logs = ContainerLogs(self.settings)
         self.events = Bus()
         self.releasing: Callable[[], None] = lambda: None
-        self.networks = SimpleNamespace(list_networks=list, disconnect=self._nothing)
+        self.networks = SimpleNamespace(list_networks=list)
+        self.leave_networks = self._nothing
         self.trash = SimpleNamespace(discard=lambda path: None)
         self.images = SimpleNamespace(release=self._release)
         self.image_users = self.forget_execs = lambda *arguments: None
