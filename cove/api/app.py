@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 
-from cove.api import cove_secrets, cove_v1, errors
+from cove.api import cove_secrets, cove_storage, cove_v1, errors
 from cove.api.docker import ROUTES
 from cove.api.docker.context import NEWEST, OLDEST, Api, version_text
 from cove.api.http import Request, Response, error_response
@@ -23,7 +23,7 @@ class App:
 
     def __init__(self, api: Api) -> None:
         self._api = api
-        self._router = Router((*ROUTES, *cove_v1.ROUTES, *cove_secrets.ROUTES))
+        self._router = Router((*ROUTES, *cove_v1.ROUTES, *cove_secrets.ROUTES, *cove_storage.ROUTES))
 
     async def __call__(self, request: Request) -> Response | None:
         request.id = choose_id(request.headers.get("x-request-id", ""))

@@ -34,13 +34,13 @@ class Archives:
             return RunningTree(pid=state.pid)
         if state.status in ("removing", "dead"):
             raise Conflict(f"container {container.id} is being removed")
-        directory = self._parts.settings.container_dir(container.id)
+        layer = self._parts.layer(container)
         image = self._parts.images.image_by_id(container.image_id)
         return OverlayTree(
             lower=self._parts.images.layer_paths(image),
             layers_dir=self._parts.images.layers_dir,
-            upper=directory / "upper",
-            work=directory / "work",
+            upper=layer.upper,
+            work=layer.work,
             mounts=container.mounts,
         )
 
@@ -84,6 +84,7 @@ class Archives:
     @contextlib.asynccontextmanager
     async def _mounted(self, view: View) -> AsyncIterator[None]:
         """A stopped container's volumes are mounted for as long as somebody looks at its files."""
+        await self._parts.ensure_layer(view.container)
         names = set() if view.state.pid else self._parts.mounted_volumes(view.container)
         if not names:
             yield
@@ -95,7 +96,8 @@ class Archives:
         """What the container changed in its files."""
         image = self._parts.images.image_by_id(view.container.image_id)
         layers = [self._parts.images.layers_dir / path for path in self._parts.images.layer_paths(image)]
-        upper = self._parts.settings.container_dir(view.container.id) / "upper"
+        await self._parts.ensure_layer(view.container)
+        upper = self._parts.layer(view.container).upper
         return await asyncio.to_thread(list_changes, upper, layers[::-1])
 
     async def export(self, view: View) -> AsyncIterator[bytes]:
@@ -103,7 +105,8 @@ class Archives:
         if view.state.status in ("removing", "dead"):
             raise Conflict(f"container {view.container.id} is being removed")
         image = self._parts.images.image_by_id(view.container.image_id)
-        upper = self._parts.settings.container_dir(view.container.id) / "upper"
+        await self._parts.ensure_layer(view.container)
+        upper = self._parts.layer(view.container).upper
         # Read-only, with the writable layer as the highest of the lower ones: it may be in use above another
         # overlay at the same time.
         tree = OverlayTree(

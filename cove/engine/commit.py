@@ -107,7 +107,8 @@ class Commits:
         config = merged_config(dict(given), container_config(container, base.config), changes)
         wanted = Commit(config=config, comment=comment, author=author, created_by=" ".join(container.args))
         layers = [self._parts.images.layers_dir / path for path in self._parts.images.layer_paths(base)]
-        upper = self._parts.settings.container_dir(container.id) / "upper"
+        await self._parts.ensure_layer(container)
+        upper = self._parts.layer(container).upper
         async with self._still(view, pause):
             facts = await asyncio.to_thread(find_layer_facts, upper, layers[::-1])
             async with contextlib.aclosing(read_layer(upper, facts.opaque, facts.left_out)) as chunks:

@@ -70,6 +70,7 @@ from cove.model.objects import Event, Image
 from cove.network.model import NetworkSettings
 from cove.runtime.cgroups_stats import Stats, read_cpu_clock
 from cove.runtime.steps import Plan
+from cove.storage.layers import LayerUsage
 
 _NO_DATA: Mapping[str, bytes] = {}
 
@@ -197,9 +198,9 @@ class Engine:
                 if spec.extension.secrets:
                     spec = await settle_secrets(self._parts, spec, secret_data, container_id, undo)
                 container, warnings = await self._prepare(spec, name, container_id, undo)
-                directory = self._parts.settings.container_dir(container.id)
-                undo.callback(self._parts.trash.discard, directory)
-                self._parts.make_container_dir(container)
+                container = self._parts.limited(container)
+                undo.push_async_callback(self._parts.discard_container_dir, container.id)
+                await self._parts.make_container_dir(container)
                 self._parts.images.image_by_id(container.image_id)  # still there: copying up takes its time
                 await self._parts.registry.insert(container, State())
             finally:
@@ -542,6 +543,11 @@ class Engine:
             with contextlib.suppress(NotFound):  # its cgroup went with its last process
                 return self._parts.stats(view.container)
         return ContainerStats(read_ns=time.time_ns(), cgroup=Stats(), clock=read_cpu_clock())
+
+    def layer_usage(self, view: View) -> LayerUsage | None:
+        """How full a container's writable layer is: bytes used, the limit, and whether that is `full`. None for one
+        without a size."""
+        return self._parts.layer_usage(view.container)
 
     async def writable_size(self, reference: str) -> int:
         """Bytes in the container's writable layer."""

@@ -49,7 +49,8 @@ from cove.runtime.plan_inputs import IdMaps
 from cove.runtime.shifted import ShiftedRoots
 from cove.runtime.spec import check_spec
 from cove.runtime.users import Resolved, UserFiles, read_layered_user_files, resolve
-from cove.storage.layers import prepare_writable
+from cove.storage.layers import Layers, LayerUsage, WritableLayer, prepare_writable, writable_layer
+from cove.storage.project_quota import ProjectQuotas
 from cove.storage.secrets import Secrets
 from cove.storage.trash import Trash
 from cove.storage.usage import disk_usage
@@ -79,6 +80,7 @@ class Parts:
         host: Host,
         launcher: Launcher,
         shifted: ShiftedRoots | None,
+        quotas: ProjectQuotas | None,
     ) -> None:
         self.settings = settings
         self.store = store
@@ -92,6 +94,8 @@ class Parts:
         self.cgroups = cgroups
         self.host = host
         self.launcher = launcher
+        self.quotas = quotas
+        self.layers = Layers(quotas, images=shifted is None and not host.in_user_namespace)
         self.shifted = shifted  # with `--userns-remap`
         self.naming = Naming(
             settings.run_dir, networks.visit, networks.find_network, stub=not host.in_user_namespace
@@ -119,9 +123,14 @@ class Parts:
             trash = await Trash.open(settings.data_root / "trash")
             undo.push_async_callback(trash.close)
             images = await Images.open(settings.data_root / "images", store)
-            volumes = await Volumes.open(settings.data_root / "volumes", store, trash)
+            quotas = ProjectQuotas.find(settings.data_root)
+            if quotas is not None:
+                undo.callback(quotas.close)
+            volumes = await Volumes.open(settings.data_root / "volumes", store, trash, quotas)
             registry = await Registry.open(store)
             secrets = await Secrets.open(settings.data_root / "secrets", store, registry.ids())
+            if quotas is not None:
+                quotas.sweep([*volumes.sized_trees(), *_limited_layers(settings, registry)])
             shifted = None
             if settings.remap is not None:
                 make_root_point(settings.root_point, settings.remap)
@@ -142,6 +151,7 @@ class Parts:
             host=replace(find_host(cgroups.layout), default_seccomp=settings.seccomp_profile),
             launcher=launcher,
             shifted=shifted,
+            quotas=quotas,
         )
 
     async def close(self) -> None:
@@ -154,6 +164,8 @@ class Parts:
         await self.volumes.close()
         await self.images.close()
         await self.trash.close()
+        if self.quotas is not None:
+            self.quotas.close()
         await self.events.close()
         await self.store.close()
 
@@ -163,6 +175,9 @@ class Parts:
         await self.naming.uninstall()
         await self.networks.uninstall()
         await self.secret_files.sweep(())
+        for view in self.registry.views():
+            if view.container.layer == "image":
+                await self.layers.take_down(self.settings.container_dir(view.container.id))
         for path in self.cgroups.list_containers():
             await self.cgroups.kill(path)
             await self.cgroups.remove(path)
@@ -296,7 +311,7 @@ class Parts:
         """The container's user, when image and writable layer tell it; None: ask its mounted root."""
         if any(covers_users(point.target) for point in container.mounts):
             return None
-        upper = self.settings.container_dir(container.id) / "upper"
+        upper = self.layer(container).upper
         if os.path.lexists(upper / "etc"):
             files = read_layered_user_files([str(upper), *self._layers_from_top(container.image_id)])
         else:
@@ -329,7 +344,35 @@ class Parts:
 
     # --- directories --------------------------------------------------------------------------
 
-    def make_container_dir(self, container: Container) -> None:
+    def limited(self, container: Container) -> Container:
+        """A new container with what will keep its writable layer to a size. Raises Unavailable."""
+        size = container.spec.storage_size_bytes or self.settings.default_storage_size_bytes
+        if not size:
+            return container
+        return msgspec.structs.replace(container, layer=self.layers.choose(), layer_bytes=size)
+
+    def layer(self, container: Container) -> WritableLayer:
+        """Where the container's writable layer lies; `ensure_layer` first, where its files are wanted."""
+        return writable_layer(self.settings.container_dir(container.id), container.layer)
+
+    async def ensure_layer(self, container: Container) -> None:
+        """Have the files of the writable layer there."""
+        if container.layer == "image":
+            await self.layers.ensure(self.settings.container_dir(container.id), container.layer)
+
+    def layer_usage(self, container: Container) -> LayerUsage | None:
+        """How full the writable layer is; None for one without a size. Quick: the file system counts."""
+        if not container.layer:
+            return None
+        return self.layers.usage(self.settings.container_dir(container.id), container.layer)
+
+    async def discard_container_dir(self, container_id: str) -> None:
+        """A container's directory goes, with all that it takes; idempotent."""
+        directory = self.settings.container_dir(container_id)
+        await self.layers.take_down(directory)
+        self.trash.discard(directory)
+
+    async def make_container_dir(self, container: Container) -> None:
         """The container's directory: writable layer and log. Raises HostError (disk full)."""
         directory = self.settings.container_dir(container.id)
         try:
@@ -337,7 +380,13 @@ class Parts:
             os.mkdir(directory / "log", 0o700)
         except OSError as error:
             raise HostError(f"container directory {directory}: {error.strerror}") from error
-        prepare_writable(directory, root_mode=self._root_mode(container.image_id))
+        mode = self._root_mode(container.image_id)
+        if container.layer:
+            await self.layers.prepare(
+                directory, root_mode=mode, kind=container.layer, size_bytes=container.layer_bytes
+            )
+        else:
+            prepare_writable(directory, root_mode=mode)
 
     def write_files(self, container: Container, endpoints: Sequence[Endpoint]) -> ContainerFiles:
         """The files that a container with these endpoints sees. Raises HostError, Invalid."""
@@ -357,7 +406,10 @@ class Parts:
 
     async def writable_size(self, container: Container) -> int:
         """Bytes in the writable layer."""
-        usage = await disk_usage(self.settings.container_dir(container.id) / "upper")
+        await self.ensure_layer(container)
+        if container.layer == "project" and (found := self.layer_usage(container)) is not None:
+            return found.used_bytes
+        usage = await disk_usage(self.layer(container).upper)
         return usage.size_bytes
 
     async def end_stray(self, state_dir: Path) -> None:
@@ -407,6 +459,15 @@ class Parts:
     def missing(self) -> list[str]:
         """What this host can't do, as sentences."""
         return missing_features(self.host.cgroups)
+
+
+def _limited_layers(settings: Settings, registry: Registry) -> list[Path]:
+    """The writable layers that a project quota limits."""
+    return [
+        settings.container_dir(view.container.id) / "upper"
+        for view in registry.views()
+        if view.container.layer == "project"
+    ]
 
 
 def find_cgroups(settings: Settings) -> Cgroups:

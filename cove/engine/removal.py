@@ -28,6 +28,8 @@ async def remove_container(parts: Parts, container: Container, *, volumes: bool)
     await parts.registry.delete(container.id, loose=loose)
     await parts.leave_networks(container.id)
     parts.logs.keep_unsent(container.id)
+    if container.layer:
+        await parts.layers.take_down(parts.settings.container_dir(container.id))
     parts.trash.discard(parts.settings.container_dir(container.id))
     shutil.rmtree(parts.settings.state_dir(container.id), ignore_errors=True)
     parts.forget_execs(container.id)
@@ -65,7 +67,7 @@ async def sweep_orphans(parts: Parts) -> None:
                 continue
             if root == parts.settings.containers_dir:
                 parts.logs.keep_unsent(name)
-                parts.trash.discard(root / name)
+                await parts.discard_container_dir(name)
             else:
                 await parts.end_stray(root / name)
                 shutil.rmtree(root / name, ignore_errors=True)

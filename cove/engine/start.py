@@ -157,6 +157,7 @@ async def _launch(
     if spec.extension.secrets:
         on_failure.push_async_callback(parts.secret_files.withdraw, container)
         await parts.secret_files.fill(container, maps)
+    await parts.ensure_layer(container)
     if spec.cgroup_parent:
         parts.cgroups.ensure_parent(spec.cgroup_parent)
     check_propagation(container.mounts)
@@ -264,14 +265,14 @@ def _files(parts: Parts, container: Container, endpoints: Sequence[Endpoint]) ->
 
 def overlay_root(parts: Parts, container: Container) -> Overlay:
     """The container's root: its image's layers, and its writable one."""
-    directory = parts.settings.container_dir(container.id)
+    layer = parts.layer(container)
     image = parts.images.image_by_id(container.image_id)
     return Overlay(
         lower=tuple(parts.images.layer_paths(image)),
         layers_dir=str(parts.images.layers_dir),
-        upper=str(directory / "upper"),
-        work=str(directory / "work"),
-        merged=str(directory / "merged"),
+        upper=str(layer.upper),
+        work=str(layer.work),
+        merged=str(layer.merged),
         userxattr=parts.host.in_user_namespace,
     )
 

@@ -239,6 +239,7 @@ class ContainerSpec(Model, frozen=True, kw_only=True):
     userns_mode: str = ""  # "", host
     cgroupns_mode: str = ""  # "", private, host
     cgroup_parent: str = ""
+    storage_size_bytes: int = 0  # of the writable layer; 0: the daemon's default
     extension: Extension = Extension()
     request: msgspec.Raw = msgspec.Raw(b"{}")  # as the API received it, for that API to show again
 
@@ -302,6 +303,8 @@ class Container(Model, frozen=True, kw_only=True):
     exposed_ports: tuple[str, ...] = ()
     stop_signal: str = "SIGTERM"
     mounts: tuple[MountPoint, ...] = ()
+    layer: Literal["", "project", "image"] = ""  # what keeps its writable layer to a size
+    layer_bytes: int = 0
     log: LogConfig = LogConfig(driver="local")
     healthcheck: HealthCheck | None = None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from cove.model.container import HealthCheck, Model
 
 
@@ -58,6 +60,10 @@ class VolumeRecord(Model, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     options: dict[str, str] = {}
     anonymous: bool = False
+    sized: Literal["", "project", "image"] = (
+        ""  # what keeps it to its size: a project quota, or an image file
+    )
+    size_bytes: int = 0  # its limit, where it has one
 
 
 class IpamPool(Model, frozen=True, kw_only=True):

@@ -26,6 +26,10 @@ Attach = Callable[[str, str, int], Awaitable[str]]
 Detach = Callable[[str, str, int], Awaitable[None]]
 
 
+class InUse(Conflict):
+    """A volume is mounted for somebody."""
+
+
 class VolumeMounts:
     """The users of volumes that have to be mounted. `open` reads who used them last; `settle` comes next."""
 
@@ -89,15 +93,17 @@ class VolumeMounts:
             for name in wanted:
                 await asyncio.shield(self._let_go(name, user))
 
-    async def wait_unused(self, name: str) -> None:
-        """Return once nothing of a volume is mounted. Conflict while somebody uses it."""
+    @asynccontextmanager
+    async def unused(self, name: str) -> AsyncIterator[None]:
+        """Nothing of a volume is mounted for the length of a block. Raises InUse."""
         leaving = [task for task, volume in self._tasks.items() if volume == name]
         if leaving:
             await asyncio.wait(leaving)
         async with self._lock(name):
             users = self.users(name)
-        if users:
-            raise Conflict(f"remove {name}: volume is in use - [{', '.join(users)}]")
+            if users:
+                raise InUse(f"volume {name} is in use - [{', '.join(users)}]")
+            yield
 
     async def close(self) -> None:
         """Wait for what is being taken off, for a while; the next start does the rest."""

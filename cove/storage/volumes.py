@@ -11,6 +11,7 @@ the directory goes into the trash, then the mark goes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -22,13 +23,21 @@ from pathlib import Path
 
 import msgspec
 
-from cove.model.errors import Conflict, HostError, Invalid, NotFound, Unavailable
+from cove.model.errors import Conflict, HostError, Invalid, NotFound
 from cove.model.objects import VolumeRecord
 from cove.storage.mount_process import mount, unmount
+from cove.storage.project_quota import ProjectQuotas, project_of
+from cove.storage.sized_image import grow_image, grow_mounted, image_filesystem, make_image
 from cove.storage.trash import Trash
 from cove.storage.usage import Usage, disk_usage
-from cove.storage.volume_mounts import VolumeMounts
-from cove.storage.volume_options import VolumeSource, check_name, shown_options, volume_source
+from cove.storage.volume_mounts import InUse, VolumeMounts
+from cove.storage.volume_options import (
+    VolumeSource,
+    check_name,
+    parse_size,
+    shown_options,
+    volume_source,
+)
 from cove.store.interface import Delete, Exists, Put, Store, absent
 
 DRIVER = "local"
@@ -36,8 +45,10 @@ ANONYMOUS_LABEL = "com.docker.volume.anonymous"
 _KEYS = "volumes/"
 _REMOVED_KEYS = "volumes-removed/"
 _DATA = "_data"
+_IMAGE = "data.img"  # of a sized volume without project quotas
+_NEW_IMAGE = "new.img"  # until the record is there
 
-InUse = Callable[[str], Sequence[str]]  # volume name → ids of the containers that use it
+UsersOf = Callable[[str], Sequence[str]]  # volume name → ids of the containers that use it
 
 _log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode
@@ -56,8 +67,9 @@ class Volumes:
 
     mounts: VolumeMounts
 
-    def __init__(self, root: Path, store: Store, trash: Trash) -> None:
+    def __init__(self, root: Path, store: Store, trash: Trash, quotas: ProjectQuotas | None) -> None:
         self._root = root
+        self._quotas = quotas
         self._store = store
         self._trash = trash
         self._records: dict[str, VolumeRecord] = {}
@@ -65,13 +77,15 @@ class Volumes:
         self._lockers: Counter[str] = Counter()  # how many hold or wait for a lock
 
     @classmethod
-    async def open(cls, root: Path, store: Store, trash: Trash) -> Volumes:
+    async def open(
+        cls, root: Path, store: Store, trash: Trash, quotas: ProjectQuotas | None = None
+    ) -> Volumes:
         """Load the records and finish what a crash interrupted.
 
         A removal that had begun is completed. A directory without a record becomes a volume again when
         it holds data, and goes when it doesn't: its creation was never answered.
         """
-        volumes = cls(root, store, trash)
+        volumes = cls(root, store, trash, quotas)
         try:
             root.mkdir(mode=0o701, exist_ok=True)
             volumes.mounts = await VolumeMounts.open(store, volumes._attach, volumes._detach)
@@ -83,8 +97,10 @@ class Volumes:
             for name in sorted(os.listdir(root)):
                 if name not in volumes._records:
                     await volumes._adopt(name)
-            for name in volumes._records:
-                volumes._make_directories(name)
+            for record in volumes._records.values():
+                volumes._make_directories(record.name)
+                if record.sized == "image" and (root / record.name / _NEW_IMAGE).exists():
+                    os.rename(root / record.name / _NEW_IMAGE, root / record.name / _IMAGE)
         except OSError as error:
             raise HostError(f"the volumes in {root} can't be used: {error.strerror}") from error
         return volumes
@@ -117,16 +133,39 @@ class Volumes:
     def source(self, name: str) -> VolumeSource:
         """What a container's plan mounts for this volume. Raises NotFound."""
         record = self.get(name)
-        return volume_source(name, record.options, record.mountpoint)
+        source = volume_source(name, record.options, record.mountpoint)
+        if record.sized == "image":
+            return msgspec.structs.replace(source, filesystem=image_filesystem(self._root / name / _IMAGE))
+        return source
 
     def needs_mount(self, name: str) -> bool:
         """Whether a volume's files are there only while `mounts` holds it. False for one that doesn't exist."""
         record = self._records.get(name)
-        return record is not None and "type" in record.options and self.source(name).filesystem is not None
+        if record is None:
+            return False
+        return record.sized == "image" or (
+            "type" in record.options and self.source(name).filesystem is not None
+        )
 
-    async def usage(self, name: str) -> Usage:
-        """The disk space that a volume's own directory takes."""
+    async def usage(self, name: str) -> Usage | None:
+        """The disk space that a volume takes here. None where that can't be told: its files are elsewhere, or it
+        is a file system that isn't mounted."""
+        record = self.get(name)
+        if record.sized == "project" and self._quotas is not None:
+            with contextlib.suppress(OSError):
+                return Usage(self._quotas.usage(project_of(self.mountpoint(name))).used_bytes)
+        if record.sized == "image":
+            with contextlib.suppress(OSError):
+                return Usage(os.stat(self._root / name / _IMAGE).st_blocks * 512)
+        if "type" in record.options:
+            return None
         return await disk_usage(self.mountpoint(name))
+
+    def sized_trees(self) -> Sequence[Path]:
+        """The directories of volumes that a project quota limits."""
+        return [
+            self._root / record.name / _DATA for record in self._records.values() if record.sized == "project"
+        ]
 
     # --- writing --------------------------------------------------------------------------
 
@@ -153,10 +192,6 @@ class Volumes:
         check_name(name)
         wanted = dict(options or {})
         volume_source(name, wanted, "")
-        if "size" in wanted:
-            raise Unavailable(
-                f"create {name}: quota size requested but no quota support; use type=tmpfs,o=size=…"
-            )
         async with self._alone(name):
             existing = self._records.get(name)
             if existing is not None:
@@ -168,7 +203,7 @@ class Volumes:
                 return existing
             return await self._create(name, wanted, dict(labels or {}), anonymous)
 
-    async def remove(self, name: str, *, force: bool = False, in_use: InUse) -> None:
+    async def remove(self, name: str, *, force: bool = False, in_use: UsersOf) -> None:
         """Remove a volume; its data goes behind the caller's back.
 
         Raises NotFound (not with `force`) and Conflict while a container uses it (with `force`, too).
@@ -182,7 +217,8 @@ class Volumes:
             if users:
                 raise Conflict(f"remove {name}: volume is in use - [{', '.join(users)}]")
             if self.needs_mount(name):
-                await self.mounts.wait_unused(name)
+                async with self.mounts.unused(name):
+                    pass
                 users = in_use(name)
                 if users:
                     raise Conflict(f"remove {name}: volume is in use - [{', '.join(users)}]")
@@ -194,12 +230,32 @@ class Volumes:
             except BaseException:
                 self._records[name] = record
                 raise
+            self._free_project(record)
             await self._finish_removal(name)
+
+    async def resize(self, name: str, size: str) -> VolumeRecord:
+        """Change a sized volume's limit. Raises Invalid, NotFound, Conflict (it's in use, or fuller than that)."""
+        what = f"update {name}"
+        async with self._alone(name):
+            record = self.get(name)
+            wanted = parse_size(size, what)
+            if record.sized == "project" and self._quotas is not None:
+                await asyncio.to_thread(self._limit_project, record, wanted)
+            elif record.sized == "image":
+                await self._grow_image(record, wanted)
+            else:
+                raise Conflict(f"{what}: only a volume that was made with --opt size=… has a size to change")
+            changed = msgspec.structs.replace(
+                record, size_bytes=wanted, options={**record.options, "size": size}
+            )
+            await self._store.txn([Exists(_KEYS + name)], [Put(_KEYS + name, _encode(changed))])
+            self._records[name] = changed
+            return changed
 
     async def prune(
         self,
         *,
-        in_use: InUse,
+        in_use: UsersOf,
         keep: Callable[[VolumeRecord], bool] = lambda record: False,
         named_too: bool = False,
     ) -> Pruned:
@@ -209,13 +265,13 @@ class Volumes:
         for record in self.list():
             if not (record.anonymous or named_too) or keep(record) or in_use(record.name):
                 continue
-            usage = await disk_usage(self._root / record.name / _DATA)
+            usage = await self.usage(record.name)
             try:
                 await self.remove(record.name, in_use=in_use)
             except (NotFound, Conflict):
                 continue  # removed or taken into use since
             names.append(record.name)
-            reclaimed += usage.size_bytes
+            reclaimed += usage.size_bytes if usage is not None else 0
         return Pruned(tuple(names), reclaimed)
 
     # --- inside ---------------------------------------------------------------------------
@@ -238,6 +294,7 @@ class Volumes:
     ) -> VolumeRecord:
         if anonymous:
             labels.setdefault(ANONYMOUS_LABEL, "")
+        size_bytes = parse_size(options["size"], f"create {name}") if "size" in options else 0
         record = VolumeRecord(
             name=name,
             mountpoint=str(self._root / name / _DATA),
@@ -245,16 +302,22 @@ class Volumes:
             labels=labels,
             options=options,
             anonymous=anonymous,
+            sized="" if not size_bytes else "project" if self._quotas is not None else "image",
+            size_bytes=size_bytes,
         )
         try:
-            self._make_directories(name)
-        except OSError as error:
-            raise HostError(f"create {name}: {error.strerror} in {self._root}") from error
-        try:
+            try:
+                self._make_directories(name)
+                await self._limit(record)
+            except OSError as error:
+                raise HostError(f"create {name}: {error.strerror} in {self._root}") from error
             done = await self._store.txn([absent(_KEYS + name)], [Put(_KEYS + name, _encode(record))])
         except BaseException:
+            self._free_project(record)
             self._trash.discard(self._root / name)
             raise
+        if record.sized == "image":
+            os.rename(self._root / name / _NEW_IMAGE, self._root / name / _IMAGE)
         assert done.succeeded, "a volume's key was written by somebody else"
         self._records[name] = record
         return record
@@ -268,9 +331,57 @@ class Volumes:
             return
         data.chmod(0o755)  # the umask took bits off
 
+    async def _limit(self, record: VolumeRecord) -> None:
+        """Keep a new volume to its size."""
+        if record.sized == "image":
+            directory = self._root / record.name
+            if (directory / _IMAGE).exists():
+                raise Conflict(
+                    f"create {record.name}: {directory / _IMAGE} is there already: move it away first"
+                )
+            (directory / _NEW_IMAGE).unlink(missing_ok=True)
+            await make_image(directory / _NEW_IMAGE, record.size_bytes, f"create {record.name}")
+        elif record.sized == "project" and self._quotas is not None:
+            self._quotas.assign([self._root / record.name / _DATA], record.size_bytes)
+
+    def _free_project(self, record: VolumeRecord) -> None:
+        project = project_of(self._root / record.name / _DATA) if record.sized == "project" else 0
+        if project and self._quotas is not None:
+            with contextlib.suppress(OSError):  # the next start sweeps
+                self._quotas.free(project)
+
+    def _limit_project(self, record: VolumeRecord, size_bytes: int) -> None:
+        assert self._quotas is not None
+        project = project_of(self._root / record.name / _DATA)
+        try:
+            used = self._quotas.usage(project).used_bytes
+            if used > size_bytes:
+                raise Conflict(
+                    f"update {record.name}: it holds {used} bytes, more than {size_bytes}: delete some first"
+                )
+            self._quotas.limit(project, size_bytes)
+        except OSError as error:
+            raise HostError(f"update {record.name}: the quota can't be set: {error.strerror}") from error
+
+    async def _grow_image(self, record: VolumeRecord, size_bytes: int) -> None:
+        what = f"update {record.name}"
+        if size_bytes < record.size_bytes:
+            raise Conflict(
+                f"{what}: it is an image of {record.size_bytes} bytes, which can only grow: make a new volume, and "
+                "copy what is to stay"
+            )
+        image, place = self._root / record.name / _IMAGE, self._root / record.name / _DATA
+        try:
+            async with self.mounts.unused(record.name):
+                await grow_image(image, size_bytes, what)
+                return
+        except InUse:
+            pass
+        await asyncio.to_thread(grow_mounted, image, place, size_bytes, what)
+
     async def _attach(self, name: str, user: str, others: int) -> str:
         source = self.source(name)
-        if source.filesystem is not None and not (others and os.path.ismount(source.source)):
+        if source.filesystem is not None and not os.path.ismount(source.source):
             await mount(name, source.filesystem, Path(source.source))
         return source.source
 
@@ -296,7 +407,7 @@ class Volumes:
         if data:
             _log.warning("volume %s has data but no record: it gets a new one", name)
             await self._create(name, {}, {}, anonymous=False)
-        elif content in ([], [_DATA]):
+        elif set(content) <= {_DATA, _NEW_IMAGE}:
             self._trash.discard(path)
 
 

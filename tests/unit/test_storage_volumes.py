@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cove.model.errors import Conflict, CoveError, HostError, Invalid, NotFound, Unavailable
+from cove.model.errors import Conflict, CoveError, HostError, Invalid, NotFound
 from cove.storage.trash import Trash
 from cove.storage.volume_options import (
     Filesystem,
@@ -195,7 +195,9 @@ def test_another_name_is_refused(name: str) -> None:
         ("", {"type": "tmpfs"}, Invalid, 'missing required option: "device"'),
         ("", {"device": "/srv"}, Invalid, 'missing required option: "type"'),
         ("", {"o": "bind"}, Invalid, 'missing required option: "device"'),
-        ("", {"size": "1g"}, Unavailable, "quota size requested but no quota support"),
+        ("", {"size": "1g", "type": "tmpfs", "device": "tmpfs"}, Invalid, "say o=size="),
+        ("", {"size": "1m"}, Invalid, "too small for an image"),
+        ("", {"size": "1x"}, Invalid, "invalid size: '1x'"),
         ("", {"type": "nfs", "device": "/x"}, Invalid, "must be a server's export"),
         ("", {"type": "nfs", "device": ":/x"}, Invalid, "o=addr="),
         ("", {"type": "cifs", "device": "share"}, Invalid, "must be a share"),

@@ -31,6 +31,7 @@ from cove.model.container import ContainerSpec, EndpointSpec, HealthCheck, LogCo
 from cove.model.errors import Invalid
 from cove.model.lines import is_word, parse_address
 from cove.network.options import parse_interface, parse_sysctls
+from cove.storage.volume_options import parse_size
 
 _HOSTNAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,62}[a-zA-Z0-9])?")
 _MAC = re.compile(r"[0-9a-fA-F]{2}([:-][0-9a-fA-F]{2}){5}")
@@ -176,6 +177,7 @@ def decode_create(
             _without_nul(group, f"HostConfig.GroupAdd[{i}]") for i, group in enumerate(host.group_add or ())
         ),
         cgroup_parent=_without_nul(host.cgroup_parent, "HostConfig.CgroupParent"),
+        storage_size_bytes=_storage_size(host.storage_opt),
         extension=extension,
         request=_request(body, host),
         **mode,
@@ -213,12 +215,16 @@ def _mounts_default_volumes(host: wire.HostConfig) -> bool:
     return False
 
 
+def _storage_size(options: wire.StringMap) -> int:
+    """`--storage-opt size=10g` in bytes; 0 without it."""
+    for key in options or {}:
+        if key != "size":
+            raise Invalid(f"HostConfig.StorageOpt: unknown option {key!r}, expected size, e.g. size=10g")
+    size = (options or {}).get("size")
+    return parse_size(size, "HostConfig.StorageOpt") if size else 0
+
+
 def _refuse_unsupported(host: wire.HostConfig) -> None:
-    if host.storage_opt:
-        raise Invalid(
-            "HostConfig.StorageOpt: --storage-opt is supported only for overlay over xfs "
-            "with 'pquota' mount option"
-        )
     if (host.runtime or "") not in _RUNTIMES:
         raise Invalid(
             f"HostConfig.Runtime: unknown or invalid runtime name: {host.runtime}; leave it out, or use runc"

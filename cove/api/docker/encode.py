@@ -28,6 +28,7 @@ from cove.model.container import (
 )
 from cove.model.objects import Network
 from cove.runtime.host import MASKED_PATHS, READONLY_PATHS
+from cove.storage.layers import writable_layer
 
 Json = dict[str, Any]
 FindNetwork = Callable[[str], Network | None]
@@ -159,6 +160,7 @@ def inspect_json(
     container, state = view
     echo = read_echo(container)
     directory = settings.container_dir(container.id)
+    layer = writable_layer(directory, container.layer)
     log_path = ""
     if container.log.driver == "json-file":
         log_path = str(settings.log_dir(container.id) / "json.log")
@@ -185,8 +187,8 @@ def inspect_json(
         "GraphDriver": {
             "Data": {
                 "ID": container.id,
-                "UpperDir": f"{directory}/upper",
-                "WorkDir": f"{directory}/work",
+                "UpperDir": str(layer.upper),
+                "WorkDir": str(layer.work),
             },
             "Name": "overlay2",
         },

@@ -21,7 +21,7 @@ from cove.api.http import TEXT, Request, Response, encode_json, json_response
 from cove.api.router import Route
 from cove.events.filters import KEYS as EVENT_KEYS
 from cove.events.filters import event_filter
-from cove.model.errors import Invalid
+from cove.model.errors import Invalid, NotFound
 from cove.model.objects import Event
 from cove.runtime.cdi_files import read_registry
 
@@ -237,7 +237,7 @@ async def disk_usage(api: Api, request: Request) -> Response:
             {
                 **volume_json(record),
                 "UsageData": {
-                    "Size": (await api.engine.volumes.usage(record.name)).size_bytes,
+                    "Size": await _volume_size(api, record.name),
                     "RefCount": len(api.engine.volume_users(record.name)),
                 },
             }
@@ -248,6 +248,15 @@ async def disk_usage(api: Api, request: Request) -> Response:
     if request.version < 1042:
         found["BuilderSize"] = 0
     return json_response(found)
+
+
+async def _volume_size(api: Api, name: str) -> int:
+    """Bytes; -1, as Docker has it, where that can't be told."""
+    with contextlib.suppress(NotFound):
+        usage = await api.engine.volumes.usage(name)
+        if usage is not None:
+            return usage.size_bytes
+    return -1
 
 
 async def prune_build_cache(api: Api, request: Request) -> Response:
