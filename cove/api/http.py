@@ -324,6 +324,10 @@ class Request:
         """Send the answer's head now, and its body by and by. Raises `ClientGone`."""
         return await self._writer.start_stream(status, content_type, headers)
 
+    async def upgrade(self, head: str) -> tuple[socket.socket, bytes]:
+        """Answer with `head`, status line and all, without the empty line; the rest is as in `hijack`."""
+        return await self._writer.hijack(head.encode("latin-1"), settle=False)
+
     async def hijack(self, content_type: str, *, settle: bool = True) -> tuple[socket.socket, bytes]:
         """Answer with a raw stream: the socket, and the bytes that arrived before it was taken.
 

@@ -24,4 +24,9 @@ class ApiServer(HttpServer):
     """Serves the Docker Engine API and Cove's own; sockets are given to `listen`."""
 
     def __init__(self, engine: Engine, *, reload: Reload | None = None) -> None:
-        super().__init__(App(Api(engine, reload=reload)), HEADERS)
+        self._api = Api(engine, reload=reload)
+        super().__init__(App(self._api), HEADERS)
+
+    async def close(self, grace_s: float = 10.0) -> None:
+        await self._api.sessions.close()
+        await super().close(grace_s)

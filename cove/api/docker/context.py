@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
+from cove.api.websocket import Sessions
 from cove.engine.health import ended_health
 from cove.model.errors import CoveError
 from cove.model.objects import Event, Network
@@ -34,6 +35,7 @@ class Api:
 
     def __init__(self, engine: Engine, *, reload: Reload | None = None) -> None:
         self.engine = engine
+        self.sessions = Sessions()
         self.reload = (
             reload  # reads the configuration again: names of the keys that count now, and of those that wait
         )

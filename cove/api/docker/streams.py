@@ -17,8 +17,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from cove.api.docker.context import MULTIPLEXED_STREAM, RAW_STREAM, Api
 from cove.api.docker.stats import stats_json
 from cove.api.docker.text import parse_time, rfc3339, rfc3339_fixed
-from cove.api.http import Request, Response, encode_json, json_response
+from cove.api.http import Request, Response, encode_json, error_response, json_response
 from cove.api.router import Route
+from cove.api.websocket import accept_head, run_session
 from cove.engine.attach import parse_keys
 from cove.engine.types import AttachOptions, ContainerStats, View
 from cove.image.types import PathStat
@@ -203,6 +204,68 @@ async def attach(api: Api, request: Request) -> None:
     )
 
 
+async def attach_websocket(api: Api, request: Request) -> Response | None:
+    """The same by WebSocket, without frames of Docker's: streams can't be told apart, as dockerd has it.
+
+    Before API 1.42 all three streams are meant, before 1.28 messages are text.
+    """
+    name, slash, word = request.name.rpartition("/")
+    if not slash or word != "attach":
+        return error_response(404, "page not found")
+    query = request.query
+    view = api.engine.check_attach(name)
+    chosen = request.version >= 1042
+    options = AttachOptions(
+        stdin=(query.flag("stdin") if chosen else True) and view.container.spec.open_stdin,
+        stdout=query.flag("stdout") if chosen else True,
+        stderr=query.flag("stderr") if chosen else True,
+        multiplex=False,
+        detach_keys=parse_keys(query.get("detachKeys")),
+        stream=query.flag("stream"),
+        logs=query.flag("logs"),
+    )
+    if not options.stream and not options.logs:
+        raise Invalid("attach: at least one of the query parameters stream and logs must be true")
+    head = accept_head(request.headers)
+    api.sessions.check_room()
+    ours, theirs = socket.socketpair()
+    spare = theirs.dup()  # `attach` closes its socket when it fails
+    try:
+        try:
+            if not options.logs:  # a client starts the container once it has the answer
+                await api.engine.attach(view.container.id, options, theirs, b"")
+            client, early = await request.upgrade(head)
+        except BaseException:
+            ours.close()
+            theirs.close()
+            raise
+        api.sessions.spawn(run_session(client, ours, text=request.version < 1028, early=early))
+        if options.logs:  # they may be more than the pair of sockets holds: the session takes them
+            await _attach_late(api, view.container.id, options, theirs, spare)
+    finally:
+        spare.close()
+    return None
+
+
+async def _attach_late(
+    api: Api, container_id: str, options: AttachOptions, theirs: socket.socket, spare: socket.socket
+) -> None:
+    """Attach once the answer is out: a failure is written where output would be."""
+    try:
+        await api.engine.attach(container_id, options, theirs, b"")
+    except (CoveError, OSError) as error:
+        theirs.close()
+        spare.setblocking(False)
+        with contextlib.suppress(OSError):
+            await asyncio.get_running_loop().sock_sendall(spare, f"{error}\r\n".encode())
+            spare.shutdown(socket.SHUT_RDWR)
+    except BaseException:
+        theirs.close()
+        with contextlib.suppress(OSError):
+            spare.shutdown(socket.SHUT_RDWR)
+        raise
+
+
 async def hand_over(
     request: Request,
     content_type: str,
@@ -309,6 +372,7 @@ ROUTES: tuple[Route[Api], ...] = (
     ("GET", "/containers/{name}/logs", logs),
     ("GET", "/containers/{name}/stats", stats),
     ("POST", "/containers/{name}/attach", attach),
+    ("GET", "/containers/{name}/ws", attach_websocket),  # /containers/ID/attach/ws
     ("GET", "/containers/{name}/export", export),
     ("GET", "/containers/{name}/changes", changes),
     ("HEAD", "/containers/{name}/archive", archive_stat),

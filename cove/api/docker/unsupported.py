@@ -38,12 +38,6 @@ async def no_registry(api: Api, request: Request) -> Response:
     raise NotImplementedHere(_NO_REGISTRY)
 
 
-async def no_websocket(api: Api, request: Request) -> Response:
-    raise NotImplementedHere(
-        "Cove attaches by an upgraded connection, not by WebSocket: POST /containers/NAME/attach"
-    )
-
-
 async def no_checkpoint(api: Api, request: Request) -> Response:
     raise NotImplementedHere("this release of Cove has no checkpoints")
 
@@ -88,7 +82,6 @@ ROUTES: tuple[Route[Api], ...] = (
     ("GET", "/images/search", no_registry),
     ("POST", "/images/{name}/push", no_registry),
     ("GET", "/distribution/{name}/json", no_registry),
-    ("GET", "/containers/{name}/ws", no_websocket),
     ("GET", "/containers/{name}/checkpoints", no_checkpoint),
     ("POST", "/containers/{name}/checkpoints", no_checkpoint),
 )
