@@ -24,6 +24,7 @@ class App:
     def __init__(self, api: Api) -> None:
         self._api = api
         self._router = Router((*ROUTES, *cove_v1.ROUTES, *cove_secrets.ROUTES, *cove_storage.ROUTES))
+        self._meters = api.engine.meters
 
     async def __call__(self, request: Request) -> Response | None:
         request.id = choose_id(request.headers.get("x-request-id", ""))
@@ -38,7 +39,10 @@ class App:
             status = CLIENT_GONE
             raise
         finally:
-            log_request(request.method, request.route or "-", status, time.perf_counter() - begun_s)
+            elapsed_s = time.perf_counter() - begun_s
+            route = request.route or "-"
+            log_request(request.method, route, status, elapsed_s)
+            self._meters.request(request.method, route, status, elapsed_s)
 
     async def _answer(self, request: Request) -> Response | None:
         try:

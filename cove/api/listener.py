@@ -37,6 +37,11 @@ class HttpServer:
             server = await loop.create_server(self._accepted, sock=sock, backlog=BACKLOG)
         self._servers.append(server)
 
+    @property
+    def connections(self) -> int:
+        """How many clients are connected; raw streams that were handed over don't count."""
+        return len(self._connections)
+
     def adopt(self, sock: socket.socket) -> None:
         """Serve a connection that somebody else accepted. The server owns it from here on."""
         sock.setblocking(False)

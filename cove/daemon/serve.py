@@ -22,8 +22,9 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -38,6 +39,9 @@ from cove.daemon.sockets import inherited_sockets, listen, lock_run_dir, notify
 from cove.engine.engine import Engine
 from cove.image.overlayfs import in_user_namespace
 from cove.model.errors import CoveError, Invalid
+
+if TYPE_CHECKING:
+    from cove.api.metrics import MetricsServer
 
 log = logging.getLogger("cove.daemon")
 
@@ -55,6 +59,8 @@ class Daemon:
         self._engine = engine
         self._certificates = certificates
         self._door: TlsDoor | None = None
+        self._metrics: MetricsServer | None = None
+        self._count_connections: Callable[[], int] = lambda: 0
         self._stop = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._reload: asyncio.Task[None] | None = None
@@ -75,15 +81,32 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._told_to_reload)
         gc.collect()
         gc.freeze()
+        self._count_connections = lambda: server.connections
+        await self._serve_metrics(self._config.text("metrics-addr"))
         log.info("cove %s answers on %s", __version__, ", ".join(str(s.getsockname()) for s in sockets))
         notify("READY=1")
         await self._stop.wait()
         notify("STOPPING=1")
         if self._door is not None:
             self._door.close()
+        if self._metrics is not None:
+            await self._metrics.close()
         await server.close(GRACE_S)
         if not self._engine.settings.live_restore:
             await self._engine.stop_all()
+
+    async def _serve_metrics(self, address: str) -> None:
+        """Serve metrics at this address alone ("": nowhere). Nothing has changed when it raises Invalid."""
+        fresh = None
+        if address:
+            from cove.api.metrics import MetricsServer
+
+            sock = listen(f"tcp://{address}", "")
+            fresh = MetricsServer(self._engine, lambda: self._count_connections())
+            await fresh.listen(sock)
+        old, self._metrics = self._metrics, fresh
+        if old is not None:
+            await old.close()
 
     def _told_to_stop(self) -> None:
         if self._stop.is_set():
@@ -114,6 +137,8 @@ class Daemon:
             )
             if self._door is not None and (certificates := find_certificates(merged)) is not None:
                 await self._door.renew(certificates)  # the files may have others in them, by the same names
+            if fresh.text("metrics-addr") != self._config.text("metrics-addr"):
+                await self._serve_metrics(fresh.text("metrics-addr"))
             set_level("debug" if is_debug(fresh) else fresh.text("log-level"))
             self._config = merged
             self._engine.reload(settings, reload_attributes(merged))

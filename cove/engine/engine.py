@@ -91,6 +91,7 @@ class Engine:
         self.networks = parts.networks
         self.volumes = parts.volumes
         self.secrets = SecretRoom(parts)
+        self.meters = parts.meters
         self.events: Bus = parts.events
         self._started_ns = time.time_ns()
         self._id = secrets.token_hex(16)
@@ -98,6 +99,14 @@ class Engine:
     @property
     def settings(self) -> Settings:
         return self._parts.settings
+
+    @property
+    def store_revision(self) -> int:
+        return self._parts.store.revision
+
+    def count_supervisors(self) -> int:
+        """How many containers and execs run."""
+        return self._lifecycle.count_running() + self._execs.count_running()
 
     def reload(self, settings: Settings, attributes: Mapping[str, str]) -> None:
         """Go by other settings from here on, and tell listeners; what was made at the start stays as it is."""

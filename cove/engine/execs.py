@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import socket
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -108,6 +109,9 @@ class Execs:
         """Execs of a container that haven't ended, for its inspection."""
         return [e.id for e in self._execs.values() if e.container_id == container_id and e.exit_code is None]
 
+    def count_running(self) -> int:
+        return sum(e.task is not None and e.exit_code is None for e in self._execs.values())
+
     def create(self, container_id: str, spec: ExecSpec) -> str:
         """Register an exec. Conflict unless the container runs; Invalid without a command."""
         if not spec.args:
@@ -195,6 +199,7 @@ class Execs:
             attaches[0].on_detach = lambda: self._publish(found, "exec_detach")
         directory = self._parts.settings.exec_dir(found.id)
         try:
+            begun_s = time.perf_counter()
             task = await launch_exec(
                 self._parts,
                 view,
@@ -206,7 +211,9 @@ class Execs:
                 rows=rows,
                 cols=cols,
             )
+            self._parts.meters.exec_starts.observe(time.perf_counter() - begun_s)
         except StartRefused as refused:
+            self._parts.meters.exec_starts_failed += 1
             found.exit_code = refused.exit_code
             for attach in attaches:
                 attach.sock.close()

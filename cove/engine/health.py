@@ -120,6 +120,8 @@ async def watch_health(
         check = view.container.healthcheck
         before = health.status
         result = await run_probe(parts, view.container, task, check)
+        parts.meters.health_checks += 1
+        parts.meters.health_checks_failed += result.exit_code != 0
         after_probe(health, result, check, result.started_ns - started_ns)
         if health.status != before:
             parts.publish(view.container, f"health_status: {health.status}")

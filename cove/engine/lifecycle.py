@@ -89,8 +89,11 @@ class Lifecycle:
         container = view.container
         pending, live.pending = live.pending, []
         try:
+            begun_s = time.perf_counter()
             running = await launch_container(self._parts, container, pending)
+            self._parts.meters.starts.observe(time.perf_counter() - begun_s)
         except StartRefused as refused:
+            self._parts.meters.starts_failed += 1
             live.pending += pending
             live.drop_pending()
             await self._parts.registry.set_state(
@@ -511,6 +514,9 @@ class Lifecycle:
                 wake(live.removed, result)
 
     # --- the daemon's own start and end -------------------------------------------------------
+
+    def count_running(self) -> int:
+        return sum(live.task is not None for live in self._lives.values())
 
     def resume_restart(self, container_id: str) -> None:
         """At a daemon's start: go on at once with a restart that was waiting."""

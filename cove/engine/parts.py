@@ -32,6 +32,7 @@ from cove.events.journal import Journal
 from cove.image.images import Images
 from cove.image.overlayfs import in_user_namespace
 from cove.image.types import Use
+from cove.metrics.meters import Meters
 from cove.model.container import Container, ContainerSpec, Endpoint, Resources
 from cove.model.errors import CoveError, HostError, Invalid
 from cove.model.objects import Event, VolumeRecord
@@ -100,6 +101,7 @@ class Parts:
         self.naming = Naming(
             settings.run_dir, networks.visit, networks.find_network, stub=not host.in_user_namespace
         )
+        self.meters = Meters()
         self.events = Bus(journal=Journal(settings.data_root / "events"))
         self.prober = Prober()
         self.logs = ContainerLogs(settings)

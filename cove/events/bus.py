@@ -134,6 +134,7 @@ class Bus:
         self._last_ns = journal.last_ns() if journal is not None else 0
         self.recent: deque[Event] = deque(maxlen=limit)
         self.streams: set[Stream] = set()
+        self.published = 0  # since the start
         self.backlog = backlog
         self.clock_ns = clock_ns
 
@@ -144,6 +145,7 @@ class Bus:
             event = msgspec.structs.replace(event, time_ns=self._last_ns + 1)
         self._last_ns = event.time_ns
         self.recent.append(event)
+        self.published += 1
         if self._journal is not None:
             if not self._unstored:
                 asyncio.get_running_loop().call_soon(self._store)

@@ -44,6 +44,7 @@ from cove.events.bus import Bus
 from cove.image.manifests import HistoryLine, history_of
 from cove.image.types import Loaded, PathStat, Removed
 from cove.logs.model import LogLine, LogQuery
+from cove.metrics.meters import Meters
 from cove.model.container import (
     Container,
     ContainerSpec,
@@ -232,6 +233,7 @@ class FakeEngine:
     networks: FakeNetworks = field(default_factory=FakeNetworks)
     volumes: FakeVolumes = field(default_factory=FakeVolumes)
     events: Bus = field(default_factory=Bus)
+    meters: Meters = field(default_factory=Meters)
     views: dict[str, View] = field(default_factory=dict)
     waits: dict[str, asyncio.Future[WaitResult]] = field(default_factory=dict)
     execs: dict[str, ExecView] = field(default_factory=dict)

@@ -26,6 +26,7 @@ from cove.engine.registry import Registry
 from cove.engine.start import Running, StartRefused
 from cove.engine.types import Settings
 from cove.events.bus import Bus
+from cove.metrics.meters import Meters
 from cove.model.container import (
     Container,
     ContainerSpec,
@@ -84,6 +85,7 @@ class FakeParts:
         self.settings = Settings(data_root=root, run_dir=root, native=root)
         self.registry = registry
         self.logs = ContainerLogs(self.settings)
+        self.meters = Meters()
         self.events = Bus()
         self.releasing: Callable[[], None] = lambda: None
         self.networks = SimpleNamespace(list_networks=list)

@@ -1,0 +1,1 @@
+"""What the daemon counts, and Prometheus' text format for it."""
