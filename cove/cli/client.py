@@ -302,6 +302,12 @@ class Client:
         connection.send(method, path, payload, headers)
         return connection.receive().check()
 
+    def forget(self) -> None:
+        """Let go of a connection that broke, and start no daemon for the next one."""
+        if self._idle is not None:
+            self._idle.close()
+        self._idle, self._spawn = None, False
+
     def get(self, path: str) -> Any:
         """GET a JSON value."""
         return self.request("GET", path).json()

@@ -188,7 +188,8 @@ def run_logs(client: Client, options: Options) -> int:
     if tail != "all" and not tail.isdecimal():
         raise values.wrong("tail", tail, "a number of lines or all, e.g. --tail 100")
     now_s = time.time()
-    tty = bool(client.get(f"/containers/{quote(name)}/json")["Config"].get("Tty"))
+    container = client.get(f"/containers/{quote(name)}/json")
+    tty = bool(container["Config"].get("Tty"))
     parameters = {
         "stdout": True,
         "stderr": True,
@@ -199,6 +200,11 @@ def run_logs(client: Client, options: Options) -> int:
         "until": parse_time("until", options.text("until"), now_s),
         "details": options.on("details"),
     }
+    if options.on("follow") and container.get("State", {}).get("Running"):
+        from cove.cli.follow import follow
+
+        follow(client, container, parameters)
+        return 0
     answer = client.request("GET", f"/containers/{quote(name)}/logs" + query(parameters))
     demultiplexer = Demultiplexer()
     for data in answer.chunks():

@@ -410,6 +410,10 @@ class Engine:
         live = self._lifecycle.live(view.container.id)
         return self._parts.logs.read(view.container, query, live.ended)
 
+    def log_attributes(self, view: View) -> dict[str, str]:
+        """What `logs --details` shows with each line of a container."""
+        return self._parts.logs.attributes(view.container)
+
     # --- execs --------------------------------------------------------------------------------
 
     async def exec_create(self, reference: str, spec: ExecSpec) -> str:

@@ -460,6 +460,9 @@ class FakeEngine:
 
         threading.Thread(target=run, daemon=True).start()
 
+    def log_attributes(self, view: View) -> dict[str, str]:
+        return {"b": "2", "a": "x y,z"}
+
     async def logs(self, reference: str, query: LogQuery) -> AsyncIterator[LogLine]:
         self.calls.append(("logs", query))
         if self.log_error is not None:

@@ -12,7 +12,8 @@ import contextlib
 import functools
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from urllib.parse import quote_plus
 
 from cove.api.docker.context import MULTIPLEXED_STREAM, RAW_STREAM, Api
 from cove.api.docker.stats import stats_json
@@ -109,7 +110,12 @@ async def logs(api: Api, request: Request) -> None:
     )
     view = api.engine.find(request.name)
     tty = view.container.spec.tty
-    render = functools.partial(_render_line, timestamps=query.flag("timestamps"), framed=not tty)
+    render = functools.partial(
+        _render_line,
+        timestamps=query.flag("timestamps"),
+        framed=not tty,
+        details=_details(api.engine.log_attributes(view)) if query.flag("details") else b"",
+    )
     lines = api.engine.logs(view.container.id, wanted)
     async with contextlib.aclosing(Batches(lines, render)) as batches:
         await batches.check(FIRST_LINE_S if wanted.follow else None)
@@ -125,8 +131,15 @@ async def logs(api: Api, request: Request) -> None:
             await stream.write(text if tty else frame(STDERR, text))
 
 
-def _render_line(line: LogLine, *, timestamps: bool, framed: bool) -> bytes:
-    data = f"{rfc3339_fixed(line.time_ns)} ".encode() + line.data if timestamps else line.data
+def _details(attributes: Mapping[str, str]) -> bytes:
+    """What stands before each line, as moby has it: "a=1,b=2 ", or a space alone."""
+    pairs = (f"{quote_plus(key)}={quote_plus(attributes[key])}" for key in sorted(attributes))
+    return ",".join(pairs).encode() + b" "
+
+
+def _render_line(line: LogLine, *, timestamps: bool, framed: bool, details: bytes = b"") -> bytes:
+    data = details + line.data if details else line.data
+    data = f"{rfc3339_fixed(line.time_ns)} ".encode() + data if timestamps else data
     return frame(line.stream, data) if framed else data
 
 

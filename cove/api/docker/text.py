@@ -10,6 +10,7 @@ from cove.model.errors import Invalid
 
 NEVER = "0001-01-01T00:00:00Z"  # Go's zero time
 _TIMESTAMP = re.compile(r"(-?\d{1,11})(?:\.(\d{1,9})\d*)?")
+_FRACTION = re.compile(r":\d\d\.(\d{1,9})", re.ASCII)
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(h|ms|m|s|us|ns)")
 _UNITS_NS = {
     "h": 3_600_000_000_000,
@@ -58,7 +59,9 @@ def parse_time(text: str, field: str, now_ns: int) -> int:
         ) from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    return int(moment.timestamp()) * 1_000_000_000 + moment.microsecond * 1000
+    fraction = _FRACTION.search(text)  # datetime's has six digits
+    nanos = int(fraction[1].ljust(9, "0")) if fraction else moment.microsecond * 1000
+    return int(moment.replace(microsecond=0).timestamp()) * 1_000_000_000 + nanos
 
 
 def parse_rfc3339_seconds(text: str) -> int:
