@@ -17,7 +17,7 @@ import msgspec
 
 from cove.logs.model import STDERR, STDOUT, LogQuery
 from cove.logs.names import number_of
-from cove.logs.packed import Packed, is_packed
+from cove.logs.packed import find_packed
 from cove.logs.records import MAX_PAYLOAD_BYTES, Format, Record
 from cove.model.errors import HostError
 
@@ -33,7 +33,7 @@ class LogFile:
         self.path = path  # where it was when it was opened
         self.descriptor = descriptor
         self.inode = os.fstat(descriptor).st_ino
-        self._packed = Packed(self._read) if is_packed(self._read(_HEAD_BYTES, 0)) else None
+        self._packed = find_packed(self._read)
         # of the file that this one was when its lines were written
         self.origin = self._packed.origin if self._packed is not None else self.inode
 

@@ -51,7 +51,7 @@ class Packed:
             at += member[1]
             content += member[2]
         if not self._members:
-            raise ValueError("not a packed log")
+            raise ValueError("it isn't a packed log")
         self.size = content
 
     def read(self, size: int, offset: int) -> bytes:
@@ -90,6 +90,16 @@ class Packed:
                 content = b""
             self._unpacked = (number, content)
         return self._unpacked[1]
+
+
+def find_packed(read: Callable[[int, int], bytes]) -> Packed | None:
+    """None for a file that isn't packed."""
+    if not is_packed(read(len(_START), 0)):
+        return None
+    try:
+        return Packed(read)
+    except ValueError:
+        return None
 
 
 def is_packed(head: bytes) -> bool:

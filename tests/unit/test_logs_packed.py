@@ -46,7 +46,7 @@ def test_any_part_reads_as_it_was(contents: list[bytes], data: st.DataObject) ->
 
 
 def test_a_file_that_is_not_packed_is_told() -> None:
-    with pytest.raises(ValueError, match="not a packed log"):
+    with pytest.raises(ValueError, match="isn't a packed log"):
         Packed(lambda size, offset: gzip.compress(b"another's")[offset : offset + size])
 
 
