@@ -9,12 +9,15 @@ import time
 from cove.api import cove_secrets, cove_storage, cove_v1, errors
 from cove.api.docker import ROUTES
 from cove.api.docker.context import NEWEST, OLDEST, Api, version_text
+from cove.api.gate import Gate
 from cove.api.http import Request, Response, error_response
 from cove.api.requestlog import choose_id, log_request, request_id
 from cove.api.router import Router
 from cove.model.errors import CoveError, Invalid
 
 CLIENT_GONE = 499  # in the log: nobody waits for the answer any more
+_READS = ("GET", "HEAD")
+_WAITING = ("wait", "attach")  # nearly all of their time is somebody else's
 _VERSION = re.compile(r"v(\d{1,3})(?:\.(\d{1,3}))?")
 
 
@@ -25,6 +28,7 @@ class App:
         self._api = api
         self._router = Router((*ROUTES, *cove_v1.ROUTES, *cove_secrets.ROUTES, *cove_storage.ROUTES))
         self._meters = api.engine.meters
+        self._gate = Gate(width=3 * api.cpus)
 
     async def __call__(self, request: Request) -> Response | None:
         request.id = choose_id(request.headers.get("x-request-id", ""))
@@ -53,7 +57,10 @@ class App:
             handler = self._router.find(request, segments)
             if handler is None:
                 return error_response(404, "page not found")
-            return await handler(self._api, request)
+            if request.method in _READS or segments[-1] in _WAITING:
+                return await handler(self._api, request)
+            async with self._gate.turn():
+                return await handler(self._api, request)
         except CoveError as error:
             return errors.response_of(error)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -74,23 +74,25 @@ async def list_containers(api: Api, request: Request) -> Response:
     names = _ImageNames(api)
     link_names = engine.link_names()
     now_ns = time.time_ns()
-    found = []
-    for view in engine.list():
+    found: list[dict[str, Any] | msgspec.Raw] = []
+    views = engine.list()
+    api.summaries.keep(views)
+    for view in views:
         running = view.state.status in ("running", "paused", "restarting")
         if not (everything or running) or not accepts(view):
             continue
-        found.append(
-            summary_json(
-                view,
-                image=names.shown(view),
-                health=api.health(view),
-                now_ns=now_ns,
-                find_network=api.find_network,
-                size=await size_of(api, view) if with_size else None,
-                version=request.version,
-                link_names=link_names.get(view.container.id, ()),
-            )
-        )
+        shown: dict[str, Any] = {
+            "image": names.shown(view),
+            "health": api.health(view),
+            "now_ns": now_ns,
+            "find_network": api.find_network,
+            "version": request.version,
+            "link_names": link_names.get(view.container.id, ()),
+        }
+        if with_size:
+            found.append(summary_json(view, size=await size_of(api, view), **shown))
+        else:
+            found.append(api.summaries.encode(view, **shown))
         if len(found) == limit:
             break
     return json_response(found)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
+from cove.api.docker.summaries import Summaries
 from cove.api.websocket import Sessions
 from cove.engine.health import ended_health
 from cove.model.errors import CoveError
@@ -40,6 +41,7 @@ class Api:
             reload  # reads the configuration again: names of the keys that count now, and of those that wait
         )
         self.cpus = os.cpu_count() or 1
+        self.summaries = Summaries()
 
     def find_network(self, name: str) -> Network | None:
         """A network by name or id; None for one that is gone."""
