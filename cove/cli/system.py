@@ -81,6 +81,7 @@ def run_info(client: Client, options: Options) -> int:
         ("Logging Driver", info.get("LoggingDriver")),
         ("Cgroup Driver", info.get("CgroupDriver")),
         ("Cgroup Version", info.get("CgroupVersion")),
+        ("Firewall", _firewall(info)),
         ("Networks", " ".join(plugins.get("Network") or ())),
         ("Runtimes", " ".join(sorted(info.get("Runtimes") or {}))),
         ("Security Options", " ".join(info.get("SecurityOptions") or ())),
@@ -99,6 +100,12 @@ def run_info(client: Client, options: Options) -> int:
     for warning in info.get("Warnings") or ():
         print(f"warning: {printable(warning)}", file=sys.stderr)
     return 0
+
+
+def _firewall(info: dict[str, Any]) -> str:
+    """Whose rules let clients reach published ports."""
+    facts = dict((info.get("FirewallBackend") or {}).get("Info") or ())
+    return str(facts.get("PublishedPorts", ""))
 
 
 def run_version(client: Client, options: Options) -> int:

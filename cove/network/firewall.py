@@ -34,7 +34,7 @@ _GETGEN = (NFNL_SUBSYS_NFTABLES << 8) | 16
 _CHAIN_TABLE, _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 1, 3, 4, 5, 7
 _HOOK_NUMBER = 1
 _GEN_ID = 1
-_FORWARD = 2  # NF_INET_FORWARD
+_INPUT, _FORWARD, _OUTPUT = 1, 2, 3  # NF_INET_LOCAL_IN, FORWARD, LOCAL_OUT
 _DROP = 0  # NF_DROP
 _ATTEMPTS = 10
 _FAMILIES = {1: "inet", 2: "ip", 10: "ip6"}  # NFPROTO_*
@@ -42,13 +42,15 @@ _FAMILIES = {1: "inet", 2: "ip", 10: "ip6"}  # NFPROTO_*
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A chain of any table: does it see forwarded packets, and drop those that no rule decides about?"""
+    """A chain of any table: which packets does it see, and does it drop those that no rule decides about?"""
 
     family: str
     table: str
     name: str
     forward: bool
     drops: bool
+    input: bool = False
+    output: bool = False
 
     @property
     def forward_drop(self) -> bool:
@@ -60,6 +62,7 @@ class Firewall:
 
     def __init__(self, table: str) -> None:
         self.table = table
+        self.screened = False  # published ports have elements in the tables of `screening`, too
         try:
             self._netlink = Netlink(NETLINK_NETFILTER)
             self._reader = Netlink(NETLINK_NETFILTER)
@@ -94,12 +97,12 @@ class Firewall:
 
     def add(self, published: Sequence[Published]) -> None:
         """Add elements, all or none. Raises NetlinkError."""
-        self._transaction(plan_add(self.table, published))
+        self._transaction(plan_add(self.table, published, screened=self.screened))
 
     def delete(self, published: Sequence[Published]) -> None:
         """Delete elements; where some are gone already, the others go one by one. Raises NetlinkError."""
         try:
-            self._transaction(plan_delete(self.table, published))
+            self._transaction(plan_delete(self.table, published, screened=self.screened))
         except NetlinkError as error:
             if error.errno != errno.ENOENT:
                 raise
@@ -108,9 +111,9 @@ class Firewall:
 
     def change(self, gone: Sequence[Published], come: Sequence[Published]) -> None:
         """Delete elements and add others, all or nothing; those to delete may be missing. Raises NetlinkError."""
-        added = plan_add(self.table, come)
+        added = plan_add(self.table, come, screened=self.screened)
         try:
-            self._transaction([*plan_delete(self.table, gone), *added])
+            self._transaction([*plan_delete(self.table, gone, screened=self.screened), *added])
         except NetlinkError as error:
             if error.errno != errno.ENOENT:
                 raise
@@ -119,7 +122,9 @@ class Firewall:
 
     def replace(self, published: Iterable[Published]) -> None:
         """Make these the only elements, in one transaction: none that stays is ever missing."""
-        self._transaction([*plan_flush(self.table), *plan_add(self.table, published)])
+        screened = self.screened
+        added = plan_add(self.table, published, screened=screened)
+        self._transaction([*plan_flush(self.table, screened=screened), *added])
 
     def chains(self) -> list[Chain]:
         """Every chain of the families ip, ip6 and inet."""
@@ -133,13 +138,15 @@ class Firewall:
             hook = parse_attributes(attributes.get(_CHAIN_HOOK, b"")).get(_HOOK_NUMBER)
             policy = attributes.get(_CHAIN_POLICY)
             kind = zero_terminated(attributes.get(_CHAIN_TYPE, b""))
-            forward = hook is not None and int.from_bytes(hook, "big") == _FORWARD
+            number = int.from_bytes(hook, "big") if hook is not None and kind == "filter" else -1
             found.append(
                 Chain(
                     family,
                     zero_terminated(attributes.get(_CHAIN_TABLE, b"")),
                     zero_terminated(attributes.get(_CHAIN_NAME, b"")),
-                    forward=forward and kind == "filter",
+                    forward=number == _FORWARD,
+                    input=number == _INPUT,
+                    output=number == _OUTPUT,
                     drops=policy is not None and int.from_bytes(policy, "big") == _DROP,
                 )
             )
@@ -154,11 +161,12 @@ class Firewall:
         return int.from_bytes(value, "big")
 
     def _delete_one(self, entry: Published) -> None:
-        try:
-            self._transaction(plan_delete(self.table, [entry]))
-        except NetlinkError as error:
-            if error.errno != errno.ENOENT:
-                raise
+        for request in plan_delete(self.table, [entry], screened=self.screened):
+            try:
+                self._transaction([request])
+            except NetlinkError as error:
+                if error.errno != errno.ENOENT:
+                    raise
 
     def _transaction(self, requests: Sequence[Request]) -> None:
         if requests:

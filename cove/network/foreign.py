@@ -50,22 +50,55 @@ def let_through(firewall: Firewall, bridges: Sequence[str], chains: Sequence[Cha
     return changed
 
 
+def let_out(firewall: Firewall, loop: str, chains: Sequence[Chain]) -> list[str]:
+    """As let_through, for what OUTPUT chains would keep out of the screen's loop: others' packets, let in already."""
+    changed = []
+    for chain in chains:
+        if not (chain.output and chain.drops) or chain.table == firewall.table:
+            continue
+        where = f"{chain.family} {chain.table} {chain.name}"
+        if all(rule[:2] != ("oifname", loop) for rule in _own_rules(firewall, where)):
+            firewall.run(f'add rule {where} oifname "{loop}" counter accept\n')
+            changed.append(f"chain {where} drops by default: what goes to published ports was let through")
+    for command in _legacy_commands():
+        listed = _run(command, "-S", "OUTPUT").splitlines()
+        if "-P OUTPUT DROP" in listed and f"-A OUTPUT -o {loop} -j ACCEPT" not in listed:
+            _run(command, "-A", "OUTPUT", "-o", loop, "-j", "ACCEPT")
+            changed.append(
+                f"{command}'s OUTPUT drops by default: what goes to published ports was let through"
+            )
+    return changed
+
+
+def find_refusing_legacy() -> str:
+    """The first INPUT chain of the older iptables that drops or rejects the rest; "" when there is none."""
+    for command in _legacy_commands():
+        listed = _run(command, "-S", "INPUT").splitlines()
+        final = listed[-1].split() if listed else []
+        if "-P INPUT DROP" in listed or (
+            final[:3] in (["-A", "INPUT", "-j"],) and final[3] in ("DROP", "REJECT")
+        ):
+            return f"{command} INPUT"
+    return ""
+
+
 def take_back(firewall: Firewall, bridges: Sequence[str]) -> None:
     """Remove every rule that let_through added for `bridges`, whatever the chains' policies are now."""
     for chain in firewall.chains():
         if chain.table == firewall.table:
             continue
         where = f"{chain.family} {chain.table} {chain.name}"
-        if chain.name != "FORWARD" and not chain.forward_drop:
+        if chain.name not in ("FORWARD", "OUTPUT") and not chain.forward_drop and not chain.output:
             continue
         handles = [handle for _, bridge, handle in _own_rules(firewall, where) if bridge in bridges]
         if handles:
             firewall.run("".join(f"delete rule {where} handle {handle}\n" for handle in handles))
     for command in _legacy_commands():
-        listed = _run(command, "-S", "FORWARD").splitlines()
-        for rule in _legacy_rules(bridges):
-            if " ".join(("-A", "FORWARD", *rule)) in listed:
-                _run(command, "-D", "FORWARD", *rule)
+        for name in ("FORWARD", "OUTPUT"):
+            listed = _run(command, "-S", name).splitlines()
+            for rule in _legacy_rules(bridges):
+                if " ".join(("-A", name, *rule)) in listed:
+                    _run(command, "-D", name, *rule)
 
 
 def _own_rules(firewall: Firewall, where: str) -> list[tuple[str, str, str]]:

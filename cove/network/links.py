@@ -50,7 +50,7 @@ _RTEXT_FILTER_SKIP_STATS = 8
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
 _IFA_F_NODAD, _IFA_F_PERMANENT = 0x02, 0x80
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_TABLE = 1, 4, 5, 15
-_IFF_UP = 1
+_IFF_UP, _IFF_NOARP = 1, 0x80
 
 _LINK = struct.Struct("=BxHiII")  # family, type, index, flags, change
 _ADDRESS = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, index
@@ -127,6 +127,27 @@ def make_veth(host_name: str, name: str, mac: str, mtu: int, namespace: int) -> 
             nested(_INFO_DATA, attribute(_VETH_INFO_PEER | 0x8000, peer)),
         ),
         f"make interface {name}",
+    )
+
+
+def make_loop(out: str, into: str, mac: str, mtu: int) -> Request:
+    """A veth pair whose both ends are here, and which asks for no neighbours; both still down."""
+    end = attribute(_IFLA_ADDRESS, mac_bytes(mac)) + u32(_IFLA_MTU, mtu)
+    header = _LINK.pack(0, 0, 0, _IFF_NOARP, _IFF_NOARP)
+    peer = header + text(_IFLA_IFNAME, into) + end
+    return Request(
+        _RTM_NEWLINK,
+        NLM_F_CREATE | NLM_F_EXCL,
+        header
+        + text(_IFLA_IFNAME, out)
+        + end
+        + nested(
+            _IFLA_LINKINFO,
+            text(_INFO_KIND, "veth"),
+            nested(_INFO_DATA, attribute(_VETH_INFO_PEER | 0x8000, peer)),
+        ),
+        f"make the loop {out}",
+        (errno.EEXIST,),
     )
 
 

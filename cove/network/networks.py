@@ -50,12 +50,15 @@ from cove.network.namespaces import Workshop, run_in
 from cove.network.publishing import Publishing
 from cove.network.reaper import Reaper
 from cove.network.upkeep import Upkeep
+from cove.network.watch import RuleWatch
 from cove.store.interface import Delete, DeletePrefix, Op, Put, Store, absent
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _CHECK_PERIOD_S = 30.0
+_GATHER_S = 0.1
+_PAUSE_S = 1.0  # between two checks, however often rules change
 _NOTED = "bridges/"
 
 
@@ -68,7 +71,9 @@ class Networks:
         self._seed = f"{_machine_id()} {run_dir}"
         self._holdings = Holdings()
         self._workshop = Workshop()
-        self._upkeep = Upkeep(settings.table, self._workshop)
+        # A rootless daemon's ports are sockets of the host: its INPUT rules see them anyway.
+        mode = settings.firewall if settings.bind_outside is None else "docker"
+        self._upkeep = Upkeep(settings.table, self._workshop, mode=mode)
         self._missing: FeatureMissing | None = None
         group = 0x40000000 | zlib.crc32(settings.table.encode()) >> 2
         self._reaper = Reaper(self._workshop, store, group, self._holdings.free)
@@ -78,6 +83,9 @@ class Networks:
         )
         self._pool = self._assembly.pool
         self._checker: asyncio.Task[None] | None = None
+        self._watch: RuleWatch | None = None
+        self._disturbed = asyncio.Event()  # somebody changed rules
+        self._host = asyncio.Lock()  # what changes bridges and rules knows all networks until it is done
         self._closed = False
 
     # --- start and end --------------------------------------------------------------------
@@ -101,9 +109,10 @@ class Networks:
             )
             await self._repair()
             self._reaper.start()
-            self._checker = asyncio.get_running_loop().create_task(self._check_forever())
             if self._missing is None:
+                self._watch_rules()
                 self._pool.start()
+            self._checker = asyncio.get_running_loop().create_task(self._check_forever())
         except BaseException:
             await self.close()
             raise
@@ -115,16 +124,23 @@ class Networks:
             return
         self._closed = True
         await self._pool.close()
-        if self._checker is not None:
-            self._checker.cancel()
-            await asyncio.gather(self._checker, return_exceptions=True)
+        await self._stop_checking()
         await self._reaper.close()
         self._publishing.close()
         await asyncio.to_thread(self._workshop.close)
         self._upkeep.close()
 
+    async def _stop_checking(self) -> None:
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+        if self._checker is not None:
+            self._checker.cancel()
+            await asyncio.gather(self._checker, return_exceptions=True)
+
     async def uninstall(self) -> None:
         """Remove every link, table and rule of this daemon from the host, then close."""
+        await self._stop_checking()
         await self._pool.close()
         for container_id in list(self._holdings.attached):
             await self.disconnect(container_id)
@@ -146,6 +162,12 @@ class Networks:
         """The container ids and endpoints that are connected now (what network inspect shows)."""
         bridge = self._holdings.bridges.get(network_id)
         return list(bridge.members.items()) if bridge is not None else []
+
+    def firewall(self) -> str:
+        """Which rules let clients outside reach published ports: "docker", or "host: " and why the host's do."""
+        if self._settings.bind_outside is not None:
+            return "host: ports are sockets of the host"
+        return f"host: {self._upkeep.screened}" if self._upkeep.screened else "docker"
 
     def gateways(self) -> list[str]:
         """The default bridge's own addresses: what "host-gateway" stands for."""
@@ -192,9 +214,10 @@ class Networks:
         self._holdings.networks[network.id] = network  # from here on its name and subnets are taken
         try:
             await self._store.txn([], [Put(_NOTED + network.bridge, b"")])
-            bridge.index = await run_in(
-                self._workshop.reaper, self._upkeep.add, network, self._holdings.bridge_networks()
-            )
+            async with self._host:
+                bridge.index = await run_in(
+                    self._workshop.reaper, self._upkeep.add, network, self._holdings.bridge_networks()
+                )
             record = Put(f"networks/{network.id}", msgspec.json.encode(network))
             await self._store.txn([], [record, Delete(_NOTED + network.bridge)])
         except BaseException:
@@ -391,7 +414,10 @@ class Networks:
         self._pool.relax()
         if self._missing is not None:
             return
-        rewritten = await run_in(self._workshop.reaper, self._upkeep.check, self._holdings.bridge_networks())
+        async with self._host:
+            rewritten = await run_in(
+                self._workshop.reaper, self._upkeep.check, self._holdings.bridge_networks()
+            )
         if rewritten:
             self._publishing.replace()
 
@@ -433,21 +459,36 @@ class Networks:
         await self._take_link_off(network.bridge)
 
     async def _take_link_off(self, bridge: str) -> None:
-        if all(network.bridge != bridge for network in self._holdings.bridge_networks()):
-            await run_in(self._workshop.reaper, self._upkeep.remove, bridge, self._holdings.bridge_networks())
+        async with self._host:
+            networks = self._holdings.bridge_networks()
+            if all(network.bridge != bridge for network in networks):
+                await run_in(self._workshop.reaper, self._upkeep.remove, bridge, networks)
         await self._store.txn([], [Delete(_NOTED + bridge)])
 
     def _check_feature(self) -> None:
         if self._missing is not None:
             raise FeatureMissing(str(self._missing))
 
+    def _watch_rules(self) -> None:
+        try:
+            self._watch = RuleWatch(self._disturbed.set)
+        except OSError as error:
+            log.warning("changes of others' rules are noticed after %d s: %s", _CHECK_PERIOD_S, error)
+
     async def _check_forever(self) -> None:
         while True:
-            await asyncio.sleep(_CHECK_PERIOD_S)
+            try:
+                async with asyncio.timeout(_CHECK_PERIOD_S):
+                    await self._disturbed.wait()
+                await asyncio.sleep(_GATHER_S)  # a firewall's reload is many changes
+            except TimeoutError:
+                pass
+            self._disturbed.clear()
             try:
                 await self.check()
             except (CoveError, OSError) as error:
                 log.warning("the network's rules can't be checked: %s", error)
+            await asyncio.sleep(_PAUSE_S)
 
 
 def _attachment(attached: Attached) -> Attachment:

@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from cove.network.links import Subnet
 from cove.network.model import Published
 from cove.network.netlink import NLM_F_CREATE, Request, attribute, nested, text
+from cove.network.screening import loop_of, table_of
 
 MAPS = ("any4", "any6", "host4", "host6")
 SETS = ("open4", "open6")
@@ -42,6 +43,7 @@ NFNL_SUBSYS_NFTABLES = 10
 _NFT_MSG_NEWSETELEM = (NFNL_SUBSYS_NFTABLES << 8) | 12
 _NFT_MSG_DELSETELEM = (NFNL_SUBSYS_NFTABLES << 8) | 14
 _NFPROTO_INET = 1
+_SCREENS = {4: 2, 6: 10}  # NFPROTO_IPV4, NFPROTO_IPV6: the families of the screen's tables
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _LIST_ELEM = 1
 _ELEM_KEY, _ELEM_DATA = 1, 2
@@ -78,11 +80,13 @@ class BridgeRules:
     trusted: tuple[str, ...] = ()  # links of the host from which all ports are reached
 
 
-def plan_table(table: str, networks: Sequence[BridgeRules], *, guard: bool) -> str:
+def plan_table(table: str, networks: Sequence[BridgeRules], *, guard: bool, screened: bool = False) -> str:
     """The text that makes or repairs the table: maps keep their elements, chains are written anew.
 
     `guard` keeps packets between two network cards blocked: it is set when forwarding was off before Cove
     switched it on for its bridges. Links made by software (bridges, tunnels, veth) have a kind; cards don't.
+
+    `screened`: published ports are translated for containers and for what comes out of the loop (see `screening`).
     """
     lines = [f"add table inet {table}"]
     lines += [f"add map inet {table} {name} {{ type {kind}; }}" for name, kind in _MAP_TYPES.items()]
@@ -106,6 +110,8 @@ def plan_table(table: str, networks: Sequence[BridgeRules], *, guard: bool) -> s
     rules += [rule for network in networks for rule in _network_rules(network, bridges)]
     lines += [f"add rule inet {table} {rule}" for rule in rules]
     lines += [f"add rule inet {table} {rule}" for rule in _COMMON_RULES]
+    inner = f"iifname {_one_of([loop_of(table)[1], *bridges])} " if screened else ""
+    lines.append(f"add rule inet {table} prerouting {inner}fib daddr type local jump published")
     if guard:
         lines += [f"add rule inet {table} {rule}" for rule in _GUARD_RULES]
     return "\n".join(lines) + "\n"
@@ -122,7 +128,6 @@ _COMMON_RULES = (
     "published dnat ip to meta l4proto . th dport map @any4",
     "published dnat ip6 to meta l4proto . th dport map @any6",
     "prerouting ip daddr 127.0.0.0/8 return",
-    "prerouting fib daddr type local jump published",
     # ::1 is served by listeners (see loopback): the kernel drops replies to it from another link.
     "output ip6 daddr ::1 return",
     "output fib daddr type local jump published",
@@ -193,36 +198,56 @@ def map_of(published: Published) -> str:
     return f"{'any' if published.wildcard else 'host'}{published.version}"
 
 
-def plan_add(table: str, published: Iterable[Published]) -> list[Request]:
+def plan_add(table: str, published: Iterable[Published], *, screened: bool = False) -> list[Request]:
     """Requests that add elements; they belong into one transaction."""
-    return _element_requests(table, published, add=True)
+    return _element_requests(table, published, add=True, screened=screened)
 
 
-def plan_delete(table: str, published: Iterable[Published]) -> list[Request]:
+def plan_delete(table: str, published: Iterable[Published], *, screened: bool = False) -> list[Request]:
     """Requests that delete elements; they belong into one transaction."""
-    return _element_requests(table, published, add=False)
+    return _element_requests(table, published, add=False, screened=screened)
 
 
-def plan_flush(table: str) -> list[Request]:
+def plan_flush(table: str, *, screened: bool = False) -> list[Request]:
     """Requests that empty all maps and sets."""
+    places = [_Place(_NFPROTO_INET, table, name) for name in (*MAPS, *SETS)]
+    if screened:
+        places += [
+            _Place(family, table_of(table), name) for family in _SCREENS.values() for name in ("any", "host")
+        ]
     return [
-        Request(
-            _NFT_MSG_DELSETELEM,
-            0,
-            _GENMSG + text(_LIST_TABLE, table) + text(_LIST_SET, name),
-            f"empty map {name} of table {table}",
-        )
-        for name in (*MAPS, *SETS)
+        Request(_NFT_MSG_DELSETELEM, 0, place.header(), f"empty {place.name} of table {place.table}")
+        for place in places
     ]
 
 
-_GENMSG = struct.pack(">BBH", _NFPROTO_INET, 0, 0)
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A map or a set."""
+
+    family: int
+    table: str
+    name: str
+
+    def header(self) -> bytes:
+        return (
+            struct.pack(">BBH", self.family, 0, 0)
+            + text(_LIST_TABLE, self.table)
+            + text(_LIST_SET, self.name)
+        )
 
 
-def _element_requests(table: str, published: Iterable[Published], *, add: bool) -> list[Request]:
-    by_map: dict[str, list[bytes]] = {}
+def _element_requests(
+    table: str, published: Iterable[Published], *, add: bool, screened: bool
+) -> list[Request]:
+    by_place: dict[_Place, list[bytes]] = {}
     for entry in published:
-        by_map.setdefault(map_of(entry), []).append(_element(entry, with_data=add))
+        place = _Place(_NFPROTO_INET, table, map_of(entry))
+        by_place.setdefault(place, []).append(_element(entry, with_data=add and not entry.direct))
+        if screened and not entry.direct:
+            name = "any" if entry.wildcard else "host"
+            place = _Place(_SCREENS[entry.version], table_of(table), name)
+            by_place.setdefault(place, []).append(_element(entry, with_data=False))
     verb, kind, flags = (
         ("publish", _NFT_MSG_NEWSETELEM, NLM_F_CREATE) if add else ("withdraw", _NFT_MSG_DELSETELEM, 0)
     )
@@ -230,25 +255,23 @@ def _element_requests(table: str, published: Iterable[Published], *, add: bool) 
         Request(
             kind,
             flags,
-            _GENMSG
-            + text(_LIST_TABLE, table)
-            + text(_LIST_SET, name)
-            + nested(_LIST_ELEMENTS, *elements[start : start + _ELEMENTS_A_MESSAGE]),
-            f"{verb} ports in table {table}",
+            place.header() + nested(_LIST_ELEMENTS, *elements[start : start + _ELEMENTS_A_MESSAGE]),
+            f"{verb} ports in table {place.table}",
         )
-        for name, elements in by_map.items()
+        for place, elements in by_place.items()
         for start in range(0, len(elements), _ELEMENTS_A_MESSAGE)
     ]
 
 
 def _element(published: Published, *, with_data: bool) -> bytes:
+    protocol = _PROTOCOLS[published.protocol]
     if published.direct:
         key = ipaddress.ip_address(published.address).packed
-        key += struct.pack(">B3xH2x", _PROTOCOLS[published.protocol], published.port)
-        return nested(_LIST_ELEM, nested(_ELEM_KEY, attribute(_DATA_VALUE, key)))
-    key = struct.pack(">B3xH2x", _PROTOCOLS[published.protocol], published.host_port)
-    if not published.wildcard:
-        key = ipaddress.ip_address(published.host_ip).packed + key
+        key += struct.pack(">B3xH2x", protocol, published.port)
+    else:
+        key = struct.pack(">B3xH2x", protocol, published.host_port)
+        if not published.wildcard:
+            key = ipaddress.ip_address(published.host_ip).packed + key
     element = nested(_ELEM_KEY, attribute(_DATA_VALUE, key))
     if with_data:
         data = ipaddress.ip_address(published.address).packed + struct.pack(">H2x", published.port)

@@ -8,6 +8,7 @@ Only `publish`, `withdraw`, `change` and `replace` are for the event loop's thre
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Collection, Sequence
 
 from cove.model.errors import HostError
@@ -19,9 +20,12 @@ from cove.network.links import Subnet
 from cove.network.model import FeatureMissing, Published
 from cove.network.namespaces import Workshop, hairpin_needed
 from cove.network.rules import plan_removal, plan_table
+from cove.network.screen import apply_loop, find_refusing, remove_screen
+from cove.network.screening import FAMILIES, loop_of, plan_no_screen, plan_screen, table_of
 
 log = logging.getLogger(__name__)
 
+_CALM_S = 20.0
 _GUARD = "guard"
 _ESSENTIAL = {"published", "postrouting", "forward", _GUARD}
 
@@ -29,13 +33,24 @@ _ESSENTIAL = {"published", "postrouting", "forward", _GUARD}
 class Upkeep:
     """See the module. Without `start`, or after it raised, there are no bridge networks."""
 
-    def __init__(self, table: str, workshop: Workshop) -> None:
+    def __init__(self, table: str, workshop: Workshop, *, mode: str = "docker") -> None:
+        """`mode`: what decides who reaches published ports, see `NetworkSettings.firewall`."""
         self._table = table
+        self._mode = mode
+        self._refusing = ""  # the host's chain that made "auto" choose "host"
+        self._calm_since = 0.0  # since when there is no such chain any more (monotonic); 0: there is one
         self._workshop = workshop
         self._firewall: Firewall | None = None
         self._guard = False  # forwarding was off before Cove switched it on
         self._generation = 0
         self.hairpin = False
+
+    @property
+    def screened(self) -> str:
+        """Why the host's INPUT rules decide about published ports; "": they don't."""
+        if self._firewall is None or not self._firewall.screened:
+            return ""
+        return self._refusing or "asked for"
 
     @property
     def firewall(self) -> Firewall:
@@ -65,6 +80,9 @@ class Upkeep:
         guarded = any(chain.table == self._table and chain.name == _GUARD for chain in firewall.chains())
         self._guard = guarded and "drop" in firewall.run(f"list chain inet {self._table} {_GUARD}\n")
         indexes = {network.id: self._apply(network) for network in networks}
+        self._choose_mode()
+        if not firewall.screened:
+            remove_screen(self._workshop.netlink(), firewall)
         self._settle(networks)
         return indexes
 
@@ -85,14 +103,20 @@ class Upkeep:
         bridges.remove_bridge(self._workshop.netlink(), bridge)
 
     def check(self, networks: Sequence[Network]) -> bool:
-        """Repair what others changed; True when the table was made anew, and has no elements."""
-        rewritten = False
+        """Repair what others changed; True when tables were made anew, and lack elements."""
+        damaged = False
         if self.firewall.generation() != self._generation:
-            present = {chain.name for chain in self.firewall.chains() if chain.table == self._table}
-            rewritten = not present >= _ESSENTIAL
-            if rewritten:
+            chains = self.firewall.chains()
+            present = {chain.name for chain in chains if chain.table == self._table}
+            damaged = not present >= _ESSENTIAL
+            if self.firewall.screened:
+                screens = [chain for chain in chains if chain.table == table_of(self._table)]
+                damaged = damaged or len(screens) < len(FAMILIES)
+            if damaged:
                 log.warning("table inet %s was gone or damaged, and is made again", self._table)
-                self._write_table(networks)
+        rewritten = self._choose_mode() or damaged
+        if rewritten:
+            self._write_table(networks)
         self._let_through(networks)
         self._generation = self.firewall.generation()
         return rewritten
@@ -111,11 +135,12 @@ class Upkeep:
         """Remove bridges, table and rules, and what was switched on for them if nobody else needs it."""
         names = [network.bridge for network in networks]
         if self._firewall is not None:
-            foreign.take_back(self._firewall, names)
+            foreign.take_back(self._firewall, [*names, loop_of(self._table)[0]])
             others = [c for c in self._firewall.chains() if c.forward and c.table != self._table]
             if self._guard and not others:
                 bridges.disable_forwarding()
             self._firewall.run(plan_removal(self._table))
+            remove_screen(self._workshop.netlink(), self._firewall)
         for name in names:
             bridges.remove_bridge(self._workshop.netlink(), name)
 
@@ -149,21 +174,73 @@ class Upkeep:
         self._write_table(networks)
         self._let_through(networks)
 
+    def _choose_mode(self) -> bool:
+        """Decide whether the host's INPUT rules are asked; True when that changed. Raises HostError."""
+        refusing = find_refusing(self.firewall) if self._mode == "auto" else ""
+        wanted = self._mode == "host" or bool(refusing)
+        # A firewall that is loaded anew is gone for a moment: it takes a while to believe that it has left.
+        if self.firewall.screened and not wanted:
+            now_s = time.monotonic()
+            self._calm_since = self._calm_since or now_s
+            if now_s - self._calm_since < _CALM_S:
+                return False
+        self._calm_since = 0.0
+        if wanted == self.firewall.screened:
+            return False
+        self._refusing = refusing
+        if wanted and not self._can_screen():
+            return False
+        self.firewall.screened = wanted
+        log.info("published ports: %s", self._describe_mode())
+        return True
+
+    def _can_screen(self) -> bool:
+        try:
+            apply_loop(self._workshop.netlink(), self._table)
+            self.firewall.run(plan_screen(self._table, []))
+        except HostError as error:
+            if self._mode == "host":
+                raise HostError(
+                    f"firewall=host needs nf_tables' dup and veth interfaces: {error}; use firewall=docker"
+                ) from None
+            log.warning(
+                "published ports bypass this host's INPUT rules (%s), for this kernel has no way to ask them: %s",
+                self._refusing,
+                error,
+            )
+            self._mode = "docker"
+            return False
+        return True
+
+    def _describe_mode(self) -> str:
+        if not self.firewall.screened:
+            return "open to whoever reaches this host"
+        return f"this host's INPUT rules decide ({self.screened})"
+
     def _write_table(self, networks: Sequence[Network]) -> None:
         rules = [records.bridge_rules(network) for network in networks]
-        text = plan_table(self._table, rules, guard=self._guard)
+        screened = self.firewall.screened
+        if screened:
+            apply_loop(self._workshop.netlink(), self._table)
+        # Without a screen its tables stay until the next start: a port may be on its way into their sets.
+        screen = plan_screen(self._table, [network.bridge for network in networks]) if screened else ""
+        text = screen + plan_table(self._table, rules, guard=self._guard, screened=screened)
         try:
             self.firewall.run(text)
         except FeatureMissing:
             raise
         except HostError:
             # A table of another release, whose maps have other types: make it anew, in one transaction.
-            self.firewall.run(plan_removal(self._table) + text)
+            self.firewall.run(plan_removal(self._table) + plan_no_screen(self._table) + text)
 
     def _let_through(self, networks: Sequence[Network]) -> None:
         names = [network.bridge for network in networks]
         try:
-            for change in foreign.let_through(self.firewall, names, self.firewall.chains()):
+            chains = self.firewall.chains()
+            changes = foreign.let_through(self.firewall, names, chains)
+            if self.firewall.screened:
+                changes += foreign.let_out(self.firewall, loop_of(self._table)[0], chains)
+            for change in changes:
                 log.info("%s", change)
         except HostError as error:
             log.warning("another firewall's rules may drop what containers send: %s", error)

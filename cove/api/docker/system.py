@@ -153,7 +153,8 @@ async def info(api: Api, request: Request) -> Response:
         "Warnings": [f"WARNING: {sentence}" for sentence in facts.missing] or None,
     }
     if request.version >= 1049:
-        found["FirewallBackend"] = {"Driver": "nftables"}
+        decides = api.engine.networks.firewall()
+        found["FirewallBackend"] = {"Driver": "nftables", "Info": [["PublishedPorts", decides]]}
     else:
         for commit in ("ContainerdCommit", "RuncCommit", "InitCommit"):
             found[commit]["Expected"] = ""
