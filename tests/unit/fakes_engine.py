@@ -197,6 +197,9 @@ def network(name: str) -> Network:
 
 
 class FakeNetworks:
+    def firewall(self) -> str:
+        return "docker"
+
     def __init__(self) -> None:
         self.networks = [network(n) for n in ("bridge", "host", "none")]
 
