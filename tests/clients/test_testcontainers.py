@@ -30,8 +30,6 @@ def walk(engine: Engine, home: Path, command: list[str], environment: dict[str, 
         # A machine that is a container itself would be taken for one of this engine.
         "TESTCONTAINERS_HOST_OVERRIDE": "localhost",
     }
-    if engine.name == "cove":  # has no embedded DNS yet (docs/limitations.md)
-        environment["BY_ADDRESS"] = "1"
     *steps, left = engine.run(command, environment).splitlines()
     assert len(left) == 64
     eventually(lambda: not engine.client.containers.list(all=True, ignore_removed=True))

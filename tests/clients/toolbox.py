@@ -110,6 +110,7 @@ BUILDS: Sequence[Build] = (
         linked=["github.com/docker/compose/v5/internal.Version=v5.5.1"],
     ),
     NodeModules(name="node"),
+    GoBuild(name="traefik", packages={"routes": "."}),
     GoBuild(name="act", packages={"act": "github.com/nektos/act"}),
     GoBuild(name="gosdk", packages={"walk": "./walk", "reaper": "./reaper"}),
 )
