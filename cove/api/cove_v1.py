@@ -59,6 +59,25 @@ async def reload(api: Api, request: Request) -> Response:
     return json_response({"reloaded": now, "waiting": later})
 
 
+async def waits(api: Api, request: Request) -> Response:
+    """How it stands with what a start of the container that the query names waits for."""
+    name = request.query.get("container")
+    if not name:
+        raise Invalid("container: is missing: name one, e.g. /cove/v1/waits?container=web")
+    return json_response(
+        [
+            {
+                "Container": one.dependency.container,
+                "Condition": one.dependency.condition,
+                "Now": one.now,
+                "Met": one.met,
+                "Text": str(one),
+            }
+            for one in api.engine.waits(name)
+        ]
+    )
+
+
 def failure_json(plan: Plan, failure: StepFailure) -> dict[str, Any]:
     """`step` counts from 0 in `steps`; null when the plan of today has no such step any more."""
     return {
@@ -76,5 +95,6 @@ ROUTES: tuple[Route[Api], ...] = (
     ("POST", "/cove/v1/plan", plan),
     ("GET", "/cove/v1/plan", plan_of_container),
     ("GET", "/cove/v1/stats", stats),
+    ("GET", "/cove/v1/waits", waits),
     ("POST", "/cove/v1/reload", reload),
 )

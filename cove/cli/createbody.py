@@ -281,6 +281,7 @@ _EXTENSION = {
     "health-probe": "health.probe",
     "health-probe-status": "health.probe.status",
     "health-on-failure": "health.on-failure",
+    "depends-timeout": "depends-timeout",
 }
 
 
@@ -289,6 +290,8 @@ def build_extension(options: Options) -> dict[str, str]:
     found = {key: options.text(flag) for flag, key in _EXTENSION.items() if flag in options}
     if "health-probe-header" in options:
         found["health.probe.headers"] = "\n".join(options.all("health-probe-header"))
+    if "depends-on" in options:
+        found["depends-on"] = ",".join(options.all("depends-on"))
     return found
 
 

@@ -81,6 +81,8 @@ def run_run(client: Client, options: Options) -> int:
     if stdin and options.on("tty"):
         require_terminal()
     container = create_container(client, options, detach=detach)
+    if "depends-on" in options:
+        tell_waits(client, options.text("name") or container)
     if not (stdin or stdout or stderr):
         start_container(client, container)
         print(container)
@@ -156,6 +158,17 @@ def _exit_code(waited: Response) -> int:
     if problem:
         raise CliError(str(problem))
     return int(answer.get("StatusCode", REFUSED))
+
+
+def tell_waits(client: Client, container: str) -> None:
+    """Say what a start is going to wait for."""
+    try:
+        waits = client.get("/cove/v1/waits" + query({"container": container}))
+    except ApiError:
+        return  # dockerd, or the start will say it
+    for one in waits:
+        if not one["Met"]:
+            complain(f"{container}: waits for {one['Text']}")
 
 
 def start_container(client: Client, container: str) -> None:
@@ -263,7 +276,12 @@ def run_start(client: Client, options: Options) -> int:
         if len(options.args) > 1:
             raise CliError("--attach and --interactive work with one container; name one only")
         return _attach_to(client, options.args[0], options, start=True, stdin=stdin)
-    return each(client, options.args, lambda name: start_container(client, name), status=1)
+
+    def start(name: str) -> None:
+        tell_waits(client, name)
+        start_container(client, name)
+
+    return each(client, options.args, start, status=1)
 
 
 def each(client: Client, names: list[str], act: Callable[[str], Any], *, status: int = 1) -> int:

@@ -82,6 +82,14 @@ CREATE_FLAGS = (
         "NAME[,FIELDS]",
         "Give a secret, at /run/secrets: db, db,target=pw,uid=1000,mode=0400, source=./key,target=key or env=TOKEN",
     ),
+    (
+        "",
+        "depends-on",
+        "list",
+        "CONTAINER[:CONDITION]",
+        "Start once another is started, healthy or completed, e.g. db:healthy (default: started)",
+    ),
+    ("", "depends-timeout", "str", "DURATION", "Wait that long for them, e.g. 5m (default: 1m)"),
     # limits
     ("m", "memory", "str", "SIZE", "Limit memory, e.g. 512m (default: no limit)"),
     ("", "memory-swap", "str", "SIZE", "Limit memory and swap together, e.g. 1g; -1 for unlimited swap"),

@@ -27,6 +27,7 @@ from cove.engine.commit import Commits
 from cove.engine.connections import Connections
 from cove.engine.create import anonymous_names, plan_container, plan_mounts, volume_names
 from cove.engine.defaults import with_defaults
+from cove.engine.depends import Standing, check_depends, find_by, standings
 from cove.engine.execs import Execs
 from cove.engine.health import Health
 from cove.engine.lifecycle import Lifecycle
@@ -173,6 +174,11 @@ class Engine:
         """A running container's health; None without a check."""
         return self._lifecycle.live(container_id).health
 
+    def waits(self, reference: str) -> Sequence[Standing]:
+        """How it stands with what a container's start waits for."""
+        spec = self.find(reference).container.spec
+        return standings(spec, find_by(self._parts), self._lifecycle.health_word)
+
     def link_names(self) -> dict[str, Sequence[str]]:
         """The names that legacy links give to containers, by container id: "/parent/alias"."""
         return link_names(self._parts.registry.views()) if self._parts.linking else {}
@@ -207,6 +213,8 @@ class Engine:
                 if spec.extension.secrets:
                     spec = await settle_secrets(self._parts, spec, secret_data, container_id, undo)
                 container, warnings = await self._prepare(spec, name, container_id, undo)
+                if spec.extension.depends_on:
+                    warnings = [*warnings, *check_depends(name, spec, find_by(self._parts))]
                 container = self._parts.limited(container)
                 undo.push_async_callback(self._parts.discard_container_dir, container.id)
                 await self._parts.make_container_dir(container)

@@ -20,6 +20,7 @@ from dataclasses import replace
 import msgspec
 
 from cove.engine.create import merge_resources, parse_signal
+from cove.engine.depends import wait_ready
 from cove.engine.health import Health, is_checked, watch_health
 from cove.engine.live import Background, Live, done_wait, wake
 from cove.engine.notices import publish_run
@@ -55,6 +56,11 @@ class Lifecycle:
             live = self._lives[container_id] = Live()
         return live
 
+    def health_word(self, container_id: str) -> str:
+        """A running container's health; "" without a check."""
+        health = self.live(container_id).health
+        return health.status if health is not None else ""
+
     def _view(self, container_id: str) -> View:
         view = self._parts.registry.get(container_id)
         if view is None:
@@ -66,6 +72,9 @@ class Lifecycle:
     async def start(self, container_id: str) -> None:
         """Start by hand. NotModified when it runs, Conflict when it's paused or being removed."""
         live = self.live(container_id)
+        view = self._view(container_id)
+        if view.container.spec.extension.depends_on and view.state.status in ("created", "exited"):
+            await wait_ready(self._parts, view.container, self.health_word)
         async with live.lock:
             view = self._view(container_id)
             match view.state.status:
@@ -275,6 +284,8 @@ class Lifecycle:
         live.restart_timer = asyncio.get_running_loop().call_later(pause, fire)
 
     async def _restart_after_exit(self, container_id: str, live: Live) -> None:
+        if live.resumed:
+            await self._wait_resumed(container_id, live)
         async with live.lock:
             view = self._parts.registry.get(container_id)
             if view is None or view.state.status != "restarting":
@@ -290,6 +301,17 @@ class Lifecycle:
                     "container %s could not be started again: %s", container_id[:12], error, exc_info=told
                 )
                 await self._retry_later(container_id, live, state)
+
+    async def _wait_resumed(self, container_id: str, live: Live) -> None:
+        """At a daemon's start, containers start in the order that they depend on each other; one that has waited
+        in vain starts all the same: its restart policy is its owner's word, too."""
+        view = self._parts.registry.get(container_id)
+        live.resumed = False
+        if view is not None and view.container.spec.extension.depends_on:
+            try:
+                await wait_ready(self._parts, view.container, self.health_word)
+            except CoveError as error:
+                log.warning("%s; it is started all the same", error)
 
     async def _retry_later(self, container_id: str, live: Live, before: State) -> None:
         """A restart that failed to launch counts as a failed run."""
@@ -520,7 +542,9 @@ class Lifecycle:
 
     def resume_restart(self, container_id: str) -> None:
         """At a daemon's start: go on at once with a restart that was waiting."""
-        self._schedule_restart(container_id, self.live(container_id), 0.0)
+        live = self.live(container_id)
+        live.resumed = True
+        self._schedule_restart(container_id, live, 0.0)
 
     async def halt(self, container_id: str) -> None:
         """Kill a container and keep it: the daemon is being uninstalled."""

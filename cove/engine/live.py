@@ -67,6 +67,7 @@ class Live:
         "removed",
         "restart_timer",
         "restarting",
+        "resumed",
         "saw_oom",
         "settled",
         "task",
@@ -85,6 +86,7 @@ class Live:
         self.removed: list[asyncio.Future[WaitResult]] = []
         self.restart_timer: asyncio.TimerHandle | None = None
         self.restarting = 0  # restarts by hand under way: they will start it again, so --rm spares it
+        self.resumed = False  # its restart is the daemon's start: it waits for what it depends on
         self.saw_oom = False  # the event was published for this run
         self.watchers: list[asyncio.Task[None]] = []  # OOM events, health: they end with the run
         self.health: Health | None = None

@@ -37,9 +37,18 @@ class SecretUse(Model, frozen=True, kw_only=True):
     id: str = ""
 
 
+class Dependency(Model, frozen=True, kw_only=True):
+    """What a start waits for."""
+
+    container: str  # a name, as given
+    condition: Literal["started", "healthy", "completed"]
+
+
 class Extension(Model, frozen=True, kw_only=True):
     """The settings of one container; every default is Docker's behaviour."""
 
     on_unhealthy: OnUnhealthy = "none"
     probe: Probe | None = None
     secrets: tuple[SecretUse, ...] = ()
+    depends_on: tuple[Dependency, ...] = ()
+    depends_timeout_s: int = 0  # 0: the default, a minute

@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from cove.model.container import HealthCheck
 from cove.model.errors import Invalid
-from cove.model.extension import Extension, OnUnhealthy, Probe, SecretUse
+from cove.model.extension import Dependency, Extension, OnUnhealthy, Probe, SecretUse
 from cove.model.lines import parse_address
 
 PREFIX = "cove."
@@ -27,6 +27,10 @@ _MAX_URL = 2000
 _FILE = re.compile(r"(?!\.\.?$)[A-Za-z0-9_.-]{1,128}")
 _SECRETS_DIR = "/run/secrets/"
 _MAX_SECRETS = 64
+_CONDITIONS = ("started", "healthy", "completed")
+_MAX_DEPENDENCIES = 64
+_DURATION = re.compile(r"(\d{1,5})([smh]?)")
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600}
 _MAX_ID = 2**31 - 1
 
 
@@ -179,6 +183,29 @@ def _secret(shown: str, text: str) -> SecretUse:
     )
 
 
+def _depends_on(shown: str, value: str, changes: dict[str, Any]) -> None:
+    found = []
+    for text in value.split(","):
+        name, _, condition = text.strip().partition(":")
+        if not name or (condition or "started") not in _CONDITIONS:
+            raise Invalid(
+                f"{shown}: {text[:80]!r}: expected CONTAINER:CONDITION, one of {', '.join(_CONDITIONS)}, "
+                "e.g. db:healthy,migrate:completed"
+            )
+        found.append(Dependency(container=name, condition=condition or "started"))  # type: ignore[arg-type]
+    if len(found) > _MAX_DEPENDENCIES:
+        raise Invalid(f"{shown}: {len(found)} containers, and there can be {_MAX_DEPENDENCIES}")
+    changes["depends_on"] = tuple(found)
+
+
+def _depends_timeout(shown: str, value: str, changes: dict[str, Any]) -> None:
+    match = _DURATION.fullmatch(value)
+    seconds = int(match[1]) * _SECONDS[match[2]] if match else 0
+    if not 0 < seconds <= 86400:
+        raise Invalid(f"{shown}: {value[:80]!r}: expected 1s to 24h, e.g. 90s or 5m")
+    changes["depends_timeout_s"] = seconds
+
+
 def decode_secret_data(extension: Extension, data: Mapping[str, str]) -> dict[str, bytes]:
     """The contents that came along, by target. Raises `Invalid`, without a word of the content."""
     wanted = {use.target for use in extension.secrets if not use.name}
@@ -201,6 +228,8 @@ KEYS: dict[str, Callable[[str, str, dict[str, Any]], None]] = {
     "health.probe.headers": _headers,
     "health.on-failure": _on_failure,
     "secrets": _secrets,
+    "depends-on": _depends_on,
+    "depends-timeout": _depends_timeout,
 }
 
 
@@ -221,6 +250,10 @@ def extension_json(extension: Extension) -> dict[str, str]:
         found["health.on-failure"] = extension.on_unhealthy
     if extension.secrets:
         found["secrets"] = ",".join(_secret_text(use) for use in extension.secrets)
+    if extension.depends_on:
+        found["depends-on"] = ",".join(f"{one.container}:{one.condition}" for one in extension.depends_on)
+    if extension.depends_timeout_s:
+        found["depends-timeout"] = f"{extension.depends_timeout_s}s"
     return found
 
 
