@@ -31,9 +31,17 @@ EMBEDDED = "127.0.0.11"
 
 
 def network_of(container: Container) -> int:
-    """A descriptor of a running container's network namespace."""
-    container.reload()
-    return os.open(f"/proc/{container.attrs['State']['Pid']}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    """A descriptor of a running container's network namespace; no daemon is needed when its process is known."""
+    return os.open(f"/proc/{pid_of(container)}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def pid_of(container: Container) -> int:
+    """The first process of a running container, as last seen if it lives."""
+    pid = int(container.attrs["State"]["Pid"])
+    if not pid or not os.path.exists(f"/proc/{pid}"):
+        container.reload()
+        pid = int(container.attrs["State"]["Pid"])
+    return pid
 
 
 def within(container: Container, work: Callable[[], T]) -> T:

@@ -25,6 +25,7 @@ from docker.models.containers import Container
 
 from tests import leaks
 from tests.daemon import IMAGE, Daemon
+from tests.dnskit import address, answered, eventually, found, servers
 from tests.imagekit import Dir, File, busybox_layer, make_docker_archive
 from tests.nanny import descendants
 from tests.rootlesskit import COUNT, FIRST, USER, RootlessDaemon
@@ -418,3 +419,22 @@ def test_a_second_daemon_and_a_strangers_run_dir_are_refused(rootless: RootlessD
     )
     assert done.returncode == 1
     assert f"{stranger} isn't this user's alone" in done.stderr
+
+
+def test_names_on_a_network_of_ones_own(rootless: Daemon) -> None:
+    network = rootless.client.networks.create("named", driver="bridge")
+    made = [
+        rootless.client.containers.run(IMAGE, ["sleep", "1000"], name=name, network="named", detach=True)
+        for name in ("web", "db")
+    ]
+    try:
+        assert found(made[0], "db") == found(made[0], "db.named", tcp=True) == [address(made[1], "named")]
+        os.kill(servers(rootless)[0], signal.SIGKILL)
+        eventually(lambda: answered(made[1], "web"))
+        network.disconnect(made[1])
+        network.connect(made[1])
+        assert found(made[1], "web") == [address(made[0], "named")]
+    finally:
+        for container in made:
+            container.remove(force=True)
+        network.remove()

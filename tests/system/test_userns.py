@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import socket
 import tarfile
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from docker.errors import APIError
 from docker.models.containers import Container
 
 from tests.daemon import IMAGE, Daemon
+from tests.dnskit import address, answered, eventually, found, servers
 from tests.privatemounts import private_mounts
 
 FIRST, COUNT = 1_200_000, 65536
@@ -332,3 +334,22 @@ def test_a_missing_range_and_a_closed_run_dir_are_told() -> None:
         )
         assert "no user no-such-user: make it with useradd" in done.stderr
         os.chmod(daemon.base, 0o711)
+
+
+def test_names_on_a_network_of_ones_own(remapped: Daemon) -> None:
+    network = remapped.client.networks.create("named", driver="bridge")
+    made = [
+        remapped.client.containers.run(IMAGE, ["sleep", "1000"], name=name, network="named", detach=True)
+        for name in ("web", "db")
+    ]
+    try:
+        assert found(made[0], "db") == found(made[0], "db.named", tcp=True) == [address(made[1], "named")]
+        os.kill(servers(remapped)[0], signal.SIGKILL)
+        eventually(lambda: answered(made[1], "web"))
+        network.disconnect(made[1])
+        network.connect(made[1])
+        assert found(made[1], "web") == [address(made[0], "named")]
+    finally:
+        for container in made:
+            container.remove(force=True)
+        network.remove()

@@ -5,9 +5,9 @@ a restart of the daemon (it goes on meanwhile), and started again when it ends. 
 sockets, too: what arrives while no server is there waits in them. Nothing here waits for the server; `serve` waits
 for the container's sockets alone.
 
-    nobody needs it ──first container──> starting ──Ready──> told everything ──changes──> told
-                                            ▲                       │
-                                            └──────it ended─────────┘
+    nobody needs it ──first container──> started (or found) ──> told everything ──changes──> told
+                                            ▲                         │
+                                            └────────it ended─────────┘
 """
 
 from __future__ import annotations
@@ -230,10 +230,13 @@ class DnsService:
     async def _accompany(self, process: _Process) -> bool:
         """Tell a server everything and wait for its end; whether it had become ready."""
         try:
-            if not await self._wait_ready(process):
+            # A new server has nothing to say: what it is told waits for it, even if this daemon dies meanwhile.
+            if process.child is None and not await self._wait_ready(process):
                 return False
             await self._settle_doors(process)
             self._tell_everything(process)
+            if process.child is not None and not await self._wait_ready(process):
+                return False
             await self._wait_hung_up(process)
             if self._slots:
                 log.warning("the DNS server ended and is started again")
