@@ -51,7 +51,8 @@ class Naming:
 
     def watch(self, container_id: str, task: Task) -> None:
         """The container runs: its end counts, too, when no daemon is there to tell of it."""
-        self._service.watch(container_id, task.pid, task.pidfd)
+        if task.exited is None:  # else its end is about to be taken in here
+            self._service.watch(container_id, task.pid, task.pidfd)
 
     async def change(self, container: Container, endpoints: Sequence[Endpoint], namespace: int) -> None:
         """The networks of a container that runs have changed. Raises HostError."""
@@ -74,7 +75,7 @@ class Naming:
         """A container runs since before this daemon."""
         container, endpoints = view.container, view.state.endpoints
         client = self.client(container, endpoints)
-        if client is not None:
+        if client is not None and task.exited is None:
             self._service.adopt(client, plan_records(container, endpoints), task.pid, task.pidfd)
 
     def leave(self, container_id: str) -> None:

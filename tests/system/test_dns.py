@@ -205,6 +205,18 @@ def test_the_first_instruction_resolves(
         assert address(web, name).encode() in output
 
 
+def test_containers_that_end_at_once_start_all_the_same(
+    net: Callable[..., str], daemon: Daemon, image: str
+) -> None:
+    body = {"Image": image, "Cmd": ["true"], "HostConfig": {"NetworkMode": net()}}
+    for _ in range(60):
+        container = daemon.http("POST", "/containers/create", body).json()["Id"]
+        started = daemon.http("POST", f"/containers/{container}/start")
+        waited = daemon.http("POST", f"/containers/{container}/wait")
+        assert daemon.http("DELETE", f"/containers/{container}").status == 204
+        assert started.status == 204 and waited.json()["StatusCode"] == 0, started.body
+
+
 def test_resolv_conf_is_written_as_docker_writes_it(net: Callable[..., str], run: Run) -> None:
     name = net()
     with_host = run("host", name)

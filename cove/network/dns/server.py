@@ -87,7 +87,7 @@ class DnsServer:
             self._channel.close()
         self._channel, self._told = channel, None
         self._loop.add_reader(channel.fileno(), self._take_in)
-        with contextlib.suppress(Closed):  # it is gone, but what it told before counts, and is still to be read
+        with contextlib.suppress(Closed):  # it is gone; what it told before is still to be read
             for container, slot in self._slots.items():
                 channel.send(control.Serving(container), (slot.udp.fileno(), slot.tcp.fileno()))
             channel.send(control.Ready())
