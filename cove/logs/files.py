@@ -9,6 +9,7 @@ A file that was rotated away may be replaced by its packed copy (packed.py), whi
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -23,7 +24,15 @@ from cove.model.errors import HostError
 
 BLOCK_BYTES = 128 << 10  # read and parsed in one go: some milliseconds for short lines
 MOST_BLOCK_BYTES = 4 * MAX_PAYLOAD_BYTES  # holds any record
-_HEAD_BYTES = 64  # of a file, enough to know it again: there is a time in it
+_HEAD_BYTES = 16
+
+
+class FileKey(msgspec.Struct, frozen=True):
+    """A file of a log. `head` stands for its first record, which has a time in it: an inode's number is used again.
+    It is "" while there is none."""
+
+    inode: int
+    head: str
 
 
 class LogFile:
@@ -34,18 +43,30 @@ class LogFile:
         self.descriptor = descriptor
         self.inode = os.fstat(descriptor).st_ino
         self._packed = find_packed(self._read)
+        self._key: FileKey | None = None
         # of the file that this one was when its lines were written
         self.origin = self._packed.origin if self._packed is not None else self.inode
 
     def is_same(self, other: LogFile) -> bool:
         """Both hold the same part of the log: they are one file, or one is the other's packed copy."""
-        if self.inode == other.inode:
-            return True
-        return self.origin == other.origin and self.read(_HEAD_BYTES, 0) == other.read(_HEAD_BYTES, 0)
+        return self.inode == other.inode or (self.origin == other.origin and self.key() == other.key())
 
     def is_gone(self) -> bool:
         """It was removed from its directory."""
-        return not os.fstat(self.descriptor).st_nlink
+        return self.descriptor >= 0 and not os.fstat(self.descriptor).st_nlink
+
+    def key(self) -> FileKey:
+        """What it is known by, wherever it goes. It must be open, unless this was asked before."""
+        if self._key is None or (not self._key.head and self.descriptor >= 0):
+            self._key = FileKey(self.origin, self._head())
+        return self._key
+
+    def _head(self) -> str:
+        head = self.read(_HEAD_BYTES, 0)
+        if not head.startswith(b"{"):
+            return head.hex()  # of the local format
+        line, end, _ = self.read(BLOCK_BYTES, 0).partition(b"\n")
+        return hashlib.blake2b(line, digest_size=_HEAD_BYTES).hexdigest() if end else ""
 
     def size(self) -> int:
         return self._packed.size if self._packed is not None else os.fstat(self.descriptor).st_size
@@ -60,7 +81,10 @@ class LogFile:
             raise HostError(f"the log {self.path} can't be read: {error.strerror}") from error
 
     def close(self) -> None:
-        os.close(self.descriptor)
+        """Idempotent."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
 
 
 def open_files(directory: Path, name: str) -> list[LogFile]:

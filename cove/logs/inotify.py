@@ -11,7 +11,7 @@ import asyncio
 import ctypes
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -35,6 +35,7 @@ class Watch:
     def __init__(self) -> None:
         self.changed = asyncio.Event()  # set by every change; whoever waits clears it first
         self.gone = False  # the directory was removed: nothing will change any more
+        self.moved: Callable[[], None] | None = None  # called at once when a file was renamed
 
 
 @contextmanager
@@ -111,3 +112,5 @@ class _Instance:
             for watch in watches:
                 watch.gone |= bool(mask & (_IN_DELETE_SELF | _IN_IGNORED))
                 watch.changed.set()
+                if watch.moved is not None and mask & _IN_MOVED_TO:
+                    watch.moved()

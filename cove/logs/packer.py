@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
+from contextvars import Context
 from pathlib import Path
 
 from cove.logs.inotify import watched
@@ -37,7 +38,9 @@ class Packer:
         """From soon on. `name` is the file that is written."""
         self.forget(container_id)
         loop = asyncio.get_running_loop()
-        self._timers[container_id] = loop.call_later(WATCH_AFTER_S, self._begin, container_id, log_dir, name)
+        self._timers[container_id] = loop.call_later(
+            WATCH_AFTER_S, self._begin, container_id, log_dir, name, context=Context()
+        )
 
     def forget(self, container_id: str) -> None:
         """The container has ended. What is being packed is finished."""

@@ -6,6 +6,10 @@ of some milliseconds, with a turn for everybody else after each.
 Order that must hold for a follower: watch the directory, then read. In each round: note whether the
 container has ended and whether the file was rotated away, then read to its end; what was noted before
 is true of all that was read.
+
+A reader has one file open, and lets go of it at once when that one is rotated away, also while whoever reads
+doesn't take anything: a log has a bound, with any number of readers. It then goes on with the packed copy, or with
+the oldest file there is.
 """
 
 from __future__ import annotations
@@ -24,14 +28,16 @@ from cove.logs.drivers import DRIVERS
 from cove.logs.files import (
     BLOCK_BYTES,
     MOST_BLOCK_BYTES,
+    FileKey,
     LogFile,
     find_start,
     is_current,
     open_files,
 )
 from cove.logs.inotify import Watch, watched
-from cove.logs.model import LogDamaged, LogLine, LogQuery, LogUnreadable
+from cove.logs.model import STDERR, STDOUT, LogDamaged, LogLine, LogQuery, LogUnreadable
 from cove.logs.records import LineJoiner, file_format
+from cove.model.errors import HostError
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +81,10 @@ class _Reader:
         self._query = query
         self._ended = ended
         self._joiner = LineJoiner(query)
-        self._files: list[LogFile] = []  # open ones; the first is being read
+        self._file: LogFile | None = None  # the one being read
+        self._more = False  # there were newer ones when it was opened
+        self._jumped = False  # the one that was read is gone, this is another
+        self._end: FileKey | None = None  # the last file for a reader that doesn't follow
         self._offset = 0
         self._stale: frozenset[int] = frozenset()
         self._damaged: list[Path] = []
@@ -83,22 +92,13 @@ class _Reader:
     async def run(self) -> AsyncGenerator[list[LogLine], None]:
         with ExitStack() as undo:
             undo.callback(self._close)
-            watch = None
-            if self._query.follow and self._directory.exists():
-                watch = undo.enter_context(watched(self._directory))
-                stopper = asyncio.ensure_future(self._ended.wait())
-                stopper.add_done_callback(partial(_set, watch.changed))
-                undo.callback(stopper.cancel)
-            self._files = open_files(self._directory, self._name)
-            if self._files and (self._query.tail is not None or self._query.since_ns):
-                start = await find_start(self._files, self._format, self._query)
-                self._drop(start.index)
-                self._offset = start.offset
-                self._stale = start.stale
+            watch = self._watch(undo) if self._directory.exists() else None
+            following = watch is not None and self._query.follow
+            await self._begin()
             first = self._read_tail if self._query.tail is not None else self._read
-            async for lines in first(following=watch is not None):
+            async for lines in first(following=following):
                 yield lines
-            if watch is not None:
+            if watch is not None and following:
                 async for lines in self._follow(watch):
                     yield lines
             rest: list[LogLine] = []
@@ -110,15 +110,89 @@ class _Reader:
                 f"the log {self._damaged[0]} is damaged; the lines that could be read have been delivered"
             )
 
+    def _watch(self, undo: ExitStack) -> Watch | None:
+        follow = self._query.follow
+        try:
+            watch = undo.enter_context(watched(self._directory, renames=not follow))
+        except HostError:
+            if follow:
+                raise
+            return (
+                None  # the host's limit of watches: the file that is read may stay on the disk a while longer
+            )
+        watch.moved = self._let_go
+        if follow:
+            stopper = asyncio.ensure_future(self._ended.wait())
+            stopper.add_done_callback(partial(_set, watch.changed))
+            undo.callback(stopper.cancel)
+        return watch
+
+    async def _begin(self) -> None:
+        """Open the file that the answer begins in."""
+        files = open_files(self._directory, self._name)
+        index = 0
+        if files and (self._query.tail is not None or self._query.since_ns):
+            try:
+                start = await find_start(files, self._format, self._query)
+            except BaseException:
+                self._take(files, len(files))
+                raise
+            index, self._offset, self._stale = start.index, start.offset, start.stale
+        if not self._query.follow:
+            keys = [file.key() for file in files]
+            self._end = next(
+                (key for key in reversed(keys) if key.head), None
+            )  # an empty one isn't known again
+        self._take(files, index)
+
+    def _take(self, files: list[LogFile], index: int) -> None:
+        """Of these files read the one at `index`; there may be none."""
+        self._close()
+        for at, file in enumerate(files):
+            if at != index:
+                file.close()
+        self._file = files[index] if index < len(files) else None
+        self._more = index + 1 < len(files)
+        if self._file is not None:
+            self._file.key()
+
+    def _let_go(self) -> None:
+        if self._file is not None and self._file.is_gone():
+            self._file.key()
+            self._file.close()
+
+    def _find_again(self, *, after: bool) -> bool:
+        """Open the file that was being read, or the one after it; the oldest when it isn't among them any more. False:
+        there is none, or the last one for this reader is gone."""
+        assert self._file is not None
+        old = self._file.key()
+        files = open_files(self._directory, self._name)
+        index = next((at for at, file in enumerate(files) if file.key() == old), -1)
+        self._jumped = index < 0 and not after
+        if index < 0:
+            self._joiner.forget((STDOUT, STDERR))
+        if index < 0 or after:
+            self._offset = 0
+        index = max(index + after, 0)
+        last = next((at for at, file in enumerate(files) if file.key() == self._end), -1)
+        if index >= len(files) or (self._end is not None and index > last):
+            self._take(files, len(files))
+            return False
+        self._take(files, index)
+        if self._end is not None:
+            self._more = index < last
+        return True
+
     async def _read(self, *, following: bool) -> AsyncIterator[list[LogLine]]:
-        """Everything in the open files; the newest stays open."""
-        while self._files:
-            last = len(self._files) == 1
+        """Everything in the files that there were; the newest stays open."""
+        while self._file is not None:
+            last = not self._more
             async for lines in self._drain(final=not last or not following):
                 yield lines
-            if last or self._joiner.past_until:
+            if self._jumped:
+                self._jumped = False
+            elif last or self._joiner.past_until or self._file is None or not self._find_again(after=True):
                 return
-            self._drop(1)
 
     async def _read_tail(self, *, following: bool) -> AsyncIterator[list[LogLine]]:
         """The last lines of what is in the open files."""
@@ -139,31 +213,40 @@ class _Reader:
         while True:
             watch.changed.clear()
             finished = self._finished() or watch.gone
-            rotated = bool(self._files) and not is_current(self._directory, self._name, self._files[0])
+            file = self._file
+            rotated = file is not None and not is_current(self._directory, self._name, file)
             async for lines in self._drain(final=rotated or finished):
                 yield lines
             if self._joiner.past_until:
                 return
-            if rotated:
-                self._next_files()
-                async for lines in self._read(following=True):
-                    yield lines
+            if self._jumped:
+                self._jumped = False
+            elif rotated and self._file is not None:
+                if self._find_again(after=True):
+                    async for lines in self._read(following=True):
+                        yield lines
             elif finished:
                 return
-            elif not self._files:
-                self._files = open_files(self._directory, self._name)
-                if not self._files:
+            elif file is None:
+                self._take(open_files(self._directory, self._name), 0)
+                if self._file is None:
                     await self._wait(watch)
+                else:
+                    async for lines in self._read(following=True):
+                        yield lines
             else:
                 await self._wait(watch)
 
     async def _drain(self, *, final: bool) -> AsyncIterator[list[LogLine]]:
-        """The first open file from the offset to its end; `final`: it won't grow any more."""
-        if not self._files:
-            return
-        file = self._files[0]
+        """The open file from the offset to its end; `final`: it won't grow any more."""
         size = BLOCK_BYTES
-        while data := file.read(size, self._offset):
+        while self._file is not None:
+            if self._file.descriptor < 0 and (not self._find_again(after=False) or self._jumped):
+                return
+            file = self._file
+            data = file.read(size, self._offset)
+            if not data:
+                return
             short = len(data) < size
             lines: list[LogLine] = []
             taken, damaged = self._format.parse(data, final and short, self._joiner, lines)
@@ -199,29 +282,9 @@ class _Reader:
         except TimeoutError:
             pass
 
-    def _next_files(self) -> None:
-        """The first open file was rotated away: go on with the ones after it.
-
-        Its descriptor keeps its inode's number from being used again. When it isn't among the files any
-        more, this reader was so slow that lines are gone, and the oldest file there is comes next.
-        """
-        old = self._files[0]
-        files = open_files(self._directory, self._name)
-        index = next((at for at, file in enumerate(files) if file.is_same(old)), -1)
-        self._close()
-        self._files = files
-        self._drop(index + 1)
-
-    def _drop(self, count: int) -> None:
-        """Close the first open files."""
-        if count:
-            for file in self._files[:count]:
-                file.close()
-            del self._files[:count]
-            self._offset = 0
-
     def _close(self) -> None:
-        self._drop(len(self._files))
+        if self._file is not None:
+            self._file.close()
 
     def _tell_damage(self, file: LogFile) -> None:
         if file.path not in self._damaged:

@@ -15,7 +15,7 @@ from tests.daemon import Daemon
 
 ROOT = Path(__file__).resolve().parents[2]
 BOUND_S = 60.0
-SLOW = "i=0; while [ $i -lt 80 ]; do echo line $i; echo err $i >&2; i=$((i+1)); sleep 0.05; done"
+SLOW = "i=0; while [ $i -lt 80 ]; do echo line $i; echo err $i >&2; i=$((i+1)); sleep 0.03; done"
 
 
 class Follower:

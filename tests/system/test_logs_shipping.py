@@ -21,7 +21,7 @@ from tests.logkit import BOUND_S, Forward, Receiver, make_certificates, server_c
 COUNT = 3_000
 SCRIPT = f"i=0; while [ $i -lt {COUNT} ]; do echo line $i.; i=$((i+1)); done; echo oops >&2"
 LINES = [f"line {number}." for number in range(COUNT)]
-SLOW = "i=0; while [ $i -lt 60 ]; do echo line $i.; i=$((i+1)); sleep 0.05; done"
+SLOW = "i=0; while [ $i -lt 60 ]; do echo line $i.; i=$((i+1)); sleep 0.02; done"
 
 
 @contextmanager

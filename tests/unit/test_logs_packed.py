@@ -144,3 +144,72 @@ def test_a_rotation_meanwhile_moves_the_copy_along(tmp_path: Path, monkeypatch: 
     assert pack(tmp_path) == 1
     assert gzip.decompress((tmp_path / "log.2").read_bytes()).endswith(b"one\n\x04\0\0\0")
     assert [line.data for line in read(tmp_path)] == [b"one\n", b"two\n"]
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_a_reader_that_takes_nothing_keeps_no_file_that_was_rotated_away(
+    tmp_path: Path, follow: bool
+) -> None:
+    writer = Writer(tmp_path, max_files=3)
+
+    def write(number: int) -> None:
+        writer.write(1, number + 1, b"".join(b"line %d.%d\n" % (number, part) for part in range(20_000)))
+        writer.rotate()
+
+    def held() -> list[str]:
+        links = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if _is_link(fd)]
+        return [link for link in links if link.startswith(str(tmp_path)) and "log" in link.rpartition("/")[2]]
+
+    async def body() -> list[bytes]:
+        ended = asyncio.Event()
+        for number in range(2):
+            write(number)
+        writer.write(1, 3, b"newest\n")
+        found: list[bytes] = []
+        async with aclosing(read_logs(tmp_path, "local", LogQuery(follow=follow), ended=ended)) as lines:
+            found.append((await anext(lines)).data)
+            assert len(held()) == 1
+            for number in range(3, 6):
+                write(number)
+            async with asyncio.timeout(30):
+                while held():
+                    await asyncio.sleep(0.01)
+            ended.set()
+            async for line in lines:
+                found.append(line.data)
+        return found
+
+    found: list[bytes] = run(body())
+    assert found[0] == b"line 0.0\n"
+    numbers = [line.partition(b".")[0] for line in found]
+    assert numbers.count(b"line 3") == 0
+    if follow:
+        assert (
+            found[-1] == b"line 5.19999\n" and numbers.count(b"line 4") == numbers.count(b"line 5") == 20_000
+        )
+    else:
+        assert set(numbers) == {b"line 0"}  # what it was to read is gone
+
+
+def _is_link(descriptor: str) -> bool:
+    return os.path.islink(f"/proc/self/fd/{descriptor}")
+
+
+def test_a_reader_goes_on_in_the_packed_copy(tmp_path: Path) -> None:
+    writer = Writer(tmp_path)
+    expected = [b"line %d\n" % number for number in range(100_000)]
+    for start in range(0, 100_000, 5000):
+        writer.write(1, start + 1, b"".join(expected[start : start + 5000]))
+    writer.rotate()
+    writer.write(1, 1 << 40, b"end\n")
+
+    async def body() -> list[bytes]:
+        found: list[bytes] = []
+        async with aclosing(read_logs(tmp_path, "local", LogQuery(), ended=asyncio.Event())) as lines:
+            async for line in lines:
+                if not found:
+                    pack(tmp_path)
+                found.append(line.data)
+        return found
+
+    assert run(body()) == [*expected, b"end\n"]

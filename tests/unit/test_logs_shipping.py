@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cove.logs.destinations import Address, Fluentd, Gelf, Source, Syslog
+from cove.logs.files import FileKey
 from cove.logs.shipping.cut import LINE_BYTES, Chunk, Cutter, Message, Partial
 from cove.logs.shipping.encode import (
     FluentdEncoder,
@@ -24,7 +25,7 @@ from cove.logs.shipping.encode import (
     SyslogEncoder,
     journal_name,
 )
-from cove.logs.shipping.position import FileKey, Mark, Position, load_position, save_position
+from cove.logs.shipping.position import Mark, Position, load_position, save_position
 from cove.logs.shipping.trail import Trail
 from tests.unit.test_logs_reader import Writer
 

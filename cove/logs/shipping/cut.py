@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 import msgspec
 
+from cove.logs.files import FileKey
 from cove.logs.model import STDERR, STDOUT
-from cove.logs.shipping.position import FileKey, Mark
+from cove.logs.shipping.position import Mark
 
 LINE_BYTES = 16384  # of a message, as Docker's
 

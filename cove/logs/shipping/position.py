@@ -1,8 +1,7 @@
 """How far a log has been sent, as a file beside it.
 
 A line is sent when the receiving side has taken it, and the position is written after that, so a crash in
-between sends some lines twice and none never. A file is known by its inode and its first bytes: an inode's number
-is used again.
+between sends some lines twice and none never.
 """
 
 from __future__ import annotations
@@ -13,15 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-HEAD_BYTES = 16
+from cove.logs.files import FileKey
+
 _NAME = "position"
-
-
-class FileKey(msgspec.Struct, frozen=True):
-    """A file of a log, wherever rotation moved it. `head` is its first HEAD_BYTES bytes in hex; they hold a time."""
-
-    inode: int
-    head: str
 
 
 class Mark(msgspec.Struct, frozen=True):

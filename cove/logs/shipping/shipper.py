@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextvars import Context
 from pathlib import Path
 
 import msgspec
@@ -113,7 +114,8 @@ class Shipper:
 
     def _ensure(self) -> None:
         if self._task is None and not self._closed:
-            self._task = asyncio.get_running_loop().create_task(self._run())
+            # a context of its own: what it says is about no request
+            self._task = asyncio.get_running_loop().create_task(self._run(), context=Context())
 
     async def _run(self) -> None:
         pause_s = 0.1

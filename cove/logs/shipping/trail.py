@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cove.logs.files import MOST_BLOCK_BYTES, LogFile, is_current, open_files
+from cove.logs.files import MOST_BLOCK_BYTES, FileKey, LogFile, is_current, open_files
 from cove.logs.records import iter_records
 from cove.logs.shipping.cut import Chunk
-from cove.logs.shipping.position import HEAD_BYTES, FileKey, Mark, Position
+from cove.logs.shipping.position import Mark, Position
 
 BLOCK_BYTES = 64 << 10
 _NAME = "log"
@@ -57,7 +57,7 @@ class Trail:
             size = BLOCK_BYTES
             while data := file.read(size, self._offset):
                 if not self._key.head:
-                    self._key = find_key(file)
+                    self._key = file.key()
                 chunks, taken = self._parse(data, final=ended and len(data) < size)
                 self._offset += taken
                 if taken:
@@ -110,7 +110,7 @@ class Trail:
     def _take(self, files: list[LogFile]) -> None:
         self._files = files
         self._offset = 0
-        self._key = find_key(files[0]) if files else FileKey(0, "")
+        self._key = files[0].key() if files else FileKey(0, "")
 
     def _drop(self, count: int) -> None:
         for file in self._files[:count]:
@@ -120,7 +120,7 @@ class Trail:
             self._skips = {stream: (index - count, mark) for stream, (index, mark) in self._skips.items()}
 
     def _resume(self, position: Position) -> None:
-        keys = [find_key(file) for file in self._files]
+        keys = [file.key() for file in self._files]
         found = {
             stream: (keys.index(mark.file), mark)
             for stream, mark in position.marks.items()
@@ -154,7 +154,3 @@ class Trail:
         if index > 0 or offset < mark.offset:
             return 1 << 30
         return mark.skip
-
-
-def find_key(file: LogFile) -> FileKey:
-    return FileKey(file.origin, file.read(HEAD_BYTES, 0).hex())
