@@ -102,7 +102,9 @@ def test_a_flood_stays_within_its_bounds_and_disturbs_nobody(daemon: Daemon, ima
             reader.close()
             assert made.wait(timeout=BOUND_S)
             print(f"{driver}: disk {most_disk}, daemon {most_kib} KiB, supervisor {most_supervisor_kib} KiB")
-            print(f"ps: quiet {quiet_s[15] * 1e3:.1f} ms, busy {sorted(busy_s)[len(busy_s) // 2] * 1e3:.1f} ms")
+            print(
+                f"ps: quiet {quiet_s[15] * 1e3:.1f} ms, busy {sorted(busy_s)[len(busy_s) // 2] * 1e3:.1f} ms"
+            )
             # files of which each may be one record too long, a copy that is being packed, and one a reader lets go of
             assert most_disk < (FILES + 2) * (FILE_BYTES + 300_000)
             assert held_bytes(log_dir, [daemon.pid]) < FILES * (FILE_BYTES + 300_000)
