@@ -18,50 +18,10 @@ from cove.api.docker import ROUTES, wire
 from cove.api.docker.decode import decode_create
 from cove.api.docker.text import human_duration, parse_time
 from cove.model.errors import CoveError
+from tests.apishapes import shaped, values
 from tests.unit.fakes_engine import ApiFixture, serving
 
 BOUNDED = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-
-scalars = st.none() | st.booleans() | st.integers(-(1 << 70), 1 << 70) | st.floats() | st.text(max_size=20)
-values = st.recursive(
-    scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-)
-
-
-def shaped(shape: type[msgspec.Struct], depth: int = 0) -> st.SearchStrategy[dict[str, Any]]:
-    """Objects with the shape's own field names: values of the right type, or anything."""
-    return st.fixed_dictionaries(
-        {}, optional={field.encode_name: likely(field.type, depth) for field in msgspec.structs.fields(shape)}
-    )
-
-
-words = st.sampled_from(
-    ["", "/", "/a", "/a:/b", "a:/b:ro", "host", "container:x", "80/tcp", "0-1", "1-0", "no", "always", "c 1:3 rwm",
-     "192.0.2.1", "::1", "A=b", "seccomp=unconfined", "seccomp={}", "bind", "volume", "tmpfs", "size=1m", "nofile",
-     "rshared", "x" * 300, "\0", "8000-8010", "db:host-gateway"]
-) | st.text(max_size=12)  # fmt: skip
-numbers = (
-    st.sampled_from([0, -1, 1, 1000, 1 << 31, (1 << 63) - 1, -(1 << 63), 8 << 20, 10**9]) | st.integers()
-)
-
-
-def likely(annotation: Any, depth: int) -> st.SearchStrategy[Any]:
-    text = str(annotation)
-    if depth < 2:
-        for name, found in vars(wire).items():
-            if isinstance(found, type) and issubclass(found, msgspec.Struct) and f"wire.{name}" in text:
-                inner = shaped(found, depth + 1)
-                if "dict[" in text:
-                    return st.dictionaries(words, st.lists(inner, max_size=2) | inner | st.none(), max_size=2)
-                return st.lists(inner, max_size=2) if "list[" in text else inner | st.none()
-    if "dict[" in text:
-        return st.dictionaries(words, words | st.none() | st.just({}), max_size=3)
-    if "list[" in text:
-        return st.lists(numbers if "int" in text else words, max_size=3) | words
-    if "int" in text:
-        return numbers
-    return st.booleans() if "bool" in text else words
 
 
 @pytest.fixture(scope="module")
