@@ -11,13 +11,14 @@ import errno
 import ipaddress
 import os
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 
 import msgspec
 
 from cove.model.container import Endpoint, EndpointSpec
 from cove.model.errors import Conflict
+from cove.network import segments
 from cove.network.endpoints import plan_interface, take_endpoint
 from cove.network.holdings import Bridge, Holdings
 from cove.network.model import BRIDGE, FeatureMissing
@@ -26,6 +27,7 @@ from cove.network.netlink import NetlinkError
 from cove.network.options import parse_interface, parse_sysctls
 from cove.network.pool import NamespacePool, Ready
 from cove.network.reaper import Reaper
+from cove.network.segments import Segment
 from cove.network.upkeep import Upkeep
 
 
@@ -33,8 +35,17 @@ class Assembly:
     """See the module."""
 
     def __init__(
-        self, holdings: Holdings, workshop: Workshop, upkeep: Upkeep, reaper: Reaper, *, pool_size: int
+        self,
+        holdings: Holdings,
+        workshop: Workshop,
+        upkeep: Upkeep,
+        reaper: Reaper,
+        extend: Callable[[Bridge, int], Awaitable[int]],
+        *,
+        pool_size: int,
     ) -> None:
+        """`extend` makes a network's further bridge of that number, and returns its index."""
+        self._extend = extend
         self._holdings = holdings
         self._workshop = workshop
         self._upkeep = upkeep
@@ -81,6 +92,7 @@ class Assembly:
                 endpoint = _new_endpoint(bridge, spec, name)
             self._holdings.pending[endpoint.host_interface] = bridge.network.id
             undo.callback(self.bury, endpoint)
+            await self._place(bridge, endpoint)
             endpoints.append(endpoint)
         return endpoints
 
@@ -124,6 +136,22 @@ class Assembly:
         self._holdings.pending.pop(endpoint.host_interface, None)
         self._reaper.bury(endpoint, alive=alive)
 
+    async def _place(self, bridge: Bridge, endpoint: Endpoint) -> None:
+        """Find a port for an endpoint's interface; a bridge whose ports are all taken is joined by another one."""
+        if bridge.place(endpoint.host_interface):
+            return
+        async with bridge.growing:
+            if bridge.place(endpoint.host_interface):
+                return  # another one has made it
+            number = len(bridge.segments)
+            if number > segments.MOST_SEGMENTS:
+                raise Conflict(
+                    f"network {bridge.network.name} has all the endpoints that its {number} bridges can have: use "
+                    "another network, made by network create"
+                )
+            index = await self._extend(bridge, number)
+            bridge.segments.append(Segment(index, {endpoint.host_interface}))
+
     def _plans(self, endpoints: Sequence[Endpoint], specs: Sequence[EndpointSpec]) -> list[InterfacePlan]:
         return [self._plan(endpoint, spec) for endpoint, spec in zip(endpoints, specs, strict=True)]
 
@@ -132,7 +160,7 @@ class Assembly:
         return plan_interface(
             endpoint,
             bridge.network,
-            bridge=bridge.index,
+            bridge=bridge.place_of(endpoint.host_interface),
             hairpin=self._upkeep.hairpin,
             isolated=not bridge.options.icc,
             settings=parse_sysctls(spec.driver_options),

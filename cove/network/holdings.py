@@ -6,6 +6,7 @@ thread only, so that a check and the change that rests on it have no `await` bet
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 from collections.abc import Iterable, Sequence
 from contextlib import AsyncExitStack
@@ -14,13 +15,13 @@ from dataclasses import dataclass, field
 from cove.model.container import Endpoint, EndpointSpec, PortBinding
 from cove.model.errors import Conflict, Invalid
 from cove.model.objects import Network
-from cove.network import records
+from cove.network import records, segments
 from cove.network.addresses import Subnets
 from cove.network.endpoints import address_pools, free_endpoint, offered_gateways, outward, route_endpoints
 from cove.network.links import Address
-from cove.network.model import BRIDGE
 from cove.network.options import ROUTED, BridgeOptions, parse_bridge_options
 from cove.network.ports import Behind, Held
+from cove.network.segments import Segment
 
 
 @dataclass(slots=True)
@@ -30,8 +31,21 @@ class Bridge:
     network: Network
     pools: Subnets
     options: BridgeOptions
-    index: int = 0  # of the link; 0: it couldn't be made
+    segments: list[Segment] = field(default_factory=list)  # none: its bridge couldn't be made
+    growing: asyncio.Lock = field(default_factory=asyncio.Lock)
     members: dict[str, Endpoint] = field(default_factory=dict)
+
+    def place(self, host_interface: str) -> bool:
+        """Give an interface a port on the first bridge that has one left; False: none has."""
+        for number, segment in enumerate(self.segments):
+            if len(segment.ports) < (segments.FURTHER_PORTS if number else segments.FIRST_PORTS):
+                segment.ports.add(host_interface)
+                return True
+        return False
+
+    def place_of(self, host_interface: str) -> int:
+        """The index of the bridge that an interface has its port on; 0: it has none."""
+        return next((segment.index for segment in self.segments if host_interface in segment.ports), 0)
 
     @classmethod
     def of(cls, network: Network) -> Bridge:
@@ -67,13 +81,8 @@ class Holdings:
     def bridge_networks(self) -> list[Network]:
         return [network for network in self.list_networks() if network.driver == "bridge"]
 
-    def resolve(
-        self, requests: Sequence[EndpointSpec], *, ready: int, most: int
-    ) -> list[tuple[Bridge, EndpointSpec]]:
-        """The networks that a container asks for. `ready` endpoints of the default bridge wait in the pool.
-
-        Raises NotFound, Invalid, Conflict (a network has `most` endpoints already).
-        """
+    def resolve(self, requests: Sequence[EndpointSpec]) -> list[tuple[Bridge, EndpointSpec]]:
+        """The networks that a container asks for. Raises NotFound, Invalid."""
         wanted: list[tuple[Bridge, EndpointSpec]] = []
         for request in requests:
             network = self.find_network(request.network)
@@ -82,12 +91,6 @@ class Holdings:
                 raise Invalid(f"network {network.name} has no endpoints: it can't be combined with others")
             if any(bridge is other for other, _ in wanted):
                 raise Invalid(f"network {network.name} is asked for twice: name each network once")
-            waiting = sum(1 for other in self.pending.values() if other == network.id)
-            if len(bridge.members) + waiting + (ready if network.name == BRIDGE else 0) >= most:
-                raise Conflict(
-                    f"network {network.name} has {most} endpoints, the most that a Linux bridge can "
-                    "have: use another network, made by network create"
-                )
             wanted.append((bridge, request))
         if not wanted:
             raise Invalid("no network was asked for: name one, e.g. bridge")
@@ -120,6 +123,8 @@ class Holdings:
         bridge = self.bridges.get(endpoint.network_id)
         if bridge is not None:
             free_endpoint(endpoint, bridge.pools)
+            for segment in bridge.segments:
+                segment.ports.discard(endpoint.host_interface)
 
     def free_address(self, network_id: str, address: Address) -> None:
         """Let one address be given out again."""

@@ -130,6 +130,25 @@ def make_veth(host_name: str, name: str, mac: str, mtu: int, namespace: int) -> 
     )
 
 
+def make_pair(near: str, far: str, mtu: int) -> Request:
+    """A veth pair whose both ends are here, both still down."""
+    peer = _LINK.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, far) + u32(_IFLA_MTU, mtu)
+    return Request(
+        _RTM_NEWLINK,
+        NLM_F_CREATE | NLM_F_EXCL,
+        _LINK.pack(0, 0, 0, 0, 0)
+        + text(_IFLA_IFNAME, near)
+        + u32(_IFLA_MTU, mtu)
+        + nested(
+            _IFLA_LINKINFO,
+            text(_INFO_KIND, "veth"),
+            nested(_INFO_DATA, attribute(_VETH_INFO_PEER | 0x8000, peer)),
+        ),
+        f"make the pair {near}",
+        (errno.EEXIST,),
+    )
+
+
 def make_loop(out: str, into: str, mac: str, mtu: int) -> Request:
     """A veth pair whose both ends are here, and which asks for no neighbours; both still down."""
     end = attribute(_IFLA_ADDRESS, mac_bytes(mac)) + u32(_IFLA_MTU, mtu)
@@ -185,9 +204,13 @@ def port_flags(name: str, *, hairpin: bool, isolated: bool) -> Request:
     )
 
 
-def set_up(index: int, *, link_local: bool = True) -> Request:
-    """Bring a link up; without `link_local` the kernel gives it no IPv6 address."""
-    body = _LINK.pack(0, 0, index, _IFF_UP, _IFF_UP)
+def set_up(index: int, *, link_local: bool = True, neighbours: bool = True) -> Request:
+    """Bring a link up.
+
+    Without `link_local` the kernel gives it no IPv6 address, without `neighbours` it answers no ARP.
+    """
+    flags = _IFF_UP if neighbours else _IFF_UP | _IFF_NOARP
+    body = _LINK.pack(0, 0, index, flags, flags)
     return Request(_RTM_NEWLINK, 0, body if link_local else body + _NO_LINK_LOCAL, "bring a link up")
 
 

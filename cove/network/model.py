@@ -18,9 +18,6 @@ HOST = "host"
 NONE = "none"
 BUILT_IN = (BRIDGE, HOST, NONE)
 
-# The kernel's BR_MAX_PORTS is 1 << 10 and port number 0 isn't used (net/bridge/br_private.h).
-MAX_ENDPOINTS = 1023
-
 
 class PortInUse(HostError):
     """A published port is taken, by another container or by a process of the host: choose another one."""

@@ -40,7 +40,6 @@ from cove.network.holdings import Attached, Bridge, Holdings
 from cove.network.model import (
     BRIDGE,
     BUILT_IN,
-    MAX_ENDPOINTS,
     Alive,
     Attachment,
     FeatureMissing,
@@ -49,6 +48,7 @@ from cove.network.model import (
 from cove.network.namespaces import Workshop, run_in
 from cove.network.publishing import Publishing
 from cove.network.reaper import Reaper
+from cove.network.segments import Segment
 from cove.network.upkeep import Upkeep
 from cove.network.watch import RuleWatch
 from cove.store.interface import Delete, DeletePrefix, Op, Put, Store, absent
@@ -79,7 +79,12 @@ class Networks:
         self._reaper = Reaper(self._workshop, store, group, self._holdings.free)
         self._publishing = Publishing(settings, self._holdings, self._upkeep, self._reaper)
         self._assembly = Assembly(
-            self._holdings, self._workshop, self._upkeep, self._reaper, pool_size=settings.pool_size
+            self._holdings,
+            self._workshop,
+            self._upkeep,
+            self._reaper,
+            self._extend,
+            pool_size=settings.pool_size,
         )
         self._pool = self._assembly.pool
         self._checker: asyncio.Task[None] | None = None
@@ -215,9 +220,10 @@ class Networks:
         try:
             await self._store.txn([], [Put(_NOTED + network.bridge, b"")])
             async with self._host:
-                bridge.index = await run_in(
+                index = await run_in(
                     self._workshop.reaper, self._upkeep.add, network, self._holdings.bridge_networks()
                 )
+            bridge.segments.append(Segment(index, set()))
             record = Put(f"networks/{network.id}", msgspec.json.encode(network))
             await self._store.txn([], [record, Delete(_NOTED + network.bridge)])
         except BaseException:
@@ -272,7 +278,7 @@ class Networks:
         self._check_feature()
         if container_id in self._holdings.attached:
             raise Conflict(f"container {container_id[:12]} is connected already: disconnect it first")
-        wanted = self._resolve(requests)
+        wanted = self._holdings.resolve(requests)
         specs = [spec for _, spec in wanted]
         attached = Attached()
         self._holdings.attached[container_id] = attached
@@ -329,7 +335,7 @@ class Networks:
         """
         self._check_feature()
         attached = self._holdings.attached.get(container_id) or Attached()
-        [(bridge, spec)] = self._resolve([request])
+        [(bridge, spec)] = self._holdings.resolve([request])
         if container_id in bridge.members:
             raise Forbidden(f"container is already connected to network {bridge.network.name}")
         before = attached.endpoints
@@ -404,7 +410,10 @@ class Networks:
         if self._missing is None:
             known = {e.host_interface for a in self._holdings.attached.values() for e in a.endpoints}
             known |= self._pool.names() | set(self._holdings.pending)
-            indexes = [bridge.index for bridge in self._holdings.bridges.values()]
+            made = [s for bridge in self._holdings.bridges.values() for s in bridge.segments]
+            for segment in made:
+                segment.ports.intersection_update(known)
+            indexes = [segment.index for segment in made]
             stale = await run_in(self._workshop.reaper, self._upkeep.stale_links, indexes, known)
             if stale:
                 await self._reaper.delete_links(stale)
@@ -425,15 +434,13 @@ class Networks:
 
     async def _repair(self) -> None:
         try:
-            indexes = await run_in(
-                self._workshop.reaper, self._upkeep.start, self._holdings.bridge_networks()
-            )
+            made = await run_in(self._workshop.reaper, self._upkeep.start, self._holdings.bridge_networks())
         except FeatureMissing as error:
             self._missing = error
             log.warning("%s; networks host and none work", error)
             return
-        for network_id, index in indexes.items():
-            self._holdings.bridges[network_id].index = index
+        for network_id, found in made.items():
+            self._holdings.bridges[network_id].segments = found
         if self._settings.bind_outside is not None:
             try:
                 await run_in(self._workshop.reaper, self._upkeep.keep_clients)
@@ -451,9 +458,6 @@ class Networks:
                 f"Address already in use: one of {', '.join(keys)} was given out meanwhile; try again"
             )
 
-    def _resolve(self, requests: Sequence[EndpointSpec]) -> list[tuple[Bridge, EndpointSpec]]:
-        return self._holdings.resolve(requests, ready=len(self._pool.names()), most=MAX_ENDPOINTS)
-
     async def _take_off(self, network: Network) -> None:
         """Remove the bridge of a network that has no record, and its rules."""
         await self._take_link_off(network.bridge)
@@ -468,6 +472,11 @@ class Networks:
     def _check_feature(self) -> None:
         if self._missing is not None:
             raise FeatureMissing(str(self._missing))
+
+    async def _extend(self, bridge: Bridge, number: int) -> int:
+        async with self._host:
+            networks = self._holdings.bridge_networks()
+            return await run_in(self._workshop.reaper, self._upkeep.extend, bridge.network, number, networks)
 
     def _watch_rules(self) -> None:
         try:

@@ -80,11 +80,21 @@ class BridgeRules:
     trusted: tuple[str, ...] = ()  # links of the host from which all ports are reached
 
 
-def plan_table(table: str, networks: Sequence[BridgeRules], *, guard: bool, screened: bool = False) -> str:
+def plan_table(
+    table: str,
+    networks: Sequence[BridgeRules],
+    *,
+    guard: bool,
+    screened: bool = False,
+    segments: Sequence[str] = (),
+) -> str:
     """The text that makes or repairs the table: maps keep their elements, chains are written anew.
 
     `guard` keeps packets between two network cards blocked: it is set when forwarding was off before Cove
     switched it on for its bridges. Links made by software (bridges, tunnels, veth) have a kind; cards don't.
+
+    `segments` are further bridges of networks: where br_netfilter shows their frames to this table, tracking would
+    translate a connection there, before it reaches the first bridge, where that is decided.
 
     `screened`: published ports are translated for containers and for what comes out of the loop (see `screening`).
     """
@@ -107,6 +117,8 @@ def plan_table(table: str, networks: Sequence[BridgeRules], *, guard: bool, scre
     lines.append(f"flush table inet {table}")
     rules = [rule for network in networks if network.internal for rule in _internal_rules(network)]
     bridges = [network.bridge for network in networks]
+    if segments:
+        rules.append(f"raw iifname {_one_of(segments)} notrack")
     rules += [rule for network in networks for rule in _network_rules(network, bridges)]
     lines += [f"add rule inet {table} {rule}" for rule in rules]
     lines += [f"add rule inet {table} {rule}" for rule in _COMMON_RULES]

@@ -19,9 +19,19 @@ from cove.network.firewall import Firewall
 from cove.network.links import Subnet
 from cove.network.model import FeatureMissing, Published
 from cove.network.namespaces import Workshop, hairpin_needed
+from cove.network.options import parse_bridge_options
 from cove.network.rules import plan_removal, plan_table
 from cove.network.screen import apply_loop, find_refusing, remove_screen
 from cove.network.screening import FAMILIES, loop_of, plan_no_screen, plan_screen, table_of
+from cove.network.segments import (
+    Segment,
+    allow_neighbours,
+    apply_segment,
+    find_segments,
+    remove_segments,
+    segment_name,
+    trunk_names,
+)
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +53,9 @@ class Upkeep:
         self._firewall: Firewall | None = None
         self._guard = False  # forwarding was off before Cove switched it on
         self._generation = 0
+        self._segments: dict[
+            str, list[str]
+        ] = {}  # by a network's first bridge, the names of its further ones
         self.hairpin = False
 
     @property
@@ -69,8 +82,8 @@ class Upkeep:
         taken = [route.destination for route in routes if route.link not in indexes]
         return taken, bridges.default_mtu(netlink, routes)
 
-    def start(self, networks: Sequence[Network]) -> dict[str, int]:
-        """Make or repair everything; returns each network's bridge (a link's index).
+    def start(self, networks: Sequence[Network]) -> dict[str, list[Segment]]:
+        """Make or repair everything; returns each network's bridges with the ports that they have.
 
         Raises FeatureMissing, HostError.
         """
@@ -79,16 +92,34 @@ class Upkeep:
         # The table itself says whether forwarding was switched on by Cove: a daemon's restart must not forget.
         guarded = any(chain.table == self._table and chain.name == _GUARD for chain in firewall.chains())
         self._guard = guarded and "drop" in firewall.run(f"list chain inet {self._table} {_GUARD}\n")
-        indexes = {network.id: self._apply(network) for network in networks}
+        made = {network.id: self._start_bridges(network) for network in networks}
         self._choose_mode()
         if not firewall.screened:
             remove_screen(self._workshop.netlink(), firewall)
         self._settle(networks)
-        return indexes
+        return made
 
     def keep_clients(self) -> None:
         """Let relayed connections come from their clients' addresses. After `start`. Raises HostError."""
         apply_return_path(self._workshop.netlink(), self.firewall, self._table)
+
+    def extend(self, network: Network, number: int, networks: Sequence[Network]) -> int:
+        """Join one more bridge to a network's first; returns its index. Raises HostError."""
+        netlink = self._workshop.netlink()
+        allow_neighbours()
+        index = self._apply_segment(network, number)
+        names = self._segments.setdefault(network.bridge, [])
+        if len(names) < number:
+            names.append(segment_name(network.bridge, number))
+        try:
+            self._write_table(networks)
+            self._let_through(networks)
+        except BaseException:
+            names.remove(segment_name(network.bridge, number))
+            remove_segments(netlink, network.bridge, beyond=number - 1)
+            raise
+        log.info("network %s has a further bridge: %d", network.name, number + 1)
+        return index
 
     def add(self, network: Network, networks: Sequence[Network]) -> int:
         """Make one network, which is among `networks`; returns its bridge."""
@@ -98,8 +129,10 @@ class Upkeep:
 
     def remove(self, bridge: str, networks: Sequence[Network]) -> None:
         """Take one network's bridge off the host; the network isn't among `networks` any more."""
+        gone = [bridge, *self._segments.pop(bridge, ())]
         self._write_table(networks)
-        foreign.take_back(self.firewall, [bridge])
+        foreign.take_back(self.firewall, gone)
+        remove_segments(self._workshop.netlink(), bridge)
         bridges.remove_bridge(self._workshop.netlink(), bridge)
 
     def check(self, networks: Sequence[Network]) -> bool:
@@ -124,25 +157,34 @@ class Upkeep:
     def stale_links(self, bridges_: Sequence[int], known: Collection[str]) -> list[str]:
         """The interfaces on these bridges that belong to nobody."""
         netlink = self._workshop.netlink()
+        trunks = {
+            trunk_names(bridge, number)[end]
+            for bridge, names in self._segments.items()
+            for number in range(1, len(names) + 1)
+            for end in (0, 1)
+        }
         return [
             port.name
             for bridge in bridges_
             for port in links.ports_of(netlink, bridge)
-            if port.kind == "veth" and port.name not in known
+            if port.kind == "veth" and port.name not in known and port.name not in trunks
         ]
 
     def uninstall(self, networks: Sequence[Network]) -> None:
         """Remove bridges, table and rules, and what was switched on for them if nobody else needs it."""
         names = [network.bridge for network in networks]
+        segments = [name for found in self._segments.values() for name in found]
         if self._firewall is not None:
-            foreign.take_back(self._firewall, [*names, loop_of(self._table)[0]])
+            foreign.take_back(self._firewall, [*names, *segments, loop_of(self._table)[0]])
             others = [c for c in self._firewall.chains() if c.forward and c.table != self._table]
             if self._guard and not others:
                 bridges.disable_forwarding()
             self._firewall.run(plan_removal(self._table))
             remove_screen(self._workshop.netlink(), self._firewall)
         for name in names:
+            remove_segments(self._workshop.netlink(), name)
             bridges.remove_bridge(self._workshop.netlink(), name)
+        self._segments.clear()
 
     # --- on the event loop's thread -------------------------------------------------------
 
@@ -166,6 +208,34 @@ class Upkeep:
 
     def _apply(self, network: Network) -> int:
         return bridges.apply_bridge(self._workshop.netlink(), records.bridge_plan(network))
+
+    def _start_bridges(self, network: Network) -> list[Segment]:
+        """A network's bridges as they are, those at the end that nobody uses any more left out."""
+        netlink = self._workshop.netlink()
+        made = [Segment(self._apply(network), set())]
+        further = find_segments(netlink, network.bridge)
+        ports = [self._ports_of(network, number, link.index) for number, link in enumerate(further, 1)]
+        while ports and not ports[-1]:
+            ports.pop()
+        remove_segments(netlink, network.bridge, beyond=len(ports))
+        trunks = {trunk_names(network.bridge, n)[0] for n in range(1, len(further) + 1)}
+        made[0].ports.update(link.name for link in links.ports_of(netlink, made[0].index))
+        made[0].ports.difference_update(trunks)
+        for number, names in enumerate(ports, 1):
+            made.append(Segment(self._apply_segment(network, number), names))
+        self._segments[network.bridge] = [
+            segment_name(network.bridge, number) for number in range(1, len(made))
+        ]
+        return made
+
+    def _ports_of(self, network: Network, number: int, index: int) -> set[str]:
+        names = {link.name for link in links.ports_of(self._workshop.netlink(), index)}
+        return names - {trunk_names(network.bridge, number)[1]}
+
+    def _apply_segment(self, network: Network, number: int) -> int:
+        isolated = not parse_bridge_options(network.options).icc
+        netlink = self._workshop.netlink()
+        return apply_segment(netlink, network.bridge, number, mtu=network.mtu, isolated=isolated)
 
     def _settle(self, networks: Sequence[Network]) -> None:
         if bridges.enable_forwarding(ipv6=any(network.ipv6 for network in networks)):
@@ -224,7 +294,9 @@ class Upkeep:
             apply_loop(self._workshop.netlink(), self._table)
         # Without a screen its tables stay until the next start: a port may be on its way into their sets.
         screen = plan_screen(self._table, [network.bridge for network in networks]) if screened else ""
-        text = screen + plan_table(self._table, rules, guard=self._guard, screened=screened)
+        text = screen + plan_table(
+            self._table, rules, guard=self._guard, screened=screened, segments=self._segment_names(networks)
+        )
         try:
             self.firewall.run(text)
         except FeatureMissing:
@@ -233,8 +305,11 @@ class Upkeep:
             # A table of another release, whose maps have other types: make it anew, in one transaction.
             self.firewall.run(plan_removal(self._table) + plan_no_screen(self._table) + text)
 
+    def _segment_names(self, networks: Sequence[Network]) -> list[str]:
+        return [name for network in networks for name in self._segments.get(network.bridge, ())]
+
     def _let_through(self, networks: Sequence[Network]) -> None:
-        names = [network.bridge for network in networks]
+        names = [*(network.bridge for network in networks), *self._segment_names(networks)]
         try:
             chains = self.firewall.chains()
             changes = foreign.let_through(self.firewall, names, chains)

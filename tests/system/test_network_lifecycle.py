@@ -18,7 +18,6 @@ from cove.model.container import EndpointSpec, PortBinding
 from cove.model.errors import Conflict, Forbidden, NotFound, Unavailable
 from cove.model.objects import IpamPool
 from cove.network import foreign, upkeep
-from cove.network import networks as networks_module
 from cove.network.model import Alive, FeatureMissing
 from tests.nethelp import (
     DEFAULT,
@@ -590,24 +589,6 @@ def test_a_full_network_says_so_and_frees_up_when_a_container_goes(host: None, t
                     await nets.connect("two", tiny, (), "two")
             async with container(nets, "two", on=tiny) as two:
                 assert two.endpoints[0].ipv4 == "10.77.0.2"
-
-    go(body)
-
-
-def test_a_bridge_with_all_ports_in_use_is_a_clear_conflict(
-    host: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def body() -> None:
-        monkeypatch.setattr(networks_module, "MAX_ENDPOINTS", 2)
-        async with (
-            networks(tmp_path, replace(SETTINGS, pool_size=0)) as nets,
-            container(nets, "one"),
-            container(nets, "two"),
-        ):
-            with pytest.raises(
-                Conflict, match="network bridge has 2 endpoints, the most that a Linux bridge can"
-            ):
-                await nets.connect("three", DEFAULT, (), "three")
 
     go(body)
 
