@@ -20,6 +20,7 @@ from cove.model.container import (
     Container,
     Endpoint,
     EndpointSpec,
+    HealthCheck,
     MountPoint,
     PortBinding,
     Resources,
@@ -289,15 +290,21 @@ def config_json(container: Container, echo: Echo) -> Json:
         config["StopSignal"] = container.stop_signal
     health = container.healthcheck
     if health is not None:
-        config["Healthcheck"] = {
-            "Test": list(health.test),
-            "Interval": health.interval_ns,
-            "Timeout": health.timeout_ns,
-            "StartPeriod": health.start_period_ns,
-            "StartInterval": health.start_interval_ns,
-            "Retries": health.retries,
-        }
+        config["Healthcheck"] = healthcheck_json(health)
     return config
+
+
+def healthcheck_json(health: HealthCheck) -> Json:
+    """What was given, as Docker has it: a zero is left out."""
+    found = {
+        "Test": list(health.test),
+        "Interval": health.interval_ns,
+        "Timeout": health.timeout_ns,
+        "StartPeriod": health.start_period_ns,
+        "StartInterval": health.start_interval_ns,
+        "Retries": health.retries,
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def host_config_json(container: Container, echo: Echo) -> Json:

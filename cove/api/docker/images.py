@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from cove.api.docker.context import Api
+from cove.api.docker.encode import healthcheck_json
 from cove.api.docker.filters import boolean, label_filter, matches_labels, parse_filters, prune_before
 from cove.api.docker.text import NEVER, parse_rfc3339_seconds, rfc3339
 from cove.api.http import Request, Response, Stream, encode_json, json_response
@@ -156,6 +157,8 @@ async def inspect(api: Api, request: Request) -> Response:
         found["Variant"] = image.variant
     if request.version < 1044:
         found["VirtualSize"] = image.size_bytes
+    if request.version < 1045:  # of the container that a builder made an image from
+        found.update(Container="", ContainerConfig=config_json(ImageConfig(), request.version))
     if request.version >= 1052:
         _omit_empty(found, ("Parent", "Comment", "DockerVersion", "Author"))
     return json_response(found)
@@ -201,13 +204,7 @@ def config_json(config: ImageConfig, version: int) -> Json:
     if config.shell:
         found["Shell"] = list(config.shell)
     if config.healthcheck is not None:
-        found["Healthcheck"] = {
-            "Test": list(config.healthcheck.test),
-            "Interval": config.healthcheck.interval_ns,
-            "Timeout": config.healthcheck.timeout_ns,
-            "StartPeriod": config.healthcheck.start_period_ns,
-            "Retries": config.healthcheck.retries,
-        }
+        found["Healthcheck"] = healthcheck_json(config.healthcheck)
     return found
 
 
