@@ -54,6 +54,7 @@ CONFIG_FIELDS: list[tuple[dict[str, Any], str, Any]] = [
     ({"AttachStdout": True}, "attach_stdout", True),
     ({"AttachStderr": True}, "attach_stderr", True),
     ({"ExposedPorts": {"80": {}, "53/udp": {}}}, "exposed_ports", ("80/tcp", "53/udp")),
+    ({"ExposedPorts": {"80-82/udp": {}, "81/udp": {}}}, "exposed_ports", ("80/udp", "81/udp", "82/udp")),
     ({"Tty": True}, "tty", True),
     ({"OpenStdin": True}, "open_stdin", True),
     ({"StdinOnce": True}, "stdin_once", True),
@@ -266,6 +267,8 @@ def test_every_field_that_clients_send_is_decoded_or_refused_somewhere() -> None
 
 
 REFUSED_CONFIG: list[tuple[dict[str, Any], str]] = [
+    ({"ExposedPorts": {"1-65535": {}}}, "at most 4096 ports can be exposed"),
+    ({"ExposedPorts": {"82-80": {}}}, 'ExposedPorts: invalid port specification: "82-80"'),
     ({"Image": ""}, "Image: an image is needed"),
     ({"Image": 1}, "Image: expected string, got integer"),
     ({"Tty": "yes"}, "Tty: expected boolean, got string"),

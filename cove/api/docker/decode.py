@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -48,6 +48,8 @@ _VOLUME_DRIVER_WARNING = (
     "Use '--mount type=volume,volume-driver=...' instead"
 )
 WORD_LIMIT = 128 << 10  # MAX_ARG_STRLEN of execve(2): one argument or variable
+
+MAX_EXPOSED = 4096  # ports of one container
 
 Strings = Sequence[str] | None
 
@@ -134,7 +136,7 @@ def decode_create(
         stdin_once=bool(body.stdin_once),
         attach_stdout=bool(body.attach_stdout),
         attach_stderr=bool(body.attach_stderr),
-        exposed_ports=tuple(_exposed(port) for port in body.exposed_ports or ()),
+        exposed_ports=_exposed(body.exposed_ports or ()),
         stop_signal=body.stop_signal or "",
         stop_timeout_s=_stop_timeout(body.stop_timeout),
         healthcheck=with_probe(_health(body.healthcheck, version), extension.probe),
@@ -431,9 +433,21 @@ def _port(text: str, path: str) -> tuple[int, str]:
     return int(match[1]), (match[2] or "tcp").lower()
 
 
-def _exposed(text: str) -> str:
-    number, protocol = _port(text, "ExposedPorts")
-    return f"{number}/{protocol}"
+def _exposed(entries: Iterable[str]) -> tuple[str, ...]:
+    """`80`, `53/udp` or `8000-8010/tcp`, each port by itself."""
+    found: dict[str, None] = {}
+    for text in entries:
+        ports, slash, protocol = text.partition("/")
+        first, dash, last = ports.partition("-")
+        low, proto = _port(f"{first}{slash}{protocol}", "ExposedPorts")
+        high = _port(last, "ExposedPorts")[0] if dash else low
+        if high < low or len(found) + high - low >= MAX_EXPOSED:
+            raise Invalid(
+                f'ExposedPorts: invalid port specification: "{text}", e.g. 8000-8010/tcp; '
+                f"at most {MAX_EXPOSED} ports can be exposed"
+            )
+        found.update(dict.fromkeys(f"{port}/{proto}" for port in range(low, high + 1)))
+    return tuple(found)
 
 
 def _ports(host: wire.HostConfig) -> tuple[PortBinding, ...]:
