@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cove.daemon")
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 GRACE_S = 10.0  # for requests that change something when the daemon is told to end
 
 
@@ -237,12 +238,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(source, config, options, sys.argv[1:] if argv is None else argv)
 
 
+def keep_memory_small() -> None:
+    """Have large blocks go back to the kernel when they are freed (mallopt(3)).
+
+    glibc raises its bound for mmap(2) with the blocks that it sees, up to 32 MiB: then the pieces of archives in many
+    streams leave a heap full of holes.
+    """
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, 128 << 10)
+        libc.mallopt(M_TRIM_THRESHOLD, 256 << 10)
+
+
 def run(source: Source, config: Config, options: argparse.Namespace, arguments: Sequence[str]) -> int:
     """Be the daemon, or an ordinary user's; its exit code."""
     set_up_log("debug" if is_debug(config) else config.text("log-level"), config.text("log-format"))
     if os.geteuid() != 0:
         os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent.parent)
         os.execv(sys.executable, [sys.executable, "-P", "-m", "cove.rootless", *arguments])  # noqa: S606 - no shell
+    keep_memory_small()
     os.umask(0o022)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a published port takes a descriptor or two

@@ -11,7 +11,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -409,11 +409,12 @@ class Engine:
         loop = asyncio.get_running_loop()
         query = LogQuery(stdout=options.stdout, stderr=options.stderr)
         framed = options.multiplex and not view.container.spec.tty
-        async for line in self.logs(view.container.id, query):
-            head = bytes((line.stream, 0, 0, 0)) + len(line.data).to_bytes(4, "big") if framed else b""
-            await loop.sock_sendall(sock, head + line.data)
+        async with contextlib.aclosing(self.logs(view.container.id, query)) as lines:
+            async for line in lines:
+                head = bytes((line.stream, 0, 0, 0)) + len(line.data).to_bytes(4, "big") if framed else b""
+                await loop.sock_sendall(sock, head + line.data)
 
-    def logs(self, reference: str, query: LogQuery) -> AsyncIterator[LogLine]:
+    def logs(self, reference: str, query: LogQuery) -> AsyncGenerator[LogLine, None]:
         view = self.find(reference)
         live = self._lifecycle.live(view.container.id)
         return self._parts.logs.read(view.container, query, live.ended)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from cove.engine.defaults import default_log
@@ -95,7 +95,9 @@ class ContainerLogs:
 
     # --- reading --------------------------------------------------------------------------
 
-    def read(self, container: Container, query: LogQuery, ended: asyncio.Event) -> AsyncIterator[LogLine]:
+    def read(
+        self, container: Container, query: LogQuery, ended: asyncio.Event
+    ) -> AsyncGenerator[LogLine, None]:
         """Raises LogUnreadable."""
         if not is_readable(container.log):
             raise LogUnreadable("configured logging driver does not support reading")

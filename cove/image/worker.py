@@ -9,18 +9,21 @@ is dead and reaped.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import termios
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
 import msgspec
 
+from cove.image.crowd import Crowd
 from cove.image.jobs import (
     Answer,
     BindMount,
@@ -40,13 +43,15 @@ from cove.image.jobs import (
     raise_failure,
 )
 from cove.image.types import Limits, OverlayTree, PathStat, RunningTree, Tree
-from cove.model.errors import Conflict, HostError
+from cove.model.errors import Conflict, HostError, Unavailable
 
 _ROOT = str(Path(__file__).resolve().parents[2])
 _START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from cove.image.process import main; main()"
 _PIECE = 256 << 10
 _ANSWER_MAX = 256 << 20
 _BUFFER = 1 << 20
+_LOOK_S = 0.005  # between looks whether a worker has begun
+_crowd = Crowd()
 
 
 async def stat_path(tree: Tree, path: str) -> PathStat:
@@ -122,12 +127,17 @@ class Worker:
         self._process_fd = -1
         self._control: socket.socket | None = None
         self._data: socket.socket | None = None
+        self._looking: asyncio.TimerHandle | None = None
+        self.idle_since_s: float | None = None  # its client is waited for
+        self._given_up = False
 
     async def __aenter__(self) -> Worker:
         try:
+            await _crowd.enter(self)
             self._start()
             body = msgspec.json.encode(self._job)
             await self._loop.sock_sendall(self._ours(), struct.pack("<I", len(body)) + body)
+            self._look_started()
         except (BrokenPipeError, ConnectionResetError) as error:
             await self.end()
             raise HostError("a worker process ended before it took its job") from error
@@ -148,6 +158,22 @@ class Worker:
     def _ours(self) -> socket.socket:
         assert self._control is not None
         return self._control
+
+    def _look_started(self) -> None:
+        """Once the worker has read its job, its start is over: the next one may begin."""
+        if self._control is None:
+            return
+        left = fcntl.ioctl(self._control, termios.TIOCOUTQ, b"\0\0\0\0")  # SIOCOUTQ of unix(7)
+        if left == b"\0\0\0\0":
+            _crowd.started(self)
+        else:
+            self._looking = self._loop.call_later(_LOOK_S, self._look_started)
+
+    def give_up(self) -> None:
+        """Kill the process; whoever uses it gets an error, or finds out at the next byte."""
+        self._given_up = True
+        if self._process_fd >= 0:
+            signal.pidfd_send_signal(self._process_fd, signal.SIGKILL)
 
     def _start(self) -> None:
         pidfd = -1
@@ -231,10 +257,16 @@ class Worker:
     async def receive(self) -> bytes:
         """The next bytes that the worker sends, empty at the end."""
         assert self._data is not None
-        return await self._loop.sock_recv(self._data, _PIECE)
+        self.idle_since_s = None
+        piece = await self._loop.sock_recv(self._data, _PIECE)
+        self.idle_since_s = self._loop.time() if piece else None
+        return piece
 
     async def end(self) -> None:
         """Kill and reap the process; idempotent, and not to be interrupted."""
+        _crowd.leave(self)
+        if self._looking is not None:
+            self._looking.cancel()
         for end in (self._control, self._data):
             if end is not None:
                 end.close()
@@ -266,11 +298,15 @@ class Worker:
 
     async def _feed(self, chunks: AsyncIterator[bytes]) -> None:
         assert self._data is not None
+        self.idle_since_s = self._loop.time()
         async for chunk in chunks:
+            self.idle_since_s = None
             try:
                 await self._loop.sock_sendall(self._data, chunk)
             except (BrokenPipeError, ConnectionResetError):
                 return  # the worker has its answer ready, or died: waiting tells which
+            self.idle_since_s = self._loop.time()
+        self.idle_since_s = None
         self._data.shutdown(socket.SHUT_WR)
 
     async def _exactly(self, length: int) -> bytes:
@@ -280,6 +316,10 @@ class Worker:
                 piece = await self._loop.sock_recv(self._ours(), min(length - len(data), _PIECE))
             except ConnectionResetError:
                 piece = b""
+            if not piece and self._given_up:
+                raise Unavailable(
+                    "the transfer stood still while others waited for its place, and was ended: start it again"
+                )
             if not piece:
                 raise HostError("a worker process ended without an answer: it was killed, or it crashed")
             data += piece

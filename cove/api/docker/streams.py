@@ -12,7 +12,7 @@ import contextlib
 import functools
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from urllib.parse import quote_plus
 
 from cove.api.docker.context import MULTIPLEXED_STREAM, RAW_STREAM, Api
@@ -46,7 +46,7 @@ class Batches:
     A reader that is ahead waits for the one that takes.
     """
 
-    def __init__(self, lines: AsyncIterator[LogLine], render: Callable[[LogLine], bytes]) -> None:
+    def __init__(self, lines: AsyncGenerator[LogLine, None], render: Callable[[LogLine], bytes]) -> None:
         self._parts: list[bytes] = []
         self._size = 0
         self._wake = asyncio.Event()
@@ -54,15 +54,18 @@ class Batches:
         self._task = asyncio.get_running_loop().create_task(self._pump(lines, render))
         self._task.add_done_callback(lambda task: self._wake.set())
 
-    async def _pump(self, lines: AsyncIterator[LogLine], render: Callable[[LogLine], bytes]) -> None:
-        async for line in lines:
-            data = render(line)
-            self._parts.append(data)
-            self._size += len(data)
-            self._wake.set()
-            if self._size >= BATCH_BYTES:
-                self._room.clear()
-                await self._room.wait()
+    async def _pump(self, lines: AsyncGenerator[LogLine, None], render: Callable[[LogLine], bytes]) -> None:
+        async with contextlib.aclosing(
+            lines
+        ):  # a client may leave between two lines: the log's files are closed then
+            async for line in lines:
+                data = render(line)
+                self._parts.append(data)
+                self._size += len(data)
+                self._wake.set()
+                if self._size >= BATCH_BYTES:
+                    self._room.clear()
+                    await self._room.wait()
 
     async def check(self, timeout_s: float | None) -> None:
         """Wait for something to take, or `timeout_s`; raises what the lines raised before the first."""
