@@ -6,7 +6,10 @@ import gzip
 import json
 import os
 import re
+import shutil
 import signal
+import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -374,3 +377,55 @@ def test_drivers_are_listed_and_checked(daemon: Daemon, image: str) -> None:
         "log driver journald: nothing listens at" in warning for warning in answer.json()["Warnings"]
     )
     daemon.http("DELETE", f"/containers/{answer.json()['Id']}")
+
+
+@contextmanager
+def rsyslogd(directory: Path, inputs: str) -> Iterator[Path]:
+    """A real syslog daemon with these inputs; the file that it writes program, severity, facility and text to."""
+    out = directory / "out"
+    template = "%programname%|%syslogseverity-text%|%syslogfacility-text%|%timestamp:::date-rfc3339%|%msg%\\n"
+    (directory / "rsyslog.conf").write_text(
+        f'{inputs}\ntemplate(name="t" type="string" string="{template}")\n'
+        f'action(type="omfile" file="{out}" template="t")\n'
+    )
+    command = ["rsyslogd", "-n", "-f", str(directory / "rsyslog.conf"), "-i", str(directory / "pid")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        eventually(lambda: (directory / "pid").exists() or process.poll() is not None)
+        assert process.poll() is None, process.communicate()[1]
+        yield out
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.skipif(not shutil.which("rsyslogd"), reason="rsyslogd isn't installed")
+@pytest.mark.parametrize(
+    ("kind", "form"), [("tcp", "rfc5424micro"), ("tcp", "rfc3164"), ("udp", "rfc5424"), ("unixgram", "")]
+)
+def test_rsyslogd_understands_it(daemon: Daemon, image: str, tmp_path: Path, kind: str, form: str) -> None:
+    with socket.socket(type=socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    path = tmp_path / "log.sock"
+    module = f"im{kind}"
+    inputs = f'module(load="{module}")\ninput(type="{module}" port="{port}" address="127.0.0.1")'
+    address = f"{kind}://127.0.0.1:{port}"
+    if kind == "unixgram":
+        inputs = f'module(load="imuxsock" SysSock.Use="off")\ninput(type="imuxsock" Socket="{path}")'
+        address = f"unixgram://{path}"
+    with rsyslogd(tmp_path, inputs) as out:
+        options = {
+            "syslog_address": address,
+            "syslog_format": form,
+            "syslog_facility": "local3",
+            "tag": "my-app",
+        }
+        with container(daemon, image, "echo hello world; echo oops >&2", "syslog", **options):
+            eventually(lambda: out.exists() and len(out.read_text().splitlines()) >= 2)
+    rows = sorted(line.split("|") for line in out.read_text().splitlines())
+    assert [(row[0], row[1], row[2], row[4].strip()) for row in rows] == [
+        ("my-app", "err", "local3", "oops"),
+        ("my-app", "info", "local3", "hello world"),
+    ]
+    assert form != "rfc5424micro" or "." in rows[0][3]
