@@ -144,6 +144,12 @@ def _work(page: Page, engine: Engine) -> None:
     page.single(
         "cove_exec_starts_failed_total", "counter", "Execs that were refused", meters.exec_starts_failed
     )
+    logs = engine.log_totals()
+    page.single("cove_log_messages_sent_total", "counter", "Messages that receivers have taken", logs.sent)
+    page.single(
+        "cove_log_lost_bytes_total", "counter", "Bytes rotated away before they were sent", logs.lost_bytes
+    )
+    page.single("cove_log_receivers_away", "gauge", "Logs whose receiver takes nothing", logs.away)
     page.family("cove_api_requests_total", "counter", "Answered requests; 499: the client had left")
     for (method, route, status), count in meters.requests.items():
         page.sample("cove_api_requests_total", count, {"method": method, "route": route, "code": str(status)})

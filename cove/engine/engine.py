@@ -56,6 +56,7 @@ from cove.events.bus import Bus
 from cove.image.types import PathStat
 from cove.logs.drivers import driver_names
 from cove.logs.model import LogLine, LogQuery
+from cove.logs.shipping.shipper import Totals
 from cove.model.container import (
     Container,
     ContainerSpec,
@@ -418,6 +419,10 @@ class Engine:
         view = self.find(reference)
         live = self._lifecycle.live(view.container.id)
         return self._parts.logs.read(view.container, query, live.ended)
+
+    def log_totals(self) -> Totals:
+        """What was sent of logs, and lost, since the daemon started."""
+        return self._parts.logs.shipper.totals()
 
     def log_attributes(self, view: View) -> dict[str, str]:
         """What `logs --details` shows with each line of a container."""
