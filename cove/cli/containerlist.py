@@ -52,6 +52,12 @@ def show_ports(ports: list[dict[str, Any]]) -> str:
     return ", ".join(shown)
 
 
+def show_status(summary: dict[str, Any]) -> str:
+    """`Exited (137) 2 minutes ago, out of memory (limit 64 MiB)`."""
+    limited = (summary.get("Cove") or {}).get("Limited", "")
+    return f"{summary.get('Status', '')}, {limited}" if limited else summary.get("Status", "")
+
+
 def container_row(summary: dict[str, Any], now_s: float, *, whole: bool) -> dict[str, Any]:
     """One row of ps: docker's field names, all text."""
     names = [name.lstrip("/") for name in summary.get("Names") or () if name.count("/") <= 1]
@@ -70,7 +76,7 @@ def container_row(summary: dict[str, Any], now_s: float, *, whole: bool) -> dict
         "Command": command if whole else '"' + output.ellipsis(command[1:-1], 20) + '"',
         "CreatedAt": output.local_time(summary["Created"]),
         "RunningFor": output.ago(summary["Created"], now_s),
-        "Status": summary.get("Status", ""),
+        "Status": show_status(summary),
         "State": summary.get("State", ""),
         "Ports": show_ports(summary.get("Ports") or []),
         "Names": ",".join(names),

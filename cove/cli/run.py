@@ -34,6 +34,8 @@ UPGRADE = {"Connection": "Upgrade", "Upgrade": "tcp"}
 def create_container(client: Client, options: Options, *, detach: bool) -> str:
     """Create by the flags of run; returns the container's id."""
     body = createbody.build_body(options, os.environ, detach=detach)
+    if "init" not in options:
+        body.setdefault("Cove", {})["init"] = "auto"
     if options.on("tty"):
         rows, columns = terminal.window_size(1)
         if rows:

@@ -36,6 +36,17 @@ class PlannedMount(NamedTuple):
     anonymous: bool
 
 
+INITS = frozenset(
+    "systemd init tini tini-static docker-init catatonit dumb-init s6-svscan s6-overlay-suexec runit runit-init "
+    "runsvdir runsvdir-start my_init pid1 openrc-init supervisord".split()
+)
+
+
+def is_init(args: Sequence[str]) -> bool:
+    """Whether a command reaps orphans itself, by its program's name."""
+    return bool(args) and posixpath.basename(args[0]) in INITS
+
+
 def merge_env(image_env: Iterable[str], asked: Iterable[str]) -> tuple[str, ...]:
     """The caller's entries, then the image's that it didn't name. A bare `KEY` stays in the record and
     removes the variable when the container starts."""

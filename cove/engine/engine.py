@@ -25,7 +25,7 @@ from cove.engine.attach import attach_now, make_attach
 from cove.engine.changes import Change
 from cove.engine.commit import Commits
 from cove.engine.connections import Connections
-from cove.engine.create import anonymous_names, plan_container, plan_mounts, volume_names
+from cove.engine.create import anonymous_names, is_init, plan_container, plan_mounts, volume_names
 from cove.engine.defaults import with_defaults
 from cove.engine.depends import Standing, check_depends, find_by, standings
 from cove.engine.execs import Execs
@@ -247,6 +247,8 @@ class Engine:
             log=self._parts.logs.choose(spec.log),
             host_name=host_facts.host_name(),
         )
+        if spec.extension.init == "auto" and spec.init is None and not is_init(container.args):
+            container = msgspec.structs.replace(container, spec=msgspec.structs.replace(spec, init=True))
         self._parts.claims[container_id] = volume_names(planned)
         loose = anonymous_names(planned)
         if loose:

@@ -29,7 +29,7 @@ from cove.engine.removal import remove_container
 from cove.engine.restart import count_failure, forget_failures, plan_restart
 from cove.engine.start import StartRefused, launch_container
 from cove.engine.types import View, WaitCondition, WaitHandle, WaitResult
-from cove.model.container import Container, Resources, RestartPolicy, State
+from cove.model.container import Container, Limit, Resources, RestartPolicy, State
 from cove.model.errors import Conflict, CoveError, HostError, Invalid, NotFound, NotModified
 from cove.runtime.cgroups_limits import check_resources
 from cove.runtime.launch import Attach, ExitStatus, Task
@@ -172,6 +172,9 @@ class Lifecycle:
         if container.spec.resources.memory_bytes > 0:
             about = f"OOM events of {container.short_id}"
             live.watchers.append(self._background.spawn(self._watch_oom(container, live), about))
+        if container.spec.resources.pids_limit > 0:
+            about = f"refused forks of {container.short_id}"
+            live.watchers.append(self._background.spawn(self._watch_pids(container, live), about))
         if container.healthcheck is not None:
             self._begin_health(container, live, task)
 
@@ -221,8 +224,34 @@ class Lifecycle:
         def told() -> None:
             live.saw_oom = True
             self._parts.publish(self._view(container.id).container, "oom")
+            self._note_limit(container, live, "memory")
 
         await self._parts.watch_oom(container, told)
+
+    async def _watch_pids(self, container: Container, live: Live) -> None:
+        if not await self._parts.wait_pids_limit(container):
+            return
+        view = self._view(container.id)
+        if "pids" not in view.state.limited:
+            limit = view.container.spec.resources.pids_limit
+            self._parts.publish(view.container, "limit", resource="pids", limit=str(limit))
+            self._note_limit(container, live, "pids")
+
+    def _note_limit(self, container: Container, live: Live, limit: Limit) -> None:
+        """Record that this run came up against a limit, even if it has ended by then."""
+        started_ns = self._view(container.id).state.started_ns
+
+        async def note() -> None:
+            async with live.lock:
+                view = self._parts.registry.get(container.id)
+                if view is None or view.state.started_ns != started_ns or limit in view.state.limited:
+                    return
+                limited = (*view.state.limited, limit)
+                await self._parts.registry.set_state(
+                    container.id, msgspec.structs.replace(view.state, limited=limited)
+                )
+
+        self._background.spawn(note(), f"noting the {limit} limit of {container.short_id}")
 
     # --- exit ---------------------------------------------------------------------------------
 
@@ -609,6 +638,9 @@ def ended_state(state: State, status: ExitStatus) -> State:
         error=status.error,
         oom_killed=status.oom_killed,
         finished_ns=status.finished_ns,
+        limited=(*state.limited, "memory")
+        if status.oom_killed and "memory" not in state.limited
+        else state.limited,
         failures_in_row=count_failure(state, status.finished_ns),
         endpoints=(),
         ports=(),

@@ -61,6 +61,7 @@ from cove.store.sqlite import SqliteStore
 
 _DAEMON_ID = "daemon/id"
 _CACHED_IMAGES = 64
+_PIDS_LOOK_S = 2.0
 
 
 class Parts:
@@ -280,6 +281,26 @@ class Parts:
         finally:
             loop.remove_reader(watch.fileno())
             watch.close()
+
+    async def wait_pids_limit(self, container: Container) -> bool:
+        """Return once the limit of processes has refused one to the container; False: nothing here tells."""
+        try:
+            watch = self.cgroups.watch_pids(self.cgroup(container))
+        except CoveError:
+            return False  # no such controller, or the container has ended already
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(watch.fileno(), changed.set)
+        try:
+            while not watch.take():
+                changed.clear()
+                with contextlib.suppress(TimeoutError):
+                    # on v1, where not every kernel tells of it, its number is read again
+                    async with asyncio.timeout(_PIDS_LOOK_S if self.cgroups.layout.version == 1 else None):
+                        await changed.wait()
+        finally:
+            loop.remove_reader(watch.fileno())
+            watch.close()
+        return True
 
     async def clean_after_exit(self, container: Container, *, killed: bool = False) -> None:
         """Free what an ended container held: endpoints, and its cgroup when its supervisor couldn't."""

@@ -313,6 +313,7 @@ class Container(Model, frozen=True, kw_only=True):
         return self.id[:12]
 
 
+Limit = Literal["memory", "pids"]
 Status = Literal["created", "running", "paused", "restarting", "removing", "exited", "dead"]
 
 
@@ -359,4 +360,5 @@ class State(Model, frozen=True, kw_only=True):
     held: bool = False  # paused for a commit alone: a daemon that finds it so lets it go on
     failure: StepFailure | None = None  # of the last start, where one of its steps failed
     unhealthy: OnUnhealthy = "none"  # what is being done about a run that became unhealthy, or ended it
+    limited: tuple[Limit, ...] = ()  # the limits that this run came up against
     health: HealthRecord | None = None  # of the last run, once that has ended

@@ -51,4 +51,5 @@ class Extension(Model, frozen=True, kw_only=True):
     probe: Probe | None = None
     secrets: tuple[SecretUse, ...] = ()
     depends_on: tuple[Dependency, ...] = ()
+    init: Literal["", "auto"] = ""  # auto: an init as process 1, unless the command is one
     depends_timeout_s: int = 0  # 0: the default, a minute

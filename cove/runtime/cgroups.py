@@ -16,11 +16,12 @@ has none, sleeps (`wait_here(cgroups.freezing(path))`).
 
 from __future__ import annotations
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 
-from cove.model.errors import Conflict, HostError, Invalid, Unavailable
+from cove.model.errors import Conflict, HostError, Invalid, NotFound, Unavailable
 from cove.runtime import oci
 from cove.runtime.cgroups_files import (
     missing_file,
@@ -176,6 +177,15 @@ class Cgroups(ABC):
     @abstractmethod
     def watch_oom(self, path: str) -> OomWatch:
         """Events of the OOM killer in this cgroup. Raises NotFound, or Unavailable without the controller."""
+
+    def watch_pids(self, path: str) -> OomWatch:
+        """Forks that the limit of processes refuses in this cgroup. Raises NotFound, HostError."""
+        from cove.runtime.cgroups_oom import PidsWatch
+
+        for directory in self._directories(path):
+            if os.path.exists(f"{directory}/pids.events"):
+                return PidsWatch(f"{directory}/pids.events")
+        raise NotFound(f"cgroup {path} has no pids controller: start the container first")
 
     @abstractmethod
     def _directories(self, path: str) -> list[str]:

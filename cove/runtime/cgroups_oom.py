@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from abc import ABC, abstractmethod
@@ -69,6 +70,36 @@ class OomWatchV1(OomWatch):
         if self._event >= 0:
             os.close(self._event)
             self._event = -1
+
+
+class PidsWatch(OomWatch):
+    """pids.events is "modified" on v2 when a fork was refused for the limit (cgroup-v2.rst of the kernel)."""
+
+    def __init__(self, events: str) -> None:
+        self._events = events
+        self._inotify = _libc.inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC)
+        if self._inotify < 0 or _libc.inotify_add_watch(self._inotify, os.fsencode(events), _IN_MODIFY) < 0:
+            number = ctypes.get_errno()
+            self.close()
+            raise HostError(f"no events of {events}: {os.strerror(number)}")
+        self._seen = 0
+
+    def fileno(self) -> int:
+        return int(self._inotify)
+
+    def take(self) -> bool:
+        """True when forks were refused since the last call, and at the first one when ever."""
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._inotify, 4096):
+                pass
+        count = parse_flat(read_file(self._events)).get("max", 0)
+        before, self._seen = self._seen, max(count, self._seen)
+        return self._seen > before
+
+    def close(self) -> None:
+        if self._inotify >= 0:
+            os.close(self._inotify)
+            self._inotify = -1
 
 
 _IN_MODIFY = 0x2

@@ -63,7 +63,10 @@ def bodies(daemon: FakeDaemon, tmp_path: Path, arguments: list[str]) -> tuple[di
     )
     theirs = daemon.find("POST", "/create")
     assert ours.query == {key: value for key, value in theirs.query.items() if value != [""]}
-    return without_defaults(ours.json()), without_defaults(theirs.json())
+    sent = ours.json()
+    if sent.pop("Cove", None) != {"init": "auto"}:
+        assert any(argument.startswith("--init") for argument in arguments)
+    return without_defaults(sent), without_defaults(theirs.json())
 
 
 def without_defaults(value: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from cove.api.docker.extension import extension_json
+from cove.api.docker.limited import limited_json
 from cove.api.docker.text import human_duration, rfc3339
 from cove.engine.health import Health
 from cove.engine.types import Settings, View
@@ -170,7 +171,7 @@ def inspect_json(
         "Created": rfc3339(container.created_ns),
         "Path": container.args[0] if container.args else "",
         "Args": list(container.args[1:]),
-        "State": state_json(state, health),
+        "State": state_json(state, health) | _limited(view),
         "Image": container.image_id,
         "ResolvConfPath": f"{directory}/resolv.conf",
         "HostnamePath": f"{directory}/hostname",
@@ -231,6 +232,11 @@ def _fit_inspect(found: Json, view: View, version: int) -> None:
     if version < 1044:
         for network in networks.values():
             del network["DNSNames"]
+
+
+def _limited(view: View) -> Json:
+    limited = limited_json(view)
+    return {"Limited": limited} if limited else {}
 
 
 def state_json(state: State, health: Health | None) -> Json:
@@ -324,6 +330,8 @@ def host_config_json(container: Container, echo: Echo) -> Json:
     host["NetworkMode"] = "bridge" if spec.network_mode == "default" else spec.network_mode
     host["RestartPolicy"] = {"Name": spec.restart.name, "MaximumRetryCount": spec.restart.maximum_retries}
     host["AutoRemove"] = spec.auto_remove
+    if spec.init is not None:
+        host["Init"] = spec.init
     host["PortBindings"] = {key: _bindings(asked) for key, asked in host["PortBindings"].items()}
     host["IpcMode"] = spec.ipc_mode or "private"
     host["CgroupnsMode"] = spec.cgroupns_mode or "private"
@@ -567,6 +575,9 @@ def summary_json(
         "NetworkSettings": {"Networks": networks},
         "Mounts": [mount_json(mount) for mount in container.mounts],
     }
+    limited = limited_json(view)
+    if limited:
+        found["Cove"] = {"Limited": ", ".join(one["Text"] for one in limited)}
     if version >= 1052 and health is not None:
         found["Health"] = {"Status": health.status, "FailingStreak": health.failing_streak}
     if size is not None:

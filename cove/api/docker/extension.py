@@ -206,6 +206,12 @@ def _depends_timeout(shown: str, value: str, changes: dict[str, Any]) -> None:
     changes["depends_timeout_s"] = seconds
 
 
+def _init(shown: str, value: str, changes: dict[str, Any]) -> None:
+    if value != "auto":
+        raise Invalid(f"{shown}: {value[:80]!r}: expected auto; HostConfig.Init says yes or no")
+    changes["init"] = value
+
+
 def decode_secret_data(extension: Extension, data: Mapping[str, str]) -> dict[str, bytes]:
     """The contents that came along, by target. Raises `Invalid`, without a word of the content."""
     wanted = {use.target for use in extension.secrets if not use.name}
@@ -230,6 +236,7 @@ KEYS: dict[str, Callable[[str, str, dict[str, Any]], None]] = {
     "secrets": _secrets,
     "depends-on": _depends_on,
     "depends-timeout": _depends_timeout,
+    "init": _init,
 }
 
 
