@@ -113,7 +113,10 @@ class Commits:
             facts = await asyncio.to_thread(find_layer_facts, upper, layers[::-1])
             async with contextlib.aclosing(read_layer(upper, facts.opaque, facts.left_out)) as chunks:
                 image = await self._parts.images.commit(chunks, base, wanted, name)
-        self._parts.publish(container, "commit", comment=comment, imageID=image.id, imageRef=name)
+            self._parts.publish_image(image, "create", image.id)
+            if name:
+                self._parts.publish_image(image, "tag", name)
+            self._parts.publish(container, "commit", comment=comment, imageID=image.id, imageRef=name)
         return image
 
     @contextlib.asynccontextmanager

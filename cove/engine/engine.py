@@ -522,7 +522,10 @@ class Engine:
 
     async def export(self, reference: str) -> AsyncIterator[bytes]:
         """The container's files, without those of its mounts, as a tar stream."""
-        return await self._archives.export(self.find(reference))
+        view = self.find(reference)
+        chunks = await self._archives.export(view)
+        self._tell(view.container.id, "export")
+        return chunks
 
     # --- plans, statistics, the host ----------------------------------------------------------
 

@@ -54,18 +54,19 @@ def run_events(
         )
     for point in container.mounts:
         if point.name:
+            attributes = {"container": container.id, "driver": point.driver or "local"}
+            if begun:
+                attributes |= {
+                    "destination": point.target,
+                    "propagation": point.propagation,
+                    "read/write": "false" if point.readonly else "true",
+                }
             found.append(
                 Event(
                     kind="volume",
                     action="mount" if begun else "unmount",
                     actor_id=point.name,
-                    attributes={
-                        "container": container.id,
-                        "destination": point.target,
-                        "driver": point.driver or "local",
-                        "propagation": point.propagation,
-                        "read/write": "false" if point.readonly else "true",
-                    },
+                    attributes=attributes,
                     time_ns=now_ns,
                 )
             )

@@ -35,7 +35,7 @@ from cove.image.types import Use
 from cove.metrics.meters import Meters
 from cove.model.container import Container, ContainerSpec, Endpoint, Resources
 from cove.model.errors import CoveError, HostError, Invalid
-from cove.model.objects import Event, VolumeRecord
+from cove.model.objects import Event, Image, VolumeRecord
 from cove.network.model import NetworkSettings
 from cove.network.networks import Networks
 from cove.network.statistics import read_interfaces
@@ -206,6 +206,17 @@ class Parts:
                 action=action,
                 actor_id=container.id,
                 attributes=merged,
+                time_ns=time.time_ns(),
+            )
+        )
+
+    def publish_image(self, image: Image, action: str, name: str) -> None:
+        self.events.publish(
+            Event(
+                kind="image",
+                action=action,
+                actor_id=image.id,
+                attributes={**image.config.labels, "name": name},
                 time_ns=time.time_ns(),
             )
         )

@@ -414,6 +414,11 @@ class Images:
                     names.append(name)
         return self._save({image_id: sorted(names) for image_id, names in wanted.items()})
 
+    def saved_images(self, references: Sequence[str]) -> list[Image]:
+        """The images that `save` writes for these references. NotFound, Invalid."""
+        found = {image_id for reference in references for image_id, _ in self._saved_names(reference)}
+        return [self._images[image_id] for image_id in sorted(found)]
+
     def _saved_names(self, reference: str) -> list[tuple[str, str]]:
         """The images a reference stands for, each with the name it is saved under, or ""."""
         if is_image_id(reference) or reference.startswith("sha256:"):

@@ -133,6 +133,9 @@ class FakeImages:
             self.received += chunk
         return IMAGE
 
+    def saved_images(self, names: Sequence[str]) -> list[Image]:
+        return [self.find_image(name) for name in names]
+
     def save(self, references: Sequence[str]) -> AsyncGenerator[bytes, None]:
         for reference in references:
             self.find_image(reference)

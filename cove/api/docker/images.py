@@ -247,23 +247,31 @@ def _familiar(text: str) -> str:
 
 async def remove(api: Api, request: Request) -> Response:
     query = request.query
+    known = _by_name_and_id(api)
     removed = await api.engine.images.remove(
         request.name, force=query.flag("force"), prune=not query.flag("noprune"), in_use=uses(api)
     )
-    return json_response(_removed_json(api, removed))
+    return json_response(_removed_json(api, removed, known))
 
 
-def _removed_json(api: Api, removed: Sequence[Removed]) -> list[Json]:
-    """What went, for the caller and for the bus."""
+def _by_name_and_id(api: Api) -> dict[str, Image]:
+    """The images by each of their names, and by their ids."""
+    images = api.engine.images.list_images()
+    return {key: image for image in images for key in (image.id, *image.names)}
+
+
+def _removed_json(api: Api, removed: Sequence[Removed], known: Mapping[str, Image]) -> list[Json]:
+    """What went, for the caller and for the bus. `known` is what there was before; layers go to the caller only."""
     answer: list[Json] = []
-    image_id = next((line.deleted for line in removed if line.deleted), "")
     for line in removed:
         if line.untagged:
             answer.append({"Untagged": line.untagged})
-            api.publish("image", "untag", image_id or line.untagged, {"name": line.untagged})
+            if (image := known.get(line.untagged)) is not None:
+                api.publish("image", "untag", image.id, {**image.config.labels, "name": image.id})
         if line.deleted:
             answer.append({"Deleted": line.deleted})
-            api.publish("image", "delete", line.deleted, {"name": line.deleted})
+            if line.deleted in known:
+                api.publish("image", "delete", line.deleted, {"name": line.deleted})
     return answer
 
 
@@ -281,8 +289,9 @@ async def prune(api: Api, request: Request) -> Response:
             and _created(image) * 1_000_000_000 <= latest_ns
         )
 
+    known = _by_name_and_id(api)
     removed, reclaimed = await api.engine.images.prune(selected, uses(api))
-    deleted = _removed_json(api, removed)
+    deleted = _removed_json(api, removed, known)
     api.publish("image", "prune", "", {"reclaimed": str(reclaimed)})
     return json_response({"ImagesDeleted": deleted or None, "SpaceReclaimed": reclaimed})
 
@@ -385,12 +394,15 @@ async def save_many(api: Api, request: Request) -> None:
 
 
 async def _save(api: Api, request: Request, names: Sequence[str]) -> None:
+    saved = api.engine.images.saved_images(names)
     async with contextlib.aclosing(api.engine.images.save(names)) as chunks:
         first = await anext(chunks, b"")  # what fails before it has a status of its own
         stream = await request.start_stream("application/x-tar")
         await stream.write(first)
         async for chunk in chunks:
             await stream.write(chunk)
+    for image in saved:
+        api.publish("image", "save", image.id, {**image.config.labels, "name": image.id})
 
 
 ROUTES: tuple[Route[Api], ...] = (
