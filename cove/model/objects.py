@@ -85,7 +85,8 @@ class Network(Model, frozen=True, kw_only=True):
     ipv6: bool = False
     internal: bool = False
     attachable: bool = False
-    bridge: str = ""  # the link's name on the host
+    bridge: str = ""  # the link's name on the host: the bridge's, or the parent's that interfaces hang on
+    link_made: bool = False  # the parent is Cove's own, and goes with the network
     mtu: int = 0
     labels: dict[str, str] = {}
     options: dict[str, str] = {}

@@ -23,7 +23,7 @@ from cove.network.endpoints import plan_interface, take_endpoint
 from cove.network.holdings import Bridge, Holdings
 from cove.network.model import BRIDGE, FeatureMissing
 from cove.network.namespaces import InterfacePlan, Workshop, new_host_name, run_in
-from cove.network.netlink import NetlinkError
+from cove.network.netlink import Netlink, NetlinkError
 from cove.network.options import parse_interface, parse_sysctls
 from cove.network.pool import NamespacePool, Ready
 from cove.network.reaper import Reaper
@@ -90,7 +90,7 @@ class Assembly:
                     raise
                 await self._reaper.flush()  # the address may be one that is being taken back
                 endpoint = _new_endpoint(bridge, spec, name)
-            self._holdings.pending[endpoint.host_interface] = bridge.network.id
+            self._holdings.pending[endpoint.endpoint_id] = endpoint
             undo.callback(self.bury, endpoint)
             await self._place(bridge, endpoint)
             endpoints.append(endpoint)
@@ -124,6 +124,10 @@ class Assembly:
         [plan] = self._plans([endpoint], [spec])
         await run_in(self._workshop.makers, self._workshop.add, plan, namespace)
 
+    async def take_out(self, endpoint: Endpoint, namespace: int) -> None:
+        """Take an endpoint's interface out of a namespace that lives, where no end of it is on the host. HostError."""
+        await run_in(self._workshop.makers, self._workshop.take_out, endpoint.interface, namespace)
+
     async def reroute(self, endpoints: Sequence[Endpoint], namespace: int) -> None:
         """Give a namespace that lives the default routes of these endpoints. Raises HostError."""
         routes = {
@@ -133,12 +137,12 @@ class Assembly:
 
     def bury(self, endpoint: Endpoint, *, alive: bool = False) -> None:
         """Have an endpoint's interface and addresses taken back, behind."""
-        self._holdings.pending.pop(endpoint.host_interface, None)
+        self._holdings.pending.pop(endpoint.endpoint_id, None)
         self._reaper.bury(endpoint, alive=alive)
 
     async def _place(self, bridge: Bridge, endpoint: Endpoint) -> None:
         """Find a port for an endpoint's interface; a bridge whose ports are all taken is joined by another one."""
-        if bridge.place(endpoint.host_interface):
+        if bridge.driver is not None or bridge.place(endpoint.host_interface):
             return
         async with bridge.growing:
             if bridge.place(endpoint.host_interface):
@@ -164,6 +168,7 @@ class Assembly:
             hairpin=self._upkeep.hairpin,
             isolated=not bridge.options.icc,
             settings=parse_sysctls(spec.driver_options),
+            make=_maker(bridge),
         )
 
     async def _make_ready(self) -> Ready:
@@ -173,7 +178,7 @@ class Assembly:
             endpoints = self._holdings.route(await self.allocate([(bridge, spec)], undo))
             namespace = await self.make(endpoints, [spec])
             undo.pop_all()
-        self._holdings.pending.pop(endpoints[0].host_interface, None)
+        self._holdings.pending.pop(endpoints[0].endpoint_id, None)
         return Ready(namespace, endpoints[0])
 
 
@@ -194,15 +199,29 @@ def _interface_names(wanted: Sequence[tuple[Bridge, EndpointSpec]], used: Collec
     return names
 
 
+def _maker(bridge: Bridge) -> Callable[[Netlink, InterfacePlan, int], None] | None:
+    """How an interface on a network of another driver is made."""
+    driver, network = bridge.driver, bridge.network
+    if driver is None:
+        return None
+    return lambda netlink, plan, namespace: driver.make(netlink, network, plan, namespace)
+
+
 def _new_endpoint(bridge: Bridge, spec: EndpointSpec, name: str) -> Endpoint:
-    return take_endpoint(
+    driver = bridge.driver
+    if driver is not None:
+        driver.check_endpoint(bridge.network, spec)
+    endpoint = take_endpoint(
         bridge.network,
         bridge.pools,
         spec,
         interface=name,
-        host_interface=new_host_name(),
+        host_interface=new_host_name() if driver is None else "",
         endpoint_id=secrets.token_hex(32),
     )
+    if driver is not None and not driver.has_mac(bridge.network):
+        endpoint = msgspec.structs.replace(endpoint, mac="")
+    return endpoint
 
 
 def _close_result(future: asyncio.Future[int]) -> None:

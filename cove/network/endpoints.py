@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -14,6 +14,7 @@ from cove.network.addresses import Subnets, mac_of, parse_address, parse_link_lo
 from cove.network.links import Address
 from cove.network.model import BRIDGE, Published
 from cove.network.namespaces import InterfacePlan
+from cove.network.netlink import Netlink
 from cove.network.ports import Behind
 
 
@@ -93,15 +94,20 @@ def route_endpoints(
     ]
 
 
-def offered_gateways(endpoint: Endpoint, network: Network, pools: Subnets) -> dict[int, str]:
-    """The gateways by which a container could leave through this network, by IP version."""
+def offered_gateways(
+    endpoint: Endpoint, network: Network, pools: Subnets, *, by_link: bool = False
+) -> dict[int, str]:
+    """The gateways by which a container could leave through this network, by IP version.
+
+    `by_link`: the link itself is the way out, which 0.0.0.0 and :: stand for.
+    """
     found: dict[int, str] = {}
     if network.internal:
         return found
     for version, text in ((4, endpoint.ipv4), (6, endpoint.ipv6)):
         pool = pools.pool_of(ipaddress.ip_address(text)) if text else None
         if pool is not None:
-            found[version] = str(pool.gateway)
+            found[version] = ("0.0.0.0" if version == 4 else "::") if by_link else str(pool.gateway)
     return found
 
 
@@ -120,6 +126,7 @@ def plan_interface(
     hairpin: bool,
     isolated: bool,
     settings: Sequence[tuple[str, str]] = (),
+    make: Callable[[Netlink, InterfacePlan, int], None] | None = None,
 ) -> InterfacePlan:
     """The interface of an endpoint, on the bridge with this index."""
     addresses = [
@@ -139,6 +146,7 @@ def plan_interface(
         hairpin=hairpin,
         isolated=isolated,
         settings=tuple(settings),
+        make=make,
     )
 
 

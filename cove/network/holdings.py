@@ -13,10 +13,11 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 from cove.model.container import Endpoint, EndpointSpec, PortBinding
-from cove.model.errors import Conflict, Invalid
+from cove.model.errors import Conflict, Invalid, Unavailable
 from cove.model.objects import Network
 from cove.network import records, segments
 from cove.network.addresses import Subnets
+from cove.network.drivers import NetworkDriver, find_driver
 from cove.network.endpoints import address_pools, free_endpoint, offered_gateways, outward, route_endpoints
 from cove.network.links import Address
 from cove.network.options import ROUTED, BridgeOptions, parse_bridge_options
@@ -31,9 +32,14 @@ class Bridge:
     network: Network
     pools: Subnets
     options: BridgeOptions
+    driver: NetworkDriver | None = None  # None: a bridge of the host's
     segments: list[Segment] = field(default_factory=list)  # none: its bridge couldn't be made
     growing: asyncio.Lock = field(default_factory=asyncio.Lock)
     members: dict[str, Endpoint] = field(default_factory=dict)
+
+    @property
+    def routes_by_link(self) -> bool:
+        return self.driver is not None and self.driver.routes_by_link(self.network)
 
     def place(self, host_interface: str) -> bool:
         """Give an interface a port on the first bridge that has one left; False: none has."""
@@ -49,7 +55,9 @@ class Bridge:
 
     @classmethod
     def of(cls, network: Network) -> Bridge:
-        return cls(network, address_pools(network), parse_bridge_options(network.options))
+        """Raises NotFound when there is no such driver any more."""
+        driver = None if network.driver == "bridge" else find_driver(network.driver)
+        return cls(network, address_pools(network), parse_bridge_options(network.options), driver)
 
 
 @dataclass(slots=True)
@@ -68,7 +76,7 @@ class Holdings:
         self.networks: dict[str, Network] = {}
         self.bridges: dict[str, Bridge] = {}
         self.attached: dict[str, Attached] = {}
-        self.pending: dict[str, str] = {}  # host ends of interfaces that are being made → network
+        self.pending: dict[str, Endpoint] = {}  # what is being made, by its id
 
     def find_network(self, name_or_id: str) -> Network:
         """By name, id or unique prefix of an id; "default" is the default bridge. NotFound, Invalid."""
@@ -87,6 +95,10 @@ class Holdings:
         for request in requests:
             network = self.find_network(request.network)
             bridge = self.bridges.get(network.id)
+            if bridge is None and network.driver not in ("host", "null"):
+                raise Unavailable(
+                    f"network {network.name} needs the driver {network.driver}, which isn't installed"
+                )
             if bridge is None:
                 raise Invalid(f"network {network.name} has no endpoints: it can't be combined with others")
             if any(bridge is other for other, _ in wanted):
@@ -99,7 +111,7 @@ class Holdings:
     def set_members(self, container_id: str, endpoints: Iterable[Endpoint], undo: AsyncExitStack) -> None:
         """Put a container on its networks; `undo` takes it off again."""
         for endpoint in endpoints:
-            self.pending.pop(endpoint.host_interface, None)
+            self.pending.pop(endpoint.endpoint_id, None)
             self.bridges[endpoint.network_id].members[container_id] = endpoint
             undo.callback(self.forget_member, container_id, endpoint)
 
@@ -135,7 +147,9 @@ class Holdings:
     def route(self, endpoints: Sequence[Endpoint]) -> list[Endpoint]:
         """A container's endpoints with the gateways that its default routes have."""
         gateways = {
-            endpoint.endpoint_id: offered_gateways(endpoint, bridge.network, bridge.pools)
+            endpoint.endpoint_id: offered_gateways(
+                endpoint, bridge.network, bridge.pools, by_link=bridge.routes_by_link
+            )
             for endpoint in endpoints
             if (bridge := self.bridges.get(endpoint.network_id)) is not None
         }
@@ -150,8 +164,10 @@ class Holdings:
             endpoint = outward(endpoints, version)
             if endpoint is None:
                 continue
-            found[version] = ipaddress.ip_address(endpoint.ipv4 if version == 4 else endpoint.ipv6)
             bridge = self.bridges.get(endpoint.network_id)
+            if bridge is not None and bridge.driver is not None:
+                continue  # its packets don't come by the host
+            found[version] = ipaddress.ip_address(endpoint.ipv4 if version == 4 else endpoint.ipv6)
             if bridge is None:
                 continue
             if bridge.options.mode(version) == ROUTED:

@@ -37,10 +37,11 @@ _RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK = 16, 17, 18
 _RTM_NEWADDR, _RTM_DELADDR, _RTM_GETADDR = 20, 21, 22
 _RTM_NEWROUTE, _RTM_GETROUTE = 24, 26
 
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER = 1, 3, 4, 10
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 10
 _IFLA_LINKINFO, _IFLA_AF_SPEC, _IFLA_GROUP, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 18, 26, 27, 28, 29
 _INFO_KIND, _INFO_DATA, _INFO_SLAVE_KIND, _INFO_SLAVE_DATA = 1, 2, 4, 5
 _VETH_INFO_PEER = 1
+_MACVLAN_MODE, _IPVLAN_MODE, _IPVLAN_FLAGS, _VLAN_ID = 1, 1, 2, 1
 _BR_FORWARD_DELAY = 1
 _BRPORT_MODE, _BRPORT_ISOLATED = 4, 33
 _INET6_ADDR_GEN_MODE = 8
@@ -128,6 +129,51 @@ def make_veth(host_name: str, name: str, mac: str, mtu: int, namespace: int) -> 
         ),
         f"make interface {name}",
     )
+
+
+def make_dummy(name: str) -> Request:
+    """A link that leads nowhere; still down."""
+    body = _LINK.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, name) + _kind("dummy")
+    return Request(_RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"make link {name}", (errno.EEXIST,))
+
+
+def make_vlan(name: str, below: int, number: int) -> Request:
+    """An interface for one VLAN of a link; still down."""
+    body = _LINK.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, name) + u32(_IFLA_LINK, below)
+    body += _kind("vlan", attribute(_VLAN_ID, struct.pack("=H", number)))
+    return Request(_RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body, f"make link {name}", (errno.EEXIST,))
+
+
+def make_macvlan(name: str, parent: int, mode: int, *, mac: str, mtu: int, namespace: int) -> Request:
+    """A macvlan interface in `namespace` (a descriptor; 0: here), still down.
+
+    A `mac` "" and an `mtu` 0 are left to the kernel.
+    """
+    return _make_child(name, parent, _kind("macvlan", u32(_MACVLAN_MODE, mode)), mac, mtu, namespace)
+
+
+def make_ipvlan(name: str, parent: int, mode: int, flag: int, *, mtu: int, namespace: int) -> Request:
+    """An ipvlan interface, as `make_macvlan` makes its kind."""
+    data = (
+        attribute(_IPVLAN_MODE, struct.pack("=H", mode)),
+        attribute(_IPVLAN_FLAGS, struct.pack("=H", flag)),
+    )
+    return _make_child(name, parent, _kind("ipvlan", *data), "", mtu, namespace)
+
+
+def _make_child(name: str, parent: int, kind: bytes, mac: str, mtu: int, namespace: int) -> Request:
+    body = _LINK.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, name) + u32(_IFLA_LINK, parent)
+    if mac:
+        body += attribute(_IFLA_ADDRESS, mac_bytes(mac))
+    if mtu:
+        body += u32(_IFLA_MTU, mtu)
+    if namespace:
+        body += u32(_IFLA_NET_NS_FD, namespace)
+    return Request(_RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body + kind, f"make interface {name}")
+
+
+def _kind(name: str, *data: bytes) -> bytes:
+    return nested(_IFLA_LINKINFO, text(_INFO_KIND, name), nested(_INFO_DATA, *data))
 
 
 def make_pair(near: str, far: str, mtu: int) -> Request:
@@ -285,14 +331,15 @@ def delete_address(index: int, interface: Interface) -> Request:
 def default_route(index: int, gateway: Address, *, replace: bool = False) -> Request:
     """The default route through a gateway: table main, protocol boot, scope universe, type unicast.
 
+    An unspecified gateway (0.0.0.0, ::) stands for the link itself: whatever is addressed is on it.
     `replace`: instead of the one that is there, if there is one.
     """
     family = socket.AF_INET if gateway.version == 4 else socket.AF_INET6
     return Request(
         _RTM_NEWROUTE,
         NLM_F_CREATE | (NLM_F_REPLACE if replace else NLM_F_EXCL),
-        _ROUTE.pack(family, 0, 0, 0, 254, 3, 0, 1, 0)
-        + attribute(_RTA_GATEWAY, gateway.packed)
+        _ROUTE.pack(family, 0, 0, 0, 254, 3, 253 if gateway.is_unspecified else 0, 1, 0)
+        + (b"" if gateway.is_unspecified else attribute(_RTA_GATEWAY, gateway.packed))
         + u32(_RTA_OIF, index),
         f"set the default route through {gateway}",
     )

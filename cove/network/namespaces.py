@@ -52,6 +52,8 @@ class InterfacePlan:
     hairpin: bool = False
     isolated: bool = False
     settings: tuple[tuple[str, str], ...] = ()  # (path below /proc/sys with IFNAME in it, value)
+    # Makes the interface in a namespace (a descriptor), instead of a pair of which one end is on a bridge.
+    make: Callable[[Netlink, InterfacePlan, int], None] | None = None
 
     @property
     def ipv6(self) -> bool:
@@ -143,6 +145,11 @@ class Workshop:
             for plan in plans:
                 self._furnish(plan, namespace, inside)
 
+    def take_out(self, name: str, namespace: int) -> None:
+        """Delete an interface that has no end on the host. Runs in a maker's thread. Raises HostError."""
+        with self._visit(namespace) as inside:
+            inside.batch([links.delete_link(name)])
+
     def reroute(self, namespace: int, routes: Mapping[str, Sequence[Address]]) -> None:
         """Replace the default routes of a namespace that lives: by interface, its gateways.
 
@@ -170,7 +177,9 @@ class Workshop:
     def reap(self, host_names: Sequence[str], group: int) -> None:
         """Delete those of these links that still exist. Runs in the reaper's thread. Raises HostError."""
         netlink = self.netlink()
-        left = [link.index for name in host_names if (link := links.find_link(netlink, name)) is not None]
+        left = [
+            link.index for name in host_names if name and (link := links.find_link(netlink, name)) is not None
+        ]
         if left:
             netlink.batch([links.set_group(index, group) for index in left])
             netlink.batch([links.delete_group(group)])
@@ -226,6 +235,20 @@ class Workshop:
         outside = self.netlink()
         if links.find_link(inside, plan.name) is not None:
             raise Conflict(f"interface {plan.name} exists in the container: ask for another name")
+        self._make_link(outside, plan, namespace)
+        try:
+            self._finish(plan, namespace, inside)
+        except BaseException:
+            if plan.make is None:
+                outside.batch([links.delete_link(plan.host_name)])
+            else:
+                inside.batch([links.delete_link(plan.name)])
+            raise
+
+    def _make_link(self, outside: Netlink, plan: InterfacePlan, namespace: int) -> None:
+        if plan.make is not None:
+            plan.make(outside, plan, namespace)
+            return
         outside.batch([links.make_veth(plan.host_name, plan.name, plan.mac, plan.mtu, namespace)])
         try:
             requests = [links.enslave(plan.host_name, plan.bridge, plan.mtu)]
@@ -234,21 +257,23 @@ class Workshop:
                     links.port_flags(plan.host_name, hairpin=plan.hairpin, isolated=plan.isolated)
                 )
             outside.batch(requests)
-            link = links.find_link(inside, plan.name)
-            if link is None:
-                raise HostError(f"interface {plan.name} went away while it was set up")
-            inside.batch(
-                [
-                    links.set_up(link.index, link_local=plan.ipv6 or plan.mtu < 1280),
-                    *(links.add_address(link.index, address) for address in plan.addresses),
-                    *(links.default_route(link.index, gateway) for gateway in plan.gateways),
-                ]
-            )
-            if plan.settings:
-                self._within(namespace, lambda: _write_settings(plan))
         except BaseException:
             outside.batch([links.delete_link(plan.host_name)])
             raise
+
+    def _finish(self, plan: InterfacePlan, namespace: int, inside: Netlink) -> None:
+        link = links.find_link(inside, plan.name)
+        if link is None:
+            raise HostError(f"interface {plan.name} went away while it was set up")
+        inside.batch(
+            [
+                links.set_up(link.index, link_local=plan.ipv6 or 0 < plan.mtu < 1280),
+                *(links.add_address(link.index, address) for address in plan.addresses),
+                *(links.default_route(link.index, gateway) for gateway in plan.gateways),
+            ]
+        )
+        if plan.settings:
+            self._within(namespace, lambda: _write_settings(plan))
 
 
 def _enter_namespace(namespace: int) -> None:

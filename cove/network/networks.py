@@ -35,7 +35,8 @@ from cove.model.errors import Conflict, CoveError, Forbidden, HostError, NotFoun
 from cove.model.objects import IpamPool, Network
 from cove.network import records, recovery
 from cove.network.assembly import Assembly
-from cove.network.endpoints import address_keys
+from cove.network.drivers import NetworkDriver
+from cove.network.endpoints import address_keys, address_pools
 from cove.network.holdings import Attached, Bridge, Holdings
 from cove.network.model import (
     BRIDGE,
@@ -46,6 +47,7 @@ from cove.network.model import (
     NetworkSettings,
 )
 from cove.network.namespaces import Workshop, run_in
+from cove.network.options import BridgeOptions
 from cove.network.publishing import Publishing
 from cove.network.reaper import Reaper
 from cove.network.segments import Segment
@@ -216,6 +218,8 @@ class Networks:
         )
         network = msgspec.structs.replace(network, ipam_options=dict(ipam_options or {}))
         bridge = Bridge.of(network)
+        if bridge.driver is not None:
+            return await self._create_by(bridge.driver, network)
         self._holdings.networks[network.id] = network  # from here on its name and subnets are taken
         try:
             await self._store.txn([], [Put(_NOTED + network.bridge, b"")])
@@ -233,25 +237,57 @@ class Networks:
         self._holdings.bridges[network.id] = bridge
         return network
 
+    async def _create_by(self, driver: NetworkDriver, network: Network) -> Network:
+        """Make a network that another driver than bridge has."""
+        network = driver.plan(network, list(self._holdings.networks.values()))
+        self._holdings.networks[network.id] = network
+        made = False
+        try:
+            made = await run_in(self._workshop.reaper, self._apply, driver, network)
+            network = msgspec.structs.replace(network, link_made=made)
+            self._holdings.networks[network.id] = network
+            await self._store.txn([], [Put(f"networks/{network.id}", msgspec.json.encode(network))])
+        except BaseException:
+            del self._holdings.networks[network.id]
+            if made:
+                await asyncio.shield(run_in(self._workshop.reaper, self._remove_by, driver, network))
+            raise
+        self._holdings.bridges[network.id] = Bridge.of(network)
+        return network
+
+    def _apply(self, driver: NetworkDriver, network: Network) -> bool:
+        return driver.apply(self._workshop.netlink(), network)
+
+    def _remove_by(self, driver: NetworkDriver, network: Network) -> None:
+        driver.remove(self._workshop.netlink(), network)
+
     async def remove(self, name_or_id: str) -> Network:
         """Remove a network. NotFound, Invalid, Forbidden (built-in, or it has endpoints)."""
         network = self.find_network(name_or_id)
         if network.name in BUILT_IN:
             raise Forbidden(f"{network.name} is a pre-defined network and cannot be removed")
-        bridge = self._holdings.bridges[network.id]
-        if bridge.members or network.id in self._holdings.pending.values():
+        bridge = self._holdings.bridges.get(network.id)
+        if bridge is None:  # its driver has left
+            bridge = Bridge(network, address_pools(network), BridgeOptions())
+        if bridge.members or any(
+            endpoint.network_id == network.id for endpoint in self._holdings.pending.values()
+        ):
             raise Forbidden(
                 f"error while removing network: network {network.name} has active endpoints "
                 f"({len(bridge.members)}): disconnect them first"
             )
         del self._holdings.networks[network.id]
-        del self._holdings.bridges[network.id]
+        self._holdings.bridges.pop(network.id, None)
         operations: list[Op] = [
             Delete(f"networks/{network.id}"),
             DeletePrefix(f"addresses/{network.id}/"),
-            Put(_NOTED + network.bridge, b""),
         ]
-        await self._store.txn([], operations)
+        if network.driver != "bridge":
+            await self._store.txn([], operations)
+            if bridge.driver is not None and network.link_made:
+                await run_in(self._workshop.reaper, self._remove_by, bridge.driver, network)
+            return network
+        await self._store.txn([], [*operations, Put(_NOTED + network.bridge, b"")])
         await self._take_off(network)
         return network
 
@@ -367,6 +403,8 @@ class Networks:
         attached.endpoints = left
         self._holdings.forget_member(container_id, endpoint)
         self._publishing.withdraw_from(attached, endpoint)
+        if not endpoint.host_interface and namespace >= 0:
+            await self._assembly.take_out(endpoint, namespace)
         self._assembly.bury(endpoint, alive=True)
         await self._reaper.flush()  # the container may be connected again at once, by the same interface name
         if left and namespace >= 0:
@@ -409,7 +447,8 @@ class Networks:
         await recovery.free_stale(self._holdings, self._store, self._reaper)
         if self._missing is None:
             known = {e.host_interface for a in self._holdings.attached.values() for e in a.endpoints}
-            known |= self._pool.names() | set(self._holdings.pending)
+            known |= self._pool.names()
+            known |= {endpoint.host_interface for endpoint in self._holdings.pending.values()}
             made = [s for bridge in self._holdings.bridges.values() for s in bridge.segments]
             for segment in made:
                 segment.ports.intersection_update(known)
@@ -446,6 +485,12 @@ class Networks:
                 await run_in(self._workshop.reaper, self._upkeep.keep_clients)
             except HostError as error:
                 log.warning("published ports show containers the bridge instead of their clients: %s", error)
+        for bridge in self._holdings.bridges.values():
+            if bridge.driver is not None:
+                try:
+                    await run_in(self._workshop.reaper, self._apply, bridge.driver, bridge.network)
+                except CoveError as error:
+                    log.warning("network %s can't be used: %s", bridge.network.name, error)
         for item in await self._store.range(_NOTED):
             await self._take_link_off(item.key.removeprefix(_NOTED))
 

@@ -65,7 +65,7 @@ def plan_network(
 ) -> Network:
     """The record of a network that a caller asked for. `taken` are the subnets that the host routes.
 
-    Raises Invalid, Conflict (name), Forbidden (built-in, overlap), NotFound (driver).
+    Another driver than bridge completes it. Raises Invalid, Conflict (name), Forbidden (built-in, overlap).
     """
     if not _NAME.fullmatch(name):
         raise Invalid(
@@ -74,8 +74,6 @@ def plan_network(
         )
     if driver in ("host", "null"):
         raise Forbidden(f'only one instance of "{driver}" network is allowed: use the one that exists')
-    if driver != "bridge":
-        raise NotFound(f'network driver "{driver}" isn\'t available: use bridge')
     if any(network.name == name for network in existing):
         raise Conflict(f"network with name {name} already exists")
     ipv4 = parse_switch(options, ENABLE_IP[4], default=ipv4)
@@ -91,27 +89,29 @@ def plan_network(
         seed=f"{seed} {id}",
         address_pools=address_pools,
     )
-    bridge = parse_bridge_name(options, f"br-{id[:12]}")
-    if any(network.bridge == bridge for network in existing):
-        raise Conflict(f"option {OPTION_NAME}: bridge {bridge} belongs to another network")
     versions = {parse_subnet(pool.subnet).version for pool in pools}
     network = Network(
         id=id,
         name=name,
-        driver="bridge",
+        driver=driver,
         created_ns=now_ns,
         ipam=pools,
         ipv4=4 in versions,
         ipv6=6 in versions,
         internal=internal,
         attachable=attachable,
-        bridge=bridge,
-        mtu=parse_mtu(options, default_mtu, ipv6=6 in versions),
+        mtu=parse_mtu(options, default_mtu if driver == "bridge" else 0, ipv6=6 in versions),
         labels=dict(labels),
         options=dict(options),
     )
-    _check_modes(network, parse_bridge_options(options))
-    return network
+    parsed = parse_bridge_options(options)
+    if driver != "bridge":
+        return network
+    bridge = parse_bridge_name(options, f"br-{id[:12]}")
+    if any(known.bridge == bridge for known in existing):
+        raise Conflict(f"option {OPTION_NAME}: bridge {bridge} belongs to another network")
+    _check_modes(network, parsed)
+    return msgspec.structs.replace(network, bridge=bridge)
 
 
 def plan_built_in(name: str, *, id: str, now_ns: int) -> Network:

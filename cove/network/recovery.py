@@ -12,6 +12,7 @@ import time
 
 import msgspec
 
+from cove.model.errors import NotFound
 from cove.model.objects import IpamPool, Network
 from cove.network import bridges, records
 from cove.network.addresses import parse_subnet
@@ -64,8 +65,11 @@ async def load_networks(
         operations: list[Op] = [Put(f"networks/{n.id}", msgspec.json.encode(n)) for n in made]
         await store.txn([], operations)
     for network in holdings.networks.values():
-        if network.driver == "bridge":
-            holdings.bridges[network.id] = Bridge.of(network)
+        if network.name not in (HOST, NONE):
+            try:
+                holdings.bridges[network.id] = Bridge.of(network)
+            except NotFound as error:
+                log.warning("network %s can't be used: %s", network.name, error)
     for item in await store.range("addresses/"):
         holdings.occupy(*parse_address_key(item.key))
 

@@ -227,7 +227,6 @@ def test_ipv4_comes_first_whatever_the_order_asked_for() -> None:
         (Invalid, {"name": "a/b"}),
         (Invalid, {"name": ""}),
         (Conflict, {"name": "bridge"}),
-        (NotFound, {"driver": "overlay"}),
         (Forbidden, {"driver": "host"}),
         (Forbidden, {"ipam": [IpamPool(subnet="172.17.9.0/24")]}),
         (Forbidden, {"ipam": [IpamPool(subnet="10.0.0.0/24"), IpamPool(subnet="10.0.0.0/16")]}),

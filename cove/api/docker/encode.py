@@ -505,14 +505,19 @@ def _endpoint_json(
         "GwPriority": endpoint.gateway_priority,
         "NetworkID": endpoint.network_id,
         "EndpointID": endpoint.endpoint_id,
-        "Gateway": endpoint.gateway4 or _gateway(network, endpoint.ipv4),
+        "Gateway": _shown_gateway(endpoint.gateway4) or _gateway(network, endpoint.ipv4),
         "IPAddress": endpoint.ipv4,
         "IPPrefixLen": endpoint.ipv4_prefix,
-        "IPv6Gateway": endpoint.gateway6 or _gateway(network, endpoint.ipv6),
+        "IPv6Gateway": _shown_gateway(endpoint.gateway6) or _gateway(network, endpoint.ipv6),
         "GlobalIPv6Address": endpoint.ipv6,
         "GlobalIPv6PrefixLen": endpoint.ipv6_prefix,
         "DNSNames": list(dict.fromkeys(names)) or None,
     }
+
+
+def _shown_gateway(gateway: str) -> str:
+    """A default route without a gateway, by the link itself, is stored as the unspecified address."""
+    return "" if gateway in ("0.0.0.0", "::") else gateway
 
 
 def _gateway(network: Network | None, address: str) -> str:

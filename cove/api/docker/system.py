@@ -93,7 +93,7 @@ async def info(api: Api, request: Request) -> Response:
         "DriverStatus": [["Data Root", facts.data_root]],
         "Plugins": {
             "Volume": ["local"],
-            "Network": ["bridge", "host", "null"],
+            "Network": ["bridge", "host", "ipvlan", "macvlan", "null"],
             "Authorization": None,
             "Log": facts.log_drivers,
         },
