@@ -41,7 +41,21 @@ def pid_of(container: Container) -> int:
     if not pid or not os.path.exists(f"/proc/{pid}"):
         container.reload()
         pid = int(container.attrs["State"]["Pid"])
+    if not os.path.exists(f"/proc/{pid}"):
+        pid = _pid_by_cgroup(str(container.id))  # the engine has a pid namespace of its own
     return pid
+
+
+def _pid_by_cgroup(container_id: str) -> int:
+    """The oldest process in a container's cgroup."""
+    pids = []
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            if container_id in Path(f"/proc/{name}/cgroup").read_text():
+                pids.append(int(name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return min(pids)
 
 
 def within(container: Container, work: Callable[[], T]) -> T:

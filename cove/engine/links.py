@@ -1,9 +1,9 @@
 """Links: another container's names in a container's hosts file, and the legacy variables beside them.
 
 A legacy link (`--link`, on the default bridge) names its container by id from create on, as renames must
-not break it; its container has to run when the linking one starts. A link on another network names
-whoever has the name by then. Both follow a linked container that is started again, as a hosts file
-is written anew. The names, variables and rules are Docker's ("Legacy container links" in its manual;
+not break it; its container has to run when the linking one starts. It follows a linked container that is started
+again, as a hosts file is written anew. Links on other networks are the DNS server's (`resolving`). The names,
+variables and rules are Docker's ("Legacy container links" in its manual;
 moby, daemon/container_operations_unix.go and daemon/links). Pure.
 """
 
@@ -73,12 +73,13 @@ def check_linked(container: Container, find: Find) -> None:
 
 def linked_hosts(container: Container, endpoints: Sequence[Endpoint], find: Find) -> list[Host]:
     """What a hosts file says of the linked containers that run now."""
-    links = {"": container.spec.links, **{e.network: e.links for e in container.spec.endpoints if e.links}}
+    of_endpoint = {e.network: e.links for e in container.spec.endpoints if e.links}
     found: list[Host] = []
     for endpoint in endpoints:
-        default = endpoint.network_name == "bridge"
-        own = links.get(endpoint.network_name, ()) or links.get(endpoint.network_id, ())
-        for link in (*(links[""] if default else ()), *own):
+        if endpoint.network_name != "bridge":
+            continue  # the DNS server knows them there
+        own = of_endpoint.get("bridge", ()) or of_endpoint.get(endpoint.network_id, ())
+        for link in (*container.spec.links, *own):
             name, alias = parse_link(link)
             try:
                 child = find(name)
@@ -136,7 +137,10 @@ def link_variables(child: View, alias: str, parent: str) -> list[str]:
 
 
 def has_links(container: Container) -> bool:
-    return bool(container.spec.links) or any(endpoint.links for endpoint in container.spec.endpoints)
+    """Whether its hosts file names linked containers."""
+    return bool(container.spec.links) or any(
+        endpoint.links for endpoint in container.spec.endpoints if endpoint.network in ("bridge", "default")
+    )
 
 
 def link_names(views: Iterable[View]) -> dict[str, Sequence[str]]:

@@ -26,9 +26,7 @@ from cove.network.model import BRIDGE
 
 MOST_SERVERS = 3  # as resolv.conf(5)
 MOST_PORTS = 256
-_MOST_NAME_BYTES = (
-    48 << 10
-)  # of one endpoint; a message to the server has a bound, and so has an honest caller
+_MOST_NAME_BYTES = 48 << 10  # of one message to the server; no honest caller comes near
 _LONGEST_NAME = 253
 
 
@@ -52,6 +50,7 @@ def plan_client(
         return None
     spec = container.spec
     links = {e.network: e.links for e in spec.endpoints if e.links}
+    budget = _Budget()
     outside = any(_leads_outside(endpoint, find_network) for endpoint in endpoints)
     if spec.dns:
         servers = [Server(address, False) for address in spec.dns if address != EMBEDDED_SERVER]
@@ -66,7 +65,9 @@ def plan_client(
             Joined(
                 endpoint.network_id,
                 endpoint.network_name,
-                _aliases_of_links(links.get(endpoint.network_name, ()) or links.get(endpoint.network_id, ())),
+                _aliases_of_links(
+                    links.get(endpoint.network_name, ()) or links.get(endpoint.network_id, ()), budget
+                ),
             )
             for endpoint in named
         ),
@@ -101,24 +102,33 @@ def _leads_outside(endpoint: Endpoint, find_network: Callable[[str], Network]) -
         return False
 
 
-def _aliases_of_links(links: Sequence[str]) -> dict[str, str]:
+class _Budget:
+    """How many more bytes of names fit."""
+
+    def __init__(self) -> None:
+        self._left = _MOST_NAME_BYTES
+
+    def takes(self, *names: str) -> bool:
+        """Whether these fit, and could be asked for at all; then they are counted."""
+        if any(not 0 < len(name.encode()) <= _LONGEST_NAME for name in names):
+            return False
+        self._left -= sum(len(name.encode()) + 4 for name in names)
+        return self._left > 0
+
+
+def _aliases_of_links(links: Sequence[str], budget: _Budget) -> dict[str, str]:
     found = {}
     for link in links:
         name, alias = parse_link(link)
-        if len(alias) <= _LONGEST_NAME:
+        if budget.takes(name, alias):
             found[alias.lower()] = name[:12].lower() if len(name) == 64 else name.lower()
     return found
 
 
 def _names(container: Container, endpoint: Endpoint) -> tuple[str, ...]:
     names = [container.name, container.short_id, container.hostname, *endpoint.aliases]
-    left = _MOST_NAME_BYTES
-    kept: dict[str, None] = {}
-    for name in names:
-        left -= len(name.encode()) + 4
-        if 0 < len(name) <= _LONGEST_NAME and left > 0:
-            kept[name.lower()] = None
-    return tuple(kept)
+    budget = _Budget()
+    return tuple(dict.fromkeys(name.lower() for name in names if budget.takes(name)))
 
 
 def _ports(container: Container) -> Iterator[Port]:

@@ -182,6 +182,13 @@ def test_aliases_of_links_go_by_network() -> None:
     assert made is not None and made.networks[0].links == {"database": "db", "x": "f" * 12}
 
 
+def test_thousands_of_links_fit_into_a_message() -> None:
+    many = tuple(f"{'d' * 200}{i}:{'a' * 200}{i}" for i in range(2000))
+    linking = container(network_mode="front", endpoints=(EndpointSpec(network="front", links=many),))
+    made = client(linking, endpoint("n1"))
+    assert made is not None and 50 < len(made.networks[0].links) < 200
+
+
 def test_thousands_of_aliases_fit_into_a_message() -> None:
     many = Endpoint(
         network_id="n1",

@@ -7,6 +7,7 @@ import pytest
 
 from cove.engine.links import (
     check_linked,
+    has_links,
     link_names,
     linked_hosts,
     parse_link,
@@ -91,11 +92,11 @@ def test_a_linked_container_has_its_alias_its_host_name_and_its_name() -> None:
     ]
 
 
-def test_a_link_of_another_network_has_the_address_on_that_network() -> None:
+def test_a_link_of_another_network_is_no_business_of_the_hosts_file() -> None:
     endpoint = EndpointSpec(network="back", links=("db:store", "later:soon"))
     web = made("web", ContainerSpec(image="x", network_mode="back", endpoints=(endpoint,)))
     own = [Endpoint(network_id="n1", network_name="back", ipv4="10.0.0.3")]
-    assert linked_hosts(web, own, find) == [("10.0.0.2", "store dddddddddddd db")]
+    assert linked_hosts(web, own, find) == [] and not has_links(web)
 
 
 def test_the_variables_of_a_legacy_link_are_docker_s_and_the_container_s_own_win() -> None:

@@ -237,6 +237,8 @@ class DnsService:
             self._tell_everything(process)
             if process.child is not None and not await self._wait_ready(process):
                 return False
+            if not self._slots:
+                self._let_go()  # what an earlier daemon left is needed by nobody
             await self._wait_hung_up(process)
             if self._slots:
                 log.warning("the DNS server ended and is started again")
