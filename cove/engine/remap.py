@@ -31,6 +31,8 @@ def check_userns(settings: Settings, spec: ContainerSpec) -> None:
             "privileged mode is incompatible with user namespaces.  You must run the container in the host "
             "namespace when running privileged mode (--userns=host)"
         )
+    if spec.writable_cgroups:
+        raise Invalid("option WritableCgroups conflicts with user namespaces and rootless mode")
     for kind, mode in (("network", spec.network_mode), ("PID", spec.pid_mode), ("IPC", spec.ipc_mode)):
         if mode == "host":
             shared = f"{kind} namespace" if kind != "network" else "network namespace"

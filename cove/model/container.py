@@ -221,6 +221,7 @@ class ContainerSpec(Model, frozen=True, kw_only=True):
     seccomp: str = ""  # "": the default profile, "unconfined", or a profile's JSON
     apparmor: str = ""
     no_new_privileges: bool | None = None  # None: the daemon's default
+    writable_cgroups: bool | None = None  # /sys/fs/cgroup; None: when privileged
     masked_paths: tuple[str, ...] | None = None  # None: the default set
     readonly_paths: tuple[str, ...] | None = None
     init: bool | None = None  # None: the daemon's default

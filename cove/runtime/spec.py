@@ -86,6 +86,8 @@ def check_spec(spec: ContainerSpec, host: Host) -> list[str]:
         raise Invalid(f"Invalid value {spec.oom_score_adj}, range for oom score adj is [-1000, 1000]")
     if spec.shm_size_bytes < 0:
         raise Invalid("SHM size can not be less than 0")
+    if spec.writable_cgroups and host.in_user_namespace:
+        raise Invalid("option WritableCgroups conflicts with user namespaces and rootless mode")
     if len(spec.hostname) > 64:
         raise Invalid(f'hostname "{spec.hostname}" is too long (maximum 64 bytes)')
     if spec.uts_mode == "host" and spec.hostname:
@@ -400,13 +402,14 @@ _SHM = "/dev/shm"  # noqa: S108
 
 @lru_cache(maxsize=64)
 def _default_mounts(
-    privileged: bool, readonly_rootfs: bool, shm_bytes: int, mqueue: bool, tty_group: bool
+    privileged: bool, readonly_rootfs: bool, shm_bytes: int, mqueue: bool, tty_group: bool, cgroups: bool
 ) -> tuple[oci.Mount, ...]:
-    """Docker's default mounts, in their order; `shm_bytes` -1 leaves /dev/shm out."""
+    """Docker's default mounts, in their order; `shm_bytes` -1 leaves /dev/shm out, `cgroups` makes theirs writable."""
     sys_options: tuple[str, ...] = ("nosuid", "noexec", "nodev")
     cgroup_options = sys_options
     if not privileged:
         sys_options += ("ro",)
+    if not cgroups:
         cgroup_options += ("ro",)
     pts_options = (*_PTS_OPTIONS, f"gid={_TTY_GROUP}") if tty_group else _PTS_OPTIONS
     mounts = [
@@ -433,7 +436,12 @@ def _plan_mounts(container: Container, facts: StartFacts, host: Host) -> tuple[o
         shm_bytes = -1
     tty_group = _count_groups(facts, host) > _TTY_GROUP
     default = _default_mounts(
-        spec.privileged, spec.readonly_rootfs, shm_bytes, "mqueue" in host.filesystems, tty_group
+        spec.privileged,
+        spec.readonly_rootfs,
+        shm_bytes,
+        "mqueue" in host.filesystems,
+        tty_group,
+        spec.privileged if spec.writable_cgroups is None else spec.writable_cgroups,
     )
 
     chosen = {_clean(mount.target): mount for mount in container.mounts}

@@ -180,9 +180,7 @@ def test_the_system_tells_of_itself(client: docker.DockerClient) -> None:
 def test_what_this_release_has_not_is_told_by_status_and_sentence(
     client: docker.DockerClient, image: str
 ) -> None:
-    container = client.containers.create(image)
     for call in (
-        lambda: container.commit("x"),
         lambda: client.images.build(fileobj=io.BytesIO(b"FROM scratch\n"), rm=True),
         lambda: client.login("me", "secret", registry="registry.example.test"),
     ):

@@ -91,6 +91,10 @@ CASES = (
          "grep -E 'NoNewPrivs|Seccomp:' /proc/self/status", (r"NoNewPrivs:\s+1", r"Seccomp:\s+0")),
     Case("security off again", host(SecurityOpt=["no-new-privileges=false", "systempaths=unconfined"]),
          "grep NoNewPrivs /proc/self/status; grep -c ' /proc/' /proc/mounts", (r"NoNewPrivs:\s+0", "0")),
+    Case("writable cgroups", host(SecurityOpt=["writable-cgroups=true"]),
+         f"mkdir {PIDS}/inner && echo made", ("made",)),
+    Case("cgroups as they are", host(SecurityOpt=["writable-cgroups=false"]),
+         f"mkdir {PIDS}/inner", (".*Read-only.*",)),
     Case("groups", host(GroupAdd=["4711"]), "id -G", (r".*\b4711\b.*",)),
     Case("init", host(Init=True), cat("/proc/1/comm"), (r"(docker|cove)-init",)),
     Case("namespaces of the host", host(

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from cove.api.docker import wire
-from cove.api.docker.decode import decode_create
+from cove.api.docker.decode import decode_create, parse_platform
 from cove.api.docker.fields import NOTES, REFUSED, WITHOUT_EFFECT, Note
 from cove.model.errors import Invalid
 from tests.unit.fakes_engine import ApiFixture, serving
@@ -181,3 +181,72 @@ def test_an_image_s_empty_fields_are_left_out_since_1_52() -> None:
         assert old["Comment"] == "" and old["Config"]["User"] == "" and old["Config"]["OnBuild"] is None
         assert "Comment" not in new and "Author" not in new and "User" not in new["Config"]
         assert new["Config"]["Env"] == ["PATH=/bin"]
+
+
+@pytest.mark.parametrize(
+    ("version", "endpoint"),
+    [(1043, ("", 0)), (1044, ("02:42:ac:11:00:02", 0)), (1048, ("02:42:ac:11:00:02", 5))],
+)
+def test_an_endpoint_has_what_its_version_knows(version: int, endpoint: tuple[str, int]) -> None:
+    config = b'{"MacAddress": "02:42:ac:11:00:02", "GwPriority": 5}'
+    body = wire.decode(
+        b'{"Image": "x", "NetworkingConfig": {"EndpointsConfig": {"n": ' + config + b"}}}", wire.CreateBody
+    )
+    made = decode_create(body, name="", platform="", version=version, cpus=1).spec.endpoints[0]
+    assert (made.mac, made.gateway_priority) == endpoint
+
+
+def sysctl_body(**sysctls: str) -> wire.CreateBody:
+    host = {"NetworkMode": "n", "Sysctls": {key.replace("_", "."): value for key, value in sysctls.items()}}
+    return wire.decode(msgspec.json.encode({"Image": "x", "HostConfig": host}), wire.CreateBody)
+
+
+def test_settings_of_eth0_go_to_its_endpoint_before_1_48() -> None:
+    body = sysctl_body(net_ipv4_conf_eth0_forwarding="1", net_ipv4_ip="0")
+    made = decode_create(body, name="", platform="", version=1047, cpus=1)
+    assert made.spec.sysctls == {"net.ipv4.ip": "0"}
+    options = {"com.docker.network.endpoint.sysctls": "net.ipv4.conf.IFNAME.forwarding=1"}
+    assert [(e.network, e.driver_options) for e in made.spec.endpoints] == [("n", options)]
+    assert made.warnings == [
+        'Migrated sysctl "net.ipv4.conf.eth0.forwarding" to '
+        'DriverOpts{"com.docker.network.endpoint.sysctls":"net.ipv4.conf.IFNAME.forwarding=1"}.'
+    ]
+    with pytest.raises(Invalid, match="must be supplied using driver option"):
+        decode_create(body, name="", platform="", version=1048, cpus=1)
+    other = sysctl_body(net_ipv4_conf_eth1_forwarding="1")
+    with pytest.raises(Invalid, match="unable to determine network endpoint"):
+        decode_create(other, name="", platform="", version=1047, cpus=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "platform"),
+    [
+        ("", ("", "")),
+        ("linux", ("", "")),
+        ("linux/amd64", ("amd64", "")),
+        ("linux/ARM64/v8", ("arm64", "v8")),
+        ("x86_64", ("amd64", "")),
+        ("linux/aarch64", ("arm64", "")),
+    ],
+)
+def test_a_platform_is_read_in_its_short_forms(text: str, platform: tuple[str, str]) -> None:
+    assert parse_platform(text) == platform
+
+
+@pytest.mark.parametrize("text", ["windows", "windows/amd64", "linux//v8", "linux/a/b/c"])
+def test_other_platforms_are_refused(text: str) -> None:
+    with pytest.raises(Invalid, match="only linux containers run here"):
+        parse_platform(text)
+
+
+def test_an_image_of_another_platform_is_not_found_when_that_was_asked_for() -> None:
+    with serving() as api:
+        asked = api.ask("POST", "/containers/create?platform=linux/arm64", {"Image": "debian"})
+        assert asked.status == 404
+        assert (
+            "its platform (linux/amd64) does not match the specified platform (linux/arm64)"
+            in asked.json["message"]
+        )
+        old = api.ask("POST", "/v1.40/containers/create?platform=linux/arm64", {"Image": "debian"})
+        assert old.status == 201  # it came with 1.41
+        assert api.ask("POST", "/containers/create?platform=linux/amd64", {"Image": "debian"}).status == 201

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import msgspec
 
 from cove.api.docker import wire
-from cove.api.docker.context import Api
-from cove.api.docker.decode import decode_create
+from cove.api.docker.context import ARCHITECTURES, Api
+from cove.api.docker.decode import decode_create, parse_platform
 from cove.api.docker.encode import health_word, inspect_json, networks_json, summary_json
 from cove.api.docker.fields import check_fields
 from cove.api.docker.filters import (
@@ -24,7 +24,7 @@ from cove.api.http import NO_CONTENT, Request, Response, encode_json, json_respo
 from cove.api.router import Route
 from cove.engine.types import View
 from cove.model.container import Resources
-from cove.model.errors import CoveError, Invalid
+from cove.model.errors import CoveError, Invalid, NotFound
 from cove.model.objects import Image
 
 PRUNE_KEYS = frozenset(("label", "label!", "until"))
@@ -138,8 +138,36 @@ async def create(api: Api, request: Request) -> Response:
         cpus=api.cpus,
         unknown=unknown,
     )
+    if request.version >= 1041:
+        told = _check_image_platform(api, decoded.spec.image, request.query.get("platform"))
+        decoded.warnings.extend(told)
     container, warnings = await api.engine.create(decoded.spec, decoded.secret_data)
     return json_response({"Id": container.id, "Warnings": [*decoded.warnings, *warnings]}, 201)
+
+
+def _check_image_platform(api: Api, reference: str, asked: str) -> list[str]:
+    """A warning for an image that isn't for this host's machine. Raises NotFound for one that isn't for the asked."""
+    image: Image = api.engine.images.find_image(reference)
+    architecture, variant = parse_platform(asked)
+    here = f"{image.os or 'linux'}/{image.architecture}" + (f"/{image.variant}" if image.variant else "")
+    if not image.architecture:
+        return []
+    if asked:
+        if (architecture and architecture != image.architecture) or (
+            variant and image.variant and variant != image.variant
+        ):
+            raise NotFound(
+                f"image with reference {reference} was found but its platform ({here}) does not match the specified "
+                f"platform ({asked})"
+            )
+        return []
+    machine = ARCHITECTURES.get(api.machine, api.machine)
+    if image.architecture == machine:
+        return []
+    return [
+        f"The requested image's platform ({here}) does not match the detected host platform (linux/{machine}) and no "
+        "specific platform was requested"
+    ]
 
 
 async def inspect(api: Api, request: Request) -> Response:

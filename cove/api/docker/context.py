@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 NEWEST = 1055  # the newest whose reference is cut: moby, api/docs/v1.55.yaml
 OLDEST = 1024
+# Go's names for machines (uname(2)), which clients compare with image platforms
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "i686": "386", "armv7l": "arm"}
 RAW_STREAM = "application/vnd.docker.raw-stream"
 MULTIPLEXED_STREAM = "application/vnd.docker.multiplexed-stream"
 
@@ -41,6 +43,7 @@ class Api:
             reload  # reads the configuration again: names of the keys that count now, and of those that wait
         )
         self.cpus = os.cpu_count() or 1
+        self.machine = os.uname().machine
         self.summaries = Summaries()
 
     def find_network(self, name: str) -> Network | None:

@@ -51,6 +51,10 @@ WORD_LIMIT = 128 << 10  # MAX_ARG_STRLEN of execve(2): one argument or variable
 
 MAX_EXPOSED = 4096  # ports of one container
 
+# as Go's strconv.ParseBool has them
+_TRUE_WORDS = frozenset(("1", "t", "T", "true", "TRUE", "True"))
+_FALSE_WORDS = frozenset(("0", "f", "F", "false", "FALSE", "False"))
+
 Strings = Sequence[str] | None
 
 
@@ -71,13 +75,19 @@ def decode_create(
     if not body.image:
         raise Invalid("Image: an image is needed, e.g. debian:latest")
     warnings = check_fields(body, unknown)
-    _check_platform(platform)
+    if version >= 1041:
+        parse_platform(platform)
     _refuse_unsupported(host)
     network_mode = _network_mode(host)
     endpoints, warning = _endpoints(body, network_mode, version)
     if warning:
         warnings.append(warning)
     security = _security(host.security_opt)
+    sysctls = _sysctls(host.sysctls)
+    if network_mode not in ("host", "none") and not network_mode.startswith("container:"):
+        sysctls, endpoints, warning = _interface_sysctls(sysctls, endpoints, network_mode, version)
+        if warning:
+            warnings.append(warning)
     labels = string_map(body.labels)
     extension = decode_extension(string_map(body.cove), labels)
     binds_tty = bool(body.tty)
@@ -162,6 +172,7 @@ def decode_create(
         seccomp=security.seccomp,
         apparmor=security.apparmor,
         no_new_privileges=security.no_new_privileges,
+        writable_cgroups=security.writable_cgroups,
         masked_paths=None if masked is None else _absolute(masked, "HostConfig.MaskedPaths"),
         readonly_paths=None
         if readonly_paths is None
@@ -174,7 +185,7 @@ def decode_create(
         ulimits=decode_ulimits(host.ulimits),
         oom_score_adj=oom_score,
         shm_size_bytes=host.shm_size or 0,
-        sysctls=_sysctls(host.sysctls),
+        sysctls=sysctls,
         group_add=tuple(
             _without_nul(group, f"HostConfig.GroupAdd[{i}]") for i, group in enumerate(host.group_add or ())
         ),
@@ -203,9 +214,69 @@ def _request(body: wire.CreateBody, host: wire.HostConfig) -> msgspec.Raw:
     )
 
 
-def _check_platform(platform: str) -> None:
-    if platform and platform.split("/", 1)[0] not in ("linux", "unknown"):
-        raise Invalid(f"platform {platform!r}: only linux containers run here, e.g. linux/amd64")
+_MACHINES = {
+    "x86_64": "amd64",
+    "x86-64": "amd64",
+    "aarch64": "arm64",
+    "i386": "386",
+    "armhf": "arm",
+    "armel": "arm",
+}
+
+
+def parse_platform(text: str) -> tuple[str, str]:
+    """Architecture and variant of `linux[/ARCHITECTURE[/VARIANT]]` or of an architecture alone; "" for any.
+
+    Raises Invalid (github.com/containerd/platforms, Parse).
+    """
+    if not text:
+        return "", ""
+    parts = text.lower().split("/")
+    if len(parts) == 1 and parts[0] not in ("linux", "unknown", "windows", "darwin", "freebsd"):
+        parts = ["linux", *parts]
+    if parts[0] not in ("linux", "unknown") or len(parts) > 3 or not all(parts):
+        raise Invalid(f"platform {text[:80]!r}: only linux containers run here, e.g. linux/amd64")
+    machine = parts[1] if len(parts) > 1 else ""
+    return _MACHINES.get(machine, machine), parts[2] if len(parts) > 2 else ""
+
+
+_ENDPOINT_SYSCTLS = "com.docker.network.endpoint.sysctls"
+_INTERFACE_SYSCTL = re.compile(r"net\.([^.]+)\.([^.]+)\.(eth[^.]*)\.(.+)")
+
+
+def _interface_sysctls(
+    sysctls: dict[str, str], endpoints: tuple[EndpointSpec, ...], mode: str, version: int
+) -> tuple[dict[str, str], tuple[EndpointSpec, ...], str]:
+    """Settings of eth0 go to the main network's endpoint, as API versions before 1.48 had it, with a warning.
+
+    An interface isn't there yet when the others are set. Raises Invalid.
+    """
+    moved, kept = {}, {}
+    for key, value in sysctls.items():
+        match = _INTERFACE_SYSCTL.fullmatch(key)
+        if match is None:
+            kept[key] = value
+            continue
+        if version >= 1048:
+            raise Invalid(
+                f"HostConfig.Sysctls: interface specific sysctl setting {key!r} must be supplied using driver option "
+                f"'{_ENDPOINT_SYSCTLS}'"
+            )
+        if match[3] != "eth0":
+            raise Invalid(
+                f"HostConfig.Sysctls: unable to determine network endpoint for sysctl {key}, use driver option "
+                f"'{_ENDPOINT_SYSCTLS}' to set per-interface sysctls"
+            )
+        moved[key] = f"net.{match[1]}.{match[2]}.IFNAME.{match[4]}={value}"
+    if not moved:
+        return sysctls, endpoints, ""
+    main = next((e for e in endpoints if e.network == mode), None) or EndpointSpec(network=mode)
+    option = ",".join(moved.values())
+    given = main.driver_options.get(_ENDPOINT_SYSCTLS)
+    options = {**main.driver_options, _ENDPOINT_SYSCTLS: f"{option},{given}" if given else option}
+    changed = msgspec.structs.replace(main, driver_options=options)
+    warning = f'Migrated sysctl "{",".join(moved)}" to DriverOpts{{"{_ENDPOINT_SYSCTLS}":"{option}"}}.'
+    return kept, (changed, *(e for e in endpoints if e is not main)), warning
 
 
 def _mounts_default_volumes(host: wire.HostConfig) -> bool:
@@ -316,10 +387,14 @@ def _endpoints(body: wire.CreateBody, mode: str, version: int) -> tuple[tuple[En
         )
     mac, warning = body.mac_address or "", ""
     own_network = mode in ("host", "none") or mode.startswith("container:")
-    found = [
-        decode_endpoint(name, config or wire.EndpointConfig(), f"NetworkingConfig.EndpointsConfig[{name!r}]")
-        for name, config in configs.items()
-    ]
+    found = []
+    for name, config in configs.items():
+        given = config or wire.EndpointConfig()
+        if version < 1044:  # as older versions, which had neither
+            given = msgspec.structs.replace(given, mac_address=None)
+        if version < 1048:
+            given = msgspec.structs.replace(given, gw_priority=None)
+        found.append(decode_endpoint(name, given, f"NetworkingConfig.EndpointsConfig[{name!r}]"))
     if mac:
         _check_mac(mac, "MacAddress")
         if version >= 1052:
@@ -543,6 +618,7 @@ class _Security(msgspec.Struct):
     apparmor: str = ""
     no_new_privileges: bool | None = None
     paths_unconfined: bool = False
+    writable_cgroups: bool | None = None
 
 
 def _security(options: Strings) -> _Security:
@@ -553,9 +629,13 @@ def _security(options: Strings) -> _Security:
         if not separator:
             key, separator, value = option.partition(":")  # the notation of old clients
         if key == "no-new-privileges":
-            if value not in ("", "true", "false"):
+            if value not in ("", *_TRUE_WORDS, *_FALSE_WORDS):
                 raise Invalid(f"{path}: invalid --security-opt: no-new-privileges is true or false")
-            found.no_new_privileges = value != "false"
+            found.no_new_privileges = value not in _FALSE_WORDS
+        elif key == "writable-cgroups":
+            found.writable_cgroups = value not in _FALSE_WORDS
+            if value not in ("", *_TRUE_WORDS, *_FALSE_WORDS):
+                raise Invalid(f"{path}: invalid --security-opt: writable-cgroups is true or false")
         elif key == "seccomp" and value:
             found.seccomp = _seccomp(value, path)
         elif key == "apparmor" and value:
@@ -567,7 +647,7 @@ def _security(options: Strings) -> _Security:
         else:
             raise Invalid(
                 f'{path}: invalid --security-opt: "{key}", expected no-new-privileges, seccomp, apparmor, '
-                "systempaths or label"
+                "systempaths, writable-cgroups or label"
             )
     return found
 

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from cove.api.docker import wire
 from cove.api.docker.context import Api
 from cove.api.docker.decode import decode_endpoint
@@ -196,7 +198,10 @@ async def connect(api: Api, request: Request) -> Response:
     body = await wire.read(request, wire.ConnectBody, required=True)
     container = _container(body.container)
     network = api.engine.networks.find_network(request.name)
-    endpoint = decode_endpoint(network.id, body.endpoint_config or wire.EndpointConfig(), "EndpointConfig")
+    config = body.endpoint_config or wire.EndpointConfig()
+    if request.version < 1054:  # clients sent back what inspect had said, and it was ignored
+        config = msgspec.structs.replace(config, mac_address=None)
+    endpoint = decode_endpoint(network.id, config, "EndpointConfig")
     view = api.engine.find(container)
     await api.engine.connect_network(view.container.id, endpoint)
     if view.state.pid:  # else the start tells of it

@@ -10,7 +10,7 @@ from typing import Any
 
 from cove import __version__
 from cove.api.docker.containers import size_of
-from cove.api.docker.context import NEWEST, OLDEST, Api, version_text
+from cove.api.docker.context import ARCHITECTURES, NEWEST, OLDEST, Api, version_text
 from cove.api.docker.encode import summary_json
 from cove.api.docker.filters import parse_filters
 from cove.api.docker.images import count_uses
@@ -40,8 +40,6 @@ _PING = Response(
 )
 _PING_HEAD = Response(200, b"", TEXT, _PING.headers)
 
-# Go's names for machines (uname(2)), which clients compare with image platforms
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "i686": "386", "armv7l": "arm"}
 _USAGE_TYPES = frozenset(("container", "image", "volume", "build-cache"))
 
 
@@ -62,7 +60,7 @@ async def version(api: Api, request: Request) -> Response:
         "ApiVersion": version_text(NEWEST),
         "MinAPIVersion": version_text(OLDEST),
         "Os": "linux",
-        "Arch": _ARCHITECTURES.get(info.architecture, info.architecture),
+        "Arch": ARCHITECTURES.get(info.architecture, info.architecture),
         "KernelVersion": info.kernel,
     }
     component = {"Name": "Engine", "Version": __version__, "Details": {**facts, "Experimental": "false"}}
