@@ -349,6 +349,20 @@ def test_a_receiver_that_hangs_holds_nobody_back_and_losses_are_told(daemon: Dae
             assert sum(file.stat().st_size for file in log_dir.iterdir() if file.is_file()) < 400_000
 
 
+def test_each_run_is_sent_under_the_name_that_it_has(daemon: Daemon, image: str) -> None:
+    with Receiver("tcp") as receiver:
+        options = {"syslog_address": receiver.address, "tag": "{{.Name}}"}
+        with container(daemon, image, "echo run; sleep 600", "syslog", **options) as made:
+            old = made.name
+            for number in range(1, 6):
+                receiver.wait(lambda data, number=number: data.count(b": run\n") == number)  # type: ignore[misc]
+                if number == 4:
+                    made.rename(f"{old}-new")
+                made.restart(timeout=0)
+            data = receiver.wait(lambda data: data.count(b": run\n") == 6).decode()
+    assert re.findall(r"(\S+)\[\d+\]: run\n", data) == [old] * 4 + [f"{old}-new"] * 2
+
+
 def test_a_container_without_a_readable_copy(daemon: Daemon, image: str) -> None:
     with Receiver("tcp") as receiver:
         options = {"syslog_address": receiver.address, "cache_disabled": "true"}

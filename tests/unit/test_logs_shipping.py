@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import os
+import socket
 import struct
 import time
 import zlib
@@ -15,8 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cove.logs.destinations import Address, Fluentd, Gelf, Source, Syslog
+from cove.logs.destinations import Address, Fluentd, Gelf, Shipment, Source, Syslog
 from cove.logs.files import FileKey
+from cove.logs.shipping import process
 from cove.logs.shipping.cut import LINE_BYTES, Chunk, Cutter, Message, Partial
 from cove.logs.shipping.encode import (
     FluentdEncoder,
@@ -26,8 +29,10 @@ from cove.logs.shipping.encode import (
     journal_name,
 )
 from cove.logs.shipping.position import Mark, Position, load_position, save_position
+from cove.logs.shipping.protocol import Told, decode_told
+from cove.logs.shipping.shipper import write_shipment
 from cove.logs.shipping.trail import Trail
-from tests.unit.test_logs_reader import Writer
+from tests.unit.test_logs_reader import Writer, run
 
 TIME_NS = 1_700_000_000_123_456_789
 KEY = FileKey(1, "ff")
@@ -312,3 +317,44 @@ def test_journal_fields() -> None:
     piece = encoder.encode(Message(1, TIME_NS, b"x", Partial("id", 1, False)))
     assert b"PRIORITY=6\n" in piece and b"CONTAINER_PARTIAL_MESSAGE=true\n" in piece
     assert [journal_name(key) for key in ("a.b-c", "__x", "9", "ü")] == ["A_B_C", "X", "9", ""]
+
+
+# --- what removed containers leave --------------------------------------------------------
+
+
+def test_what_removed_containers_leave_has_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest goes first, counted; a log that can't be read troubles no other."""
+    monkeypatch.setattr(process, "KEEP_BYTES", 25_000)
+    monkeypatch.setattr(process, "_SWEEP_S", 0.05)
+    away = Syslog(address=Address(kind="unixgram", path=str(tmp_path / "nobody")), facility=3, format="")
+    unsent = tmp_path / "unsent"
+    for number in range(3):
+        directory = unsent / f"container{number}"
+        directory.mkdir(parents=True)
+        write_shipment(directory, Shipment(source=SOURCE, destination=away))
+        Writer(directory).write(1, 1, b"x" * 9_000 + b"\n")
+        time.sleep(0.02)  # the clock of a file system ticks in milliseconds
+        os.rename(directory, unsent / f"left{number}")
+    (unsent / "empty").mkdir()
+    odd = unsent / "odd"
+    odd.mkdir()
+    write_shipment(odd, Shipment(source=SOURCE, destination=away))
+    (odd / "log").mkdir()
+
+    async def body() -> list[Told]:
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=ours)
+        daemon_reader, daemon_writer = await asyncio.open_connection(sock=theirs)
+        task = asyncio.create_task(process.Process(unsent, writer).run(reader))
+        told = []
+        while not any(one.container_id == "left0" and one.done for one in told):
+            told.append(decode_told(await daemon_reader.readline()))
+        daemon_writer.close()
+        await task
+        writer.close()
+        return told
+
+    told: list[Told] = run(body())
+    assert sorted(path.name for path in unsent.iterdir()) == ["left1", "left2", "odd"]
+    assert [one.lost_bytes for one in told if one.lost_bytes] == [9_021]
+    assert any(one.container_id == "odd" and one.trouble for one in told)

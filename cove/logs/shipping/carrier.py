@@ -52,6 +52,7 @@ class Carrier:
         self._told = self._position
         self._saved = self._position
         self._saved_s = 0.0
+        self._renew = False  # the sender is another one's
         self._away = False
         self._lost = 0  # bytes that no datagram could hold
         self._lost_before = self._position.lost
@@ -71,7 +72,7 @@ class Carrier:
         self._ended = False
         if shipment != self._shipment:
             self._shipment = shipment
-            self._close_sender()
+            self._renew = True
 
     def close(self) -> None:
         """Forget the log without a word: it is to be dropped. `run` must have ended."""
@@ -145,6 +146,9 @@ class Carrier:
                 self._tell(Told(container_id=self.container_id, recovered=True))
 
     async def _send(self, trail: Trail, batch: list[Message]) -> int:
+        if self._renew:
+            self._renew = False
+            self._close_sender()
         if self._sender is None:
             self._sender = self._make_sender(self._shipment)
         sending = asyncio.ensure_future(self._sender.send(batch))

@@ -26,12 +26,11 @@ from cove.logs.destinations import Shipment
 from cove.logs.shipping.carrier import Carrier
 from cove.logs.shipping.connect import make_sender
 from cove.logs.shipping.protocol import MOST_LINE, Ended, Follow, Left, Order, Told, decode_order, encode_line
-from cove.model.errors import HostError
 
 KEEP_S = 3600.0
 KEEP_BYTES = 256 << 20
 _SWEEP_S = 60.0
-_AGAIN_S = 1.0
+_AGAIN_S, _MOST_AGAIN_S = 1.0, 30.0
 _MOST_UNHEARD = 1 << 20  # bytes of messages to a daemon that doesn't listen
 
 
@@ -41,9 +40,11 @@ class Process:
     def __init__(self, unsent: Path, writer: asyncio.StreamWriter) -> None:
         self._unsent = unsent
         self._writer = writer
-        self._carriers: dict[str, Carrier] = {}
+        self._carriers: dict[str, Carrier] = {}  # what runs now
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._left: dict[str, Path] = {}  # logs of removed containers, by container
+        self._places: dict[str, Path] = {}  # where the logs are
+        self._running: set[str] = set()  # containers whose logs may still grow
+        self._left: set[str] = set()  # removed containers
 
     async def run(self, reader: asyncio.StreamReader) -> None:
         """Until the daemon is gone."""
@@ -62,56 +63,50 @@ class Process:
     def _do(self, order: Order) -> None:
         ident = order.container_id
         carrier = self._carriers.get(ident)
-        match order:
-            case Follow():
-                shipment = _read_shipment(Path(order.log_dir))
-                if shipment is None:
-                    return
-                if carrier is None:
-                    self._start(ident, Path(order.log_dir), shipment, ended=not order.running)
-                elif order.running:
-                    carrier.begin(shipment)
-            case Ended():
-                if carrier is not None:
-                    carrier.end()
-            case Left():
-                self._left[ident] = Path(order.log_dir)
-                if carrier is not None:
-                    carrier.end()
-                    return
-                shipment = _read_shipment(Path(order.log_dir))
-                if shipment is None:
-                    self._forget(ident)
-                else:
-                    self._start(ident, Path(order.log_dir), shipment, ended=True)
-
-    def _start(self, ident: str, directory: Path, shipment: Shipment, *, ended: bool) -> None:
-        try:
-            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError as error:
-            self._tell(Told(container_id=ident, trouble=f"{directory}: {error.strerror}"))
+        if isinstance(order, Ended):
+            self._running.discard(ident)
+        else:
+            self._places[ident] = Path(order.log_dir)
+            running = isinstance(order, Follow) and order.running
+            (self._running.add if running else self._running.discard)(ident)
+            if isinstance(order, Left):
+                self._left.add(ident)
+            if ident not in self._tasks:
+                self._tasks[ident] = asyncio.get_running_loop().create_task(self._carry(ident))
+        if carrier is None:
             return
-        carrier = Carrier(descriptor, shipment, make_sender, self._tell)
-        if ended:
+        if ident not in self._running:
             carrier.end()
-        self._carriers[ident] = carrier
-        self._tasks[ident] = asyncio.get_running_loop().create_task(self._carry(ident, carrier))
+        elif (shipment := read_shipment(self._places[ident])) is not None:
+            carrier.begin(shipment)
 
-    async def _carry(self, ident: str, carrier: Carrier) -> None:
-        try:
-            await carrier.run()
-        except HostError as error:
-            self._tell(Told(container_id=ident, trouble=str(error)))
-            await asyncio.sleep(_AGAIN_S)
-        finally:
-            self._carriers.pop(ident, None)
-            self._tasks.pop(ident, None)
+    async def _carry(self, ident: str) -> None:
+        """Until the container has ended and everything is sent."""
+        pause_s = _AGAIN_S
+        while (shipment := read_shipment(self._places[ident])) is not None:
+            try:
+                carrier = Carrier(_open(self._places[ident]), shipment, make_sender, self._tell)
+                self._carriers[ident] = carrier
+                if ident not in self._running:
+                    carrier.end()
+                await carrier.run()
+                if ident not in self._running:
+                    break
+            except Exception as error:  # the others are to be carried on, and this one is tried again
+                self._tell(Told(container_id=ident, trouble=str(error)[:200] or type(error).__name__))
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, _MOST_AGAIN_S)
+            finally:
+                self._carriers.pop(ident, None)
+        del self._tasks[ident]
         self._forget(ident)
 
     def _forget(self, ident: str) -> None:
-        """What a removed container has left is sent: remove it."""
-        directory = self._left.pop(ident, None)
-        if directory is not None:
+        """The log is sent; what a removed container has left goes."""
+        directory = self._places.pop(ident)
+        self._running.discard(ident)
+        if ident in self._left:
+            self._left.discard(ident)
             shutil.rmtree(directory, ignore_errors=True)
             self._tell(Told(container_id=ident, done=True))
 
@@ -119,7 +114,7 @@ class Process:
         """Keep what removed containers left within its bounds."""
         while True:
             await asyncio.sleep(_SWEEP_S)
-            kept = sorted((_age_and_size(path), ident) for ident, path in list(self._left.items()))
+            kept = sorted((_age_and_size(self._places[ident]), ident) for ident in self._left)
             total = 0
             for (age_s, size), ident in kept:
                 total += size
@@ -127,10 +122,11 @@ class Process:
                     await self._drop(ident, size)
 
     async def _drop(self, ident: str, size: int) -> None:
-        task = self._tasks.get(ident)
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        task = self._tasks.pop(ident, None)
+        if task is None:
+            return  # it has been sent meanwhile
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
         self._tell(Told(container_id=ident, lost_bytes=size))
         self._forget(ident)
 
@@ -139,11 +135,15 @@ class Process:
             self._writer.write(encode_line(told))
 
 
-def _read_shipment(directory: Path) -> Shipment | None:
+def read_shipment(directory: Path) -> Shipment | None:
     try:
         return msgspec.json.decode((directory / "ship/destination").read_bytes(), type=Shipment)
     except (OSError, ValueError, msgspec.MsgspecError):
         return None
+
+
+def _open(directory: Path) -> int:
+    return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
 
 
 def _age_and_size(directory: Path) -> tuple[float, int]:
