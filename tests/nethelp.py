@@ -297,3 +297,9 @@ def go(body: Callable[[], Awaitable[None]]) -> None:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(bounded())
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on; for programs that can't be told to choose."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -42,7 +42,8 @@ class GoBuild:
 
     name: str
     packages: Mapping[str, str]
-    linked: Sequence[str] = field(default=())  # -X
+    linked: Sequence[str] = ()  # -X
+    tags: str = ""
 
     def find_problem(self) -> str:
         """Why it can't be built here; ""."""
@@ -71,7 +72,17 @@ class GoBuild:
         flags = " ".join(["-s", "-w", *(f"-X {each}" for each in self.linked)])
         go = _find("go") or "go"
         for program, package in self.packages.items():
-            command = [go, "build", "-ldflags", flags, "-o", str(target / program), package]
+            command = [
+                go,
+                "build",
+                "-tags",
+                self.tags,
+                "-ldflags",
+                flags,
+                "-o",
+                str(target / program),
+                package,
+            ]
             _run(command, self.source, environment)
 
 
@@ -111,6 +122,11 @@ BUILDS: Sequence[Build] = (
     ),
     NodeModules(name="node"),
     GoBuild(name="traefik", packages={"routes": "."}),
+    GoBuild(
+        name="prometheus",
+        packages={"prometheus": "github.com/prometheus/prometheus/cmd/prometheus"},
+        tags="remove_all_sd,enable_moby_sd",
+    ),
     GoBuild(name="act", packages={"act": "github.com/nektos/act"}),
     GoBuild(name="gosdk", packages={"walk": "./walk", "reaper": "./reaper"}),
 )
