@@ -159,6 +159,8 @@ async def inspect(api: Api, request: Request) -> Response:
         found["VirtualSize"] = image.size_bytes
     if request.version < 1045:  # of the container that a builder made an image from
         found.update(Container="", ContainerConfig=config_json(ImageConfig(), request.version))
+    else:  # docker-compose 1.29 speaks the newest API that it finds, and reads its Volumes all the same (KeyError)
+        found["ContainerConfig"] = {"Volumes": {path: {} for path in image.config.volumes} or None}
     if request.version >= 1052:
         _omit_empty(found, ("Parent", "Comment", "DockerVersion", "Author"))
     return json_response(found)
