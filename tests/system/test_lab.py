@@ -20,7 +20,7 @@ from tests.lab.support import images, machine
 LIMIT_S = 900.0  # a minute and a half, where nobody else wants the processors
 TESTS = images.ROOT / "tests"
 # Besides tests/lab, these of the host's modules run on the other kernel, too.
-SHARED = ("system/test_plan_run.py", "system/test_cgroups_v2.py")
+SHARED = ("system/test_plan_run.py", "system/test_cgroups_v2.py", "system/test_network_drivers.py")
 pytestmark = pytest.mark.timeout(LIMIT_S + 1200)  # a boot, and the making of what it boots from
 REPORT = b"\n== report of the lab\n"
 
