@@ -26,7 +26,7 @@ class Cove(Engine):
         if not (ROOT / "cove/daemon").exists():
             raise EngineError("cove/daemon isn't in this checkout")
         options = ["--data-root", str(self.directory / "data"), "--run-dir", str(self.run_dir)]
-        options += ["--cgroup-parent", self.cgroup_parent, "--log-level", "warning"]
+        options += ["--cgroup-parent", self.cgroup_parent, "--log-level", "warning", "--config-file="]
         return [[sys.executable, "-m", "cove.daemon", *options, "-H", f"unix://{self.socket}"]]
 
     def start_daemon(self, commands: object) -> None:
