@@ -72,6 +72,7 @@ class Connection(asyncio.Protocol):
         self._expects_continue = False
         self._stream: Stream | None = None
         self._bound = False
+        self._ends_clean = False
         self._eof = False
         self._closing = False
         self._lingering = False
@@ -161,7 +162,7 @@ class Connection(asyncio.Protocol):
             return
         self._request = request
         self._stream = None
-        self._bound = False
+        self._bound = self._ends_clean = False
         if rest:
             rest = self._feed_body(rest)
             if rest:
@@ -270,7 +271,16 @@ class Connection(asyncio.Protocol):
         try:
             response = await self._handler(request)
         except asyncio.CancelledError:
-            self._abort()
+            if (
+                self._closing
+                and self._ends_clean
+                and self._stream is not None
+                and self._transport is not None
+            ):
+                self._stream.finish()
+                self._transport.close()
+            else:
+                self._abort()
             raise
         except (ClientGone, ConnectionError):
             self._abort()
@@ -411,8 +421,9 @@ class Connection(asyncio.Protocol):
             await _wait_taken(sock)
         return sock, early
 
-    def bind_to_client(self) -> None:
+    def bind_to_client(self, *, ends_clean: bool) -> None:
         self._bound = True
+        self._ends_clean = ends_clean
         if self._eof or self._transport is None:
             self._cancel()
 

@@ -251,7 +251,7 @@ class Writer(Protocol):
         self, status: int, content_type: str, headers: Mapping[str, str] | None
     ) -> Stream: ...
     async def hijack(self, head: bytes, *, settle: bool) -> tuple[socket.socket, bytes]: ...
-    def bind_to_client(self) -> None: ...
+    def bind_to_client(self, *, ends_clean: bool) -> None: ...
 
 
 class Request:
@@ -342,9 +342,13 @@ class Request:
         text = f"{head}Content-Type: {content_type}\r\n"
         return await self._writer.hijack(text.encode("latin-1"), settle=settle)
 
-    def bind_to_client(self) -> None:
-        """From here on, the client's leaving cancels this request, whatever its method is."""
-        self._writer.bind_to_client()
+    def bind_to_client(self, *, ends_clean: bool = True) -> None:
+        """From here on, the client's leaving cancels this request, whatever its method is.
+
+        `ends_clean`: what was sent of its stream is worth something by itself. When the daemon ends, the stream
+        ends as if it were complete; else it breaks off, for the client to see.
+        """
+        self._writer.bind_to_client(ends_clean=ends_clean)
 
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response | None]]

@@ -15,6 +15,7 @@ from cove.api.connection import Connection
 from cove.api.http import Handler
 
 BACKLOG = 1024
+FLUSH_S = 1.0  # for clients to take the last of their answers at the server's end
 
 
 class HttpServer:
@@ -66,6 +67,9 @@ class HttpServer:
             connection.shut_down(now=True)
         if self._tasks:
             await asyncio.wait(list(self._tasks), timeout=grace_s)
+        deadline_s = asyncio.get_running_loop().time() + FLUSH_S
+        while self._connections and asyncio.get_running_loop().time() < deadline_s:  # noqa: ASYNC110 - once
+            await asyncio.sleep(0.005)  # the last answers are on their way
         for connection in list(self._connections):
             connection.cut()
         for server in servers:

@@ -308,7 +308,7 @@ def test_the_server_ends_streams_when_it_closes() -> None:
         idle.send(PING)
         idle.answer()
         api.run(api.server.close(grace_s=TIMEOUT_S))
-        assert client.rest() == b""
+        assert client.rest() == b"0\r\n\r\n"
         assert idle.rest() == b""
 
 

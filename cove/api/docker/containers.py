@@ -281,7 +281,7 @@ async def wait(api: Api, request: Request) -> Response | None:
         raise Invalid(f'invalid condition: "{condition}", expected one of {", ".join(CONDITIONS)}')
     handle = await api.engine.wait(request.name, wanted)
     try:
-        request.bind_to_client()
+        request.bind_to_client(ends_clean=False)
         stream = await request.start_stream("application/json") if request.version >= 1030 else None
         result = await handle.result()
         answer: dict[str, object] = {"StatusCode": result.exit_code}

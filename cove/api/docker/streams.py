@@ -123,7 +123,7 @@ async def logs(api: Api, request: Request) -> None:
     async with contextlib.aclosing(Batches(lines, render)) as batches:
         await batches.check(FIRST_LINE_S if wanted.follow else None)
         if wanted.follow:
-            request.bind_to_client()
+            request.bind_to_client(ends_clean=False)  # who follows goes on at the next daemon
         multiplexed = not tty and request.version >= 1042
         stream = await request.start_stream(MULTIPLEXED_STREAM if multiplexed else RAW_STREAM)
         try:
