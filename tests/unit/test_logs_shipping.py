@@ -13,6 +13,7 @@ import zlib
 from pathlib import Path
 
 import msgpack
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -302,6 +303,22 @@ def test_fluentd_entries() -> None:
     }  # fmt: skip
     data, chunk = FluentdEncoder(Fluentd(address=UDP), SOURCE).encode([Message(1, TIME_NS, b"hi")])
     assert chunk == "" and msgpack.unpackb(data)[1][0][0] == 1700000000
+
+
+def test_no_label_takes_the_place_of_what_is_told_of_the_container() -> None:
+    names = (
+        "message MESSAGE priority container_name syslog_identifier _container_name log source _tag".split()
+    )
+    source = msgspec.structs.replace(SOURCE, attributes=dict.fromkeys(names, "forged"))
+    message = Message(1, TIME_NS, b"hi")
+    journal = JournaldEncoder(source, "epoch").encode(message)
+    for field in (b"MESSAGE", b"PRIORITY", b"CONTAINER_NAME", b"SYSLOG_IDENTIFIER"):
+        assert (b"\n" + journal).count(b"\n" + field + b"=") == 1
+    assert b"\nCONTAINER_NAME=web\n" in journal and b"MESSAGE=hi\n" in journal
+    gelf = json.loads(GelfEncoder(Gelf(address=UDP), source).encode(message))
+    assert (gelf["_container_name"], gelf["_tag"], gelf["_log"]) == ("web", "tag 1", "forged")
+    entry = msgpack.unpackb(FluentdEncoder(Fluentd(address=UDP), source).encode([message])[0])[1][0][1]
+    assert (entry["container_name"], entry["log"], entry["source"]) == ("/web", "hi", "stdout")
 
 
 def test_journal_fields() -> None:

@@ -88,6 +88,8 @@ class GelfEncoder:
         self._destination = destination
         created = datetime.fromtimestamp(source.created_ns // 10**9, UTC)
         extra = {
+            # first: no label or variable takes the place of what is told of the container
+            **{key if key.startswith("_") else f"_{key}": value for key, value in source.attributes.items()},
             "_container_id": source.container_id,
             "_container_name": source.container_name,
             "_image_id": source.image_id,
@@ -95,7 +97,6 @@ class GelfEncoder:
             "_command": source.command,
             "_tag": source.tag,
             "_created": f"{created:%Y-%m-%dT%H:%M:%S}.{source.created_ns % 10**9:09}Z",
-            **{key if key.startswith("_") else f"_{key}": value for key, value in source.attributes.items()},
         }
         self._head = msgspec.json.encode({"version": "1.1", "host": source.host_name})[:-1]
         self._extra = msgspec.json.encode(extra)[1:]
@@ -161,10 +162,10 @@ class FluentdEncoder:
 
     def _entry(self, message: Message) -> dict[str, str]:
         entry = {
+            **self._attributes,
             **self._record,
             "source": "stderr" if message.stream == STDERR else "stdout",
             "log": message.data.decode("utf-8", "replace"),
-            **self._attributes,
         }
         if message.partial is not None:
             entry["partial_message"] = "true"
@@ -172,6 +173,10 @@ class FluentdEncoder:
             entry["partial_ordinal"] = str(message.partial.ordinal)
             entry["partial_last"] = "true" if message.partial.last else "false"
         return entry
+
+
+# Fields of a message that no label or variable may add to; those that begin with CONTAINER_ are its container's.
+_JOURNAL_FIELDS = frozenset({"MESSAGE", "MESSAGE_ID", "PRIORITY", "SYSLOG_TIMESTAMP"})
 
 
 class JournaldEncoder:
@@ -189,8 +194,8 @@ class JournaldEncoder:
         }
         for key, value in source.attributes.items():
             name = journal_name(key)
-            if name:
-                fields[name] = value
+            if name and name not in _JOURNAL_FIELDS and not name.startswith("CONTAINER_"):
+                fields.setdefault(name, value)
         self._fields = b"".join(_field(name, value.encode()) for name, value in fields.items())
         self._ordinal = 0
 
