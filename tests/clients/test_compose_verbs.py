@@ -163,3 +163,23 @@ def test_the_exit_code_of_a_service_is_that_of_the_project(project: Project) -> 
         return project("wait", "app", code=None).code == 6
 
     eventually(waited)
+
+
+def test_a_watched_tree_is_synced(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    watch = "    develop: {watch: [{action: sync, path: ./source, target: /copy}]}\n"
+    project.write(APP.replace('    volumes: ["data:/data"]\n', watch, 1))
+    with project.start("up", "--watch", "--no-color", "--timeout", "0", "app") as up:
+        while b"Watch enabled" not in (line := up.line()):
+            assert line, "it ended"
+
+        def synced(content: str) -> bool:
+            seen = project("exec", "-T", "app", "cat", "/copy/file", code=None)
+            return seen.out == content
+
+        for content in ("first", "second"):
+            (tmp_path / "source/file").write_text(content)
+            eventually(lambda content=content: synced(content))
+        up.process.send_signal(signal.SIGINT)
+        up.rest()
+        up.wait()

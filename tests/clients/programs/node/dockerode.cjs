@@ -10,7 +10,7 @@ const os = require("node:os");
 const path = require("node:path");
 const Docker = require("dockerode");
 
-const docker = new Docker({ socketPath: process.env.DOCKER_HOST.replace("unix://", "") });
+const docker = new Docker();
 const Image = "busybox:latest";
 
 async function withContainer(options, use, start = true) {
