@@ -119,6 +119,8 @@ def _names(client: Client, command: str) -> list[str]:
         return [name for image in client.get("/images/json") for name in image.get("RepoTags") or ()]
     if command.startswith("volume "):
         return [volume["Name"] for volume in client.get("/volumes")["Volumes"] or ()]
+    if command.startswith("pod "):
+        return [pod["Name"] for pod in client.get("/cove/v1/pods")]
     if command.startswith("secret "):
         return [secret["Name"] for secret in client.get("/cove/v1/secrets")]
     if command.startswith("network "):

@@ -78,6 +78,7 @@ def container_row(summary: dict[str, Any], now_s: float, *, whole: bool) -> dict
         "RunningFor": output.ago(summary["Created"], now_s),
         "Status": show_status(summary),
         "State": summary.get("State", ""),
+        "Pod": (summary.get("Cove") or {}).get("Pod", ""),
         "Ports": show_ports(summary.get("Ports") or []),
         "Names": ",".join(names),
         "Size": size,

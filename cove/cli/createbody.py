@@ -282,6 +282,7 @@ _EXTENSION = {
     "health-probe-status": "health.probe.status",
     "health-on-failure": "health.on-failure",
     "depends-timeout": "depends-timeout",
+    "pod": "pod",
 }
 
 

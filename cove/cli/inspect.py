@@ -23,6 +23,7 @@ PATHS = {
     "image": "/images/{}/json",
     "network": "/networks/{}",
     "volume": "/volumes/{}",
+    "pod": "/cove/v1/pods/inspect?name={}",
     "secret": "/cove/v1/secrets/inspect?name={}",
 }
 
@@ -114,6 +115,7 @@ COMMANDS = {
     "network inspect": _entry(
         "network inspect", ("network",), "networks", (_FORMAT,), "cove network inspect bridge"
     ),
+    "pod inspect": _entry("pod inspect", ("pod",), "pods", (_FORMAT,), "cove pod inspect web"),
     "secret inspect": _entry(
         "secret inspect",
         ("secret",),

@@ -112,6 +112,20 @@ GROUPS = {
             "prune": ("system", "network prune"),
         },
     ),
+    "pod": (
+        "Containers that share a network and a host name",
+        {
+            "create": ("pods", "pod create"),
+            "ls": ("pods", "pod ls"),
+            "list": ("pods", "pod ls"),
+            "ps": ("pods", "pod ls"),
+            "start": ("pods", "pod start"),
+            "stop": ("pods", "pod stop"),
+            "rm": ("pods", "pod rm"),
+            "remove": ("pods", "pod rm"),
+            "inspect": ("inspect", "pod inspect"),
+        },
+    ),
     "secret": (
         "Contents that containers get in memory, and that nothing shows",
         {

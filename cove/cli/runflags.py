@@ -95,6 +95,7 @@ CREATE_FLAGS = (
         "CONTAINER[:CONDITION]",
         "Start once another is started, healthy or completed, e.g. db:healthy (default: started)",
     ),
+    ("", "pod", "str", "POD", "Be in a pod: its network, ports, IPC and host name (cove pod create)"),
     ("", "depends-timeout", "str", "DURATION", "Wait that long for them, e.g. 5m (default: 1m)"),
     # limits
     ("m", "memory", "str", "SIZE", "Limit memory, e.g. 512m (default: no limit)"),

@@ -36,6 +36,7 @@ from cove.engine.live import Background
 from cove.engine.mounts import settle_mounts
 from cove.engine.names import check_name, choose_name, new_id
 from cove.engine.parts import Parts
+from cove.engine.pods import Pods, settle_pod
 from cove.engine.reconcile import reconcile
 from cove.engine.secret_use import SecretRoom, settle_secrets
 from cove.engine.start import plan_only, warm_filters
@@ -93,6 +94,7 @@ class Engine:
         self.networks = parts.networks
         self.volumes = parts.volumes
         self.secrets = SecretRoom(parts)
+        self.pods = Pods(parts, self)
         self.meters = parts.meters
         self.events: Bus = parts.events
         self._started_ns = time.time_ns()
@@ -211,6 +213,8 @@ class Engine:
         container_id = new_id()
         async with AsyncExitStack() as undo:
             try:
+                if spec.extension.pod and not spec.extension.infra:
+                    spec = settle_pod(self._parts, spec)
                 if spec.extension.secrets:
                     spec = await settle_secrets(self._parts, spec, secret_data, container_id, undo)
                 container, warnings = await self._prepare(spec, name, container_id, undo)

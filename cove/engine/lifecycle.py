@@ -73,6 +73,7 @@ class Lifecycle:
         """Start by hand. NotModified when it runs, Conflict when it's paused or being removed."""
         live = self.live(container_id)
         view = self._view(container_id)
+        await self._start_pod(view)
         if view.container.spec.extension.depends_on and view.state.status in ("created", "exited"):
             await wait_ready(self._parts, view.container, self.health_word)
         async with live.lock:
@@ -92,6 +93,14 @@ class Lifecycle:
                 if view.container.spec.auto_remove:
                     await self._remove_locked(self._view(container_id), live, volumes=True)
                 raise
+
+    async def _start_pod(self, view: View) -> None:
+        """Who is in a pod needs the container that holds it."""
+        extension = view.container.spec.extension
+        if extension.pod and not extension.infra:
+            infra = view.container.spec.network_mode.removeprefix("container:")
+            with contextlib.suppress(NotModified, NotFound):  # that it's gone, the start will say
+                await self.start(infra)
 
     async def _launch(self, view: View, live: Live, *, restart_count: int, failures: int) -> None:
         """Start under the lock; a refused start is committed as the state's error before it is raised."""
@@ -315,6 +324,12 @@ class Lifecycle:
     async def _restart_after_exit(self, container_id: str, live: Live) -> None:
         if live.resumed:
             await self._wait_resumed(container_id, live)
+        resumed = self._parts.registry.get(container_id)
+        if resumed is not None and resumed.state.status == "restarting":
+            try:
+                await self._start_pod(resumed)
+            except CoveError as error:
+                log.warning("the pod of container %s could not be started: %s", container_id[:12], error)
         async with live.lock:
             view = self._parts.registry.get(container_id)
             if view is None or view.state.status != "restarting":

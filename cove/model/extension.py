@@ -51,5 +51,7 @@ class Extension(Model, frozen=True, kw_only=True):
     probe: Probe | None = None
     secrets: tuple[SecretUse, ...] = ()
     depends_on: tuple[Dependency, ...] = ()
+    pod: str = ""  # the name of the pod that it's in, or holds
+    infra: bool = False  # it holds the pod
     init: Literal["", "auto"] = ""  # auto: an init as process 1, unless the command is one
     depends_timeout_s: int = 0  # 0: the default, a minute

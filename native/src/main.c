@@ -4,16 +4,42 @@
  *
  * Signals stay blocked for good: nothing but SIGKILL ends a supervisor, and the process's end comes
  * by its pidfd. Of a detached process it is just the midwife: once that is executed, or held, it ends.
+ *
+ * `cove-init pause` is something else: the process of a pod, which holds its namespaces and reaps.
  */
 #include <signal.h>
+#include <string.h>
+#include <sys/wait.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
 
 #include "kernel.h"
 #include "supervise.h"
 
-int main(void)
+/* Ends by SIGTERM, SIGINT or the stop signal of who asks: as process 1 it gets no other one but SIGKILL. */
+static int hold_pod(void)
 {
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGCHLD);
+	sigprocmask(SIG_SETMASK, &set, NULL);
+	for (;;) {
+		int number = sigwaitinfo(&set, NULL);
+
+		if (number == SIGTERM || number == SIGINT)
+			return 0;
+		while (waitpid(-1, NULL, WNOHANG) > 0)
+			;
+	}
+}
+
+int main(int argc, char **argv)
+{
+	if (argc == 2 && !strcmp(argv[1], "pause"))
+		return hold_pod();
 	static struct supervisor supervisor;
 	struct supervisor *s = &supervisor;
 	uint64_t all = ~(uint64_t)0; /* also those that the C library keeps out of a sigset_t */

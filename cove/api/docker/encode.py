@@ -581,8 +581,11 @@ def summary_json(
         "Mounts": [mount_json(mount) for mount in container.mounts],
     }
     limited = limited_json(view)
-    if limited:
-        found["Cove"] = {"Limited": ", ".join(one["Text"] for one in limited)}
+    own: Json = {"Limited": ", ".join(one["Text"] for one in limited)} if limited else {}
+    if container.spec.extension.pod:
+        own["Pod"] = container.spec.extension.pod
+    if own:
+        found["Cove"] = own
     if version >= 1052 and health is not None:
         found["Health"] = {"Status": health.status, "FailingStreak": health.failing_streak}
     if size is not None:

@@ -212,6 +212,12 @@ def _init(shown: str, value: str, changes: dict[str, Any]) -> None:
     changes["init"] = value
 
 
+def _pod(shown: str, value: str, changes: dict[str, Any]) -> None:
+    if not _FILE.fullmatch(value):
+        raise Invalid(f"{shown}: {value[:80]!r}: expected a pod's name, e.g. web")
+    changes["pod"] = value
+
+
 def decode_secret_data(extension: Extension, data: Mapping[str, str]) -> dict[str, bytes]:
     """The contents that came along, by target. Raises `Invalid`, without a word of the content."""
     wanted = {use.target for use in extension.secrets if not use.name}
@@ -237,6 +243,7 @@ KEYS: dict[str, Callable[[str, str, dict[str, Any]], None]] = {
     "depends-on": _depends_on,
     "depends-timeout": _depends_timeout,
     "init": _init,
+    "pod": _pod,
 }
 
 
@@ -259,6 +266,8 @@ def extension_json(extension: Extension) -> dict[str, str]:
         found["secrets"] = ",".join(_secret_text(use) for use in extension.secrets)
     if extension.depends_on:
         found["depends-on"] = ",".join(f"{one.container}:{one.condition}" for one in extension.depends_on)
+    if extension.pod:
+        found["pod"] = extension.pod
     if extension.depends_timeout_s:
         found["depends-timeout"] = f"{extension.depends_timeout_s}s"
     return found
