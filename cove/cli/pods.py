@@ -89,7 +89,7 @@ COMMANDS = {
         "Make a pod. Ports, addresses and the host name are the pod's; cove run --pod puts containers into it.",
         flags=tuple(flag for flag in CREATE_FLAGS if flag[1] in _OWN),
         needed=1,
-        example="cove pod create -p 8080:80 web\ncove run -d --pod web debian sleep 600",
+        example="cove pod create -p 8080:80 web",
     ),
     "pod ls": Command(
         "pod ls",
