@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import posixpath
 import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -22,6 +22,7 @@ from cove.model.container import (
     Mount,
     MountPoint,
     Resources,
+    ThrottleDevice,
     Tmpfs,
     Volume,
 )
@@ -122,15 +123,30 @@ def parse_signal(text: str) -> int:
         raise Invalid(f"Invalid signal: {text}: expected a number or a name, e.g. SIGTERM") from None
 
 
-def merge_resources(current: Resources, given: Resources) -> Resources:
-    """The limits after an update: what is given replaces, a field at its default leaves what was."""
+DEVICE_RATES = ("read_bps", "write_bps", "read_iops", "write_iops")
+
+
+def merge_resources(current: Resources, given: Resources, cleared: Collection[str] = ()) -> Resources:
+    """The limits after an update: what is given replaces, a field at its default leaves what was, unless it is
+    among the `cleared`."""
     empty = Resources()
     changes = {
         name: getattr(given, name)
         for name in Resources.__struct_fields__
-        if getattr(given, name) != getattr(empty, name)
+        if getattr(given, name) != getattr(empty, name) or name in cleared
     }
     return msgspec.structs.replace(current, **changes)
+
+
+def with_lifted_rates(before: Resources, after: Resources) -> Resources:
+    """`after`, with a rate of 0, which lifts a limit, for the devices that only `before` limits."""
+    changes = {}
+    for name in DEVICE_RATES:
+        kept = {device.path for device in getattr(after, name)}
+        gone = [device.path for device in getattr(before, name) if device.path not in kept]
+        if gone:
+            changes[name] = (*getattr(after, name), *(ThrottleDevice(path=path, rate=0) for path in gone))
+    return msgspec.structs.replace(after, **changes) if changes else after
 
 
 def check_target(target: str) -> str:

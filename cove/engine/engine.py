@@ -11,7 +11,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -333,10 +333,15 @@ class Engine:
         return self._lifecycle.wait(self._id_of(reference), condition)
 
     async def update(
-        self, reference: str, resources: Resources, restart: RestartPolicy | None
+        self,
+        reference: str,
+        resources: Resources,
+        restart: RestartPolicy | None,
+        cleared: Collection[str] = (),
     ) -> Sequence[str]:
-        """Change limits (those given) and the restart policy of a container; returns warnings."""
-        return await self._lifecycle.update(self._id_of(reference), resources, restart)
+        """Change limits (those given, and those of the `cleared` fields to none) and the restart policy of a
+        container; returns warnings."""
+        return await self._lifecycle.update(self._id_of(reference), resources, restart, cleared)
 
     async def prune(self, accepts: Callable[[View], bool]) -> Pruned:
         """Remove the containers that don't run and that `accepts` lets through."""

@@ -14,12 +14,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import msgspec
 
-from cove.engine.create import merge_resources, parse_signal
+from cove.engine.create import merge_resources, parse_signal, with_lifted_rates
 from cove.engine.depends import wait_ready
 from cove.engine.health import Health, is_checked, watch_health
 from cove.engine.live import Background, Live, done_wait, wake
@@ -504,9 +504,13 @@ class Lifecycle:
     # --- update -------------------------------------------------------------------------------
 
     async def update(
-        self, container_id: str, given: Resources, restart: RestartPolicy | None
+        self,
+        container_id: str,
+        given: Resources,
+        restart: RestartPolicy | None,
+        cleared: Collection[str] = (),
     ) -> Sequence[str]:
-        """Change the limits that are given, and the restart policy; the record follows the kernel."""
+        """Change the limits that are given or cleared, and the restart policy; the record follows the kernel."""
         live = self.live(container_id)
         async with live.lock:
             view = self._view(container_id)
@@ -517,10 +521,11 @@ class Lifecycle:
                 raise Invalid(
                     "Restart policy cannot be updated because AutoRemove is enabled for the container"
                 )
-            merged = merge_resources(container.spec.resources, given)
+            before = container.spec.resources
+            merged = merge_resources(before, given, cleared)
             merged, warnings = check_resources(merged, self._parts.host.cgroups, update=True)
-            if live.task is not None and given != Resources():
-                await self._parts.update_limits(container, merged)
+            if live.task is not None and (given != Resources() or cleared):
+                await self._parts.update_limits(container, with_lifted_rates(before, merged))
             spec = msgspec.structs.replace(
                 container.spec, resources=merged, restart=restart or container.spec.restart
             )

@@ -263,3 +263,50 @@ def test_every_honoured_field_has_a_case_or_another_test() -> None:
     assert left == set()
     assert all((ROOT / place).exists() for place in ELSEWHERE.values() if place.startswith("tests/"))
     assert json.dumps(sorted(honoured)).count(",") > 100
+
+
+def test_an_update_changes_what_it_names_and_clears_empty_lists(
+    daemon: Daemon, image: str, made: list[str]
+) -> None:
+    path = device()
+    rates = {
+        "BlkioDeviceReadBps": [{"Path": path, "Rate": 1 << 20}],
+        "BlkioDeviceWriteIOps": [{"Path": path, "Rate": 9}],
+    }
+    body = {
+        "Image": image,
+        "Cmd": ["sleep", "600"],
+        **host(NetworkMode="none", Memory=64 << 20, PidsLimit=50, **rates),
+    }
+    made.append(daemon.http("POST", "/containers/create", body).json()["Id"])
+    assert daemon.http("POST", f"/containers/{made[0]}/start").status == 204
+    changes = {
+        "CpuShares": 256, "CpuPeriod": 50_000, "CpuQuota": 20_000, "CpusetCpus": "0", "CpusetMems": "0",
+        "Memory": 96 << 20, "MemorySwap": 192 << 20, "MemoryReservation": 48 << 20, "MemorySwappiness": 3,
+        "OomKillDisable": True, "PidsLimit": 77, "RestartPolicy": {"Name": "on-failure", "MaximumRetryCount": 4},
+        "BlkioDeviceReadBps": [], "BlkioDeviceWriteBps": [{"Path": path, "Rate": 2 << 20}],
+    }  # fmt: skip
+    answer = daemon.http("POST", f"/containers/{made[0]}/update", changes)
+    assert (answer.status, answer.json()) == (200, {"Warnings": []})
+    shown = inspect(daemon, made[0])["HostConfig"]
+    assert {name: shown[name] for name in changes} == changes
+    assert shown["BlkioDeviceWriteIOps"] == rates["BlkioDeviceWriteIOps"]  # wasn't named
+
+    def kernel(controller: str, file: str) -> str:
+        group = daemon.names.cgroup_parent
+        found = list(Path(f"{GROUP}/{controller}/{group}").glob(f"**/{made[0]}/{file}"))
+        return found[0].read_text().strip()
+
+    assert kernel("cpu", "cpu.shares") == "256" and kernel("cpu", "cpu.cfs_quota_us") == "20000"
+    assert kernel("memory", "memory.limit_in_bytes") == str(96 << 20)
+    assert kernel("memory", "memory.memsw.limit_in_bytes") == str(192 << 20)
+    assert kernel("memory", "memory.swappiness") == "3" and kernel("pids", "pids.max") == "77"
+    assert kernel("blkio", "blkio.throttle.read_bps_device") == ""
+    assert kernel("blkio", "blkio.throttle.write_bps_device").endswith(str(2 << 20))
+    assert kernel("blkio", "blkio.throttle.write_iops_device").endswith(" 9")
+    assert kernel("cpuset", "cpuset.cpus") == "0"
+
+    before = daemon.http("POST", f"/v1.54/containers/{made[0]}/update", {"BlkioDeviceWriteBps": []})
+    assert (
+        before.status == 200 and inspect(daemon, made[0])["HostConfig"]["BlkioDeviceWriteBps"]
+    )  # ignored till 1.55

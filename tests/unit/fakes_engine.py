@@ -405,10 +405,14 @@ class FakeEngine:
         self.calls.append(("resize", rows, cols))
 
     async def update(
-        self, reference: str, resources: Resources, restart: RestartPolicy | None
+        self,
+        reference: str,
+        resources: Resources,
+        restart: RestartPolicy | None,
+        cleared: Sequence[str] = (),
     ) -> Sequence[str]:
         self.find(reference)
-        self.calls.append(("update", resources, restart))
+        self.calls.append(("update", resources, restart, *cleared))
         return []
 
     async def prune(self, accepts: Callable[[View], bool]) -> Pruned:

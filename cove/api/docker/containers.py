@@ -36,13 +36,14 @@ CONDITIONS: tuple[Literal["not-running", "next-exit", "removed"], ...] = (
 )
 
 
-_DEVICE_RATES = (
-    "blkio_weight_device",
-    "blkio_device_read_bps",
-    "blkio_device_write_bps",
-    "blkio_device_read_iops",
-    "blkio_device_write_iops",
-)
+# fields of an update that API 1.55 brought: null leaves what was, [] clears it
+_DEVICE_RATES = {
+    "blkio_weight_device": "blkio_weight_device",
+    "blkio_device_read_bps": "read_bps",
+    "blkio_device_write_bps": "write_bps",
+    "blkio_device_read_iops": "read_iops",
+    "blkio_device_write_iops": "write_iops",
+}
 
 
 async def list_containers(api: Api, request: Request) -> Response:
@@ -261,7 +262,8 @@ async def update(api: Api, request: Request) -> Response:
     restart_policy = None
     if body.restart_policy is not None and body.restart_policy.name:
         restart_policy = decode_restart(body.restart_policy, "")
-    warnings = await api.engine.update(request.name, resources, restart_policy)
+    cleared = [name for field, name in _DEVICE_RATES.items() if getattr(body, field) == []]
+    warnings = await api.engine.update(request.name, resources, restart_policy, cleared)
     return json_response({"Warnings": [*told, *warnings]})
 
 
