@@ -198,3 +198,97 @@ def test_containers_stop_with_the_daemon_where_live_restore_is_off(tmp_path: Pat
         eventually(lambda: daemon.client.containers.get(back.id).status == "running", "its policy is always")
         for container in (polite, stubborn, back):
             container.remove(force=True)
+
+
+def test_info_tells_what_the_configuration_says(tmp_path: Path) -> None:
+    path = tmp_path / "daemon.json"
+    path.write_text(
+        json.dumps(
+            {
+                "labels": ["rack=12", "zone=a"],
+                "live-restore": False,
+                "registry-mirrors": ["https://mirror.example.com"],
+                "insecure-registries": ["registry.example.com:5000", "10.0.0.0/8"],
+                "seccomp-profile": "unconfined",
+                "no-new-privileges": True,
+            }
+        )
+    )
+    with Daemon("--config-file", str(path)) as daemon:
+        info = daemon.client.info()
+        assert info["Labels"] == ["rack=12", "zone=a"] and info["LiveRestoreEnabled"] is False
+        assert info["RegistryConfig"]["Mirrors"] == ["https://mirror.example.com"]
+        assert "10.0.0.0/8" in info["RegistryConfig"]["InsecureRegistryCIDRs"]
+        assert info["RegistryConfig"]["IndexConfigs"]["registry.example.com:5000"]["Secure"] is False
+        assert {"name=seccomp,profile=unconfined", "name=no-new-privileges"} <= set(info["SecurityOptions"])
+        daemon.load_image()
+        assert "Seccomp:\t0" in run(daemon, "sh", "-c", "grep ^Seccomp: /proc/self/status")
+        builtin = run(
+            daemon, "sh", "-c", "grep ^Seccomp: /proc/self/status", security_opt=["seccomp=builtin"]
+        )
+        assert "Seccomp:\t2" in builtin
+
+
+def test_a_profile_of_the_host_filters_containers_that_name_none(tmp_path: Path) -> None:
+    profile = tmp_path / "profile.json"
+    rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}
+    profile.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}))
+    with Daemon("--seccomp-profile", str(profile)) as daemon:
+        daemon.load_image()
+        script = "mkdir /tmp/x 2>&1 || true"
+        assert "Operation not supported" in run(daemon, "sh", "-c", script)
+        assert run(daemon, "sh", "-c", script, security_opt=["seccomp=builtin"]) == ""
+        assert run(daemon, "sh", "-c", script, privileged=True) == ""
+    profile.write_text("{")
+    wrong = cove_daemon("--seccomp-profile", str(profile), "--config-file=", "--validate")
+    assert (
+        wrong.returncode == 1
+        and f"seccomp-profile {profile}: Decoding seccomp profile failed" in wrong.stderr
+    )
+
+
+def test_the_default_bridge_is_as_the_configuration_says(tmp_path: Path) -> None:
+    path = tmp_path / "daemon.json"
+    path.write_text(
+        json.dumps(
+            {
+                "bip": "10.231.7.9/24",
+                "fixed-cidr": "10.231.7.128/25",
+                "ipv6": False,
+                "icc": False,
+                "mtu": 1400,
+                "default-address-pools": [{"base": "10.232.0.0/16", "size": 28}],
+                "default-network-opts": {"bridge": {"com.docker.network.driver.mtu": "1380"}},
+            }
+        )
+    )
+    with Daemon("--config-file", str(path)) as daemon:
+        daemon.load_image()
+        bridge = daemon.client.networks.get("bridge").attrs
+        (pool,) = bridge["IPAM"]["Config"]
+        assert (pool["Subnet"], pool["Gateway"], pool["IPRange"]) == (
+            "10.231.7.0/24",
+            "10.231.7.9",
+            "10.231.7.128/25",
+        )
+        script = "ip -4 -o addr show eth0; ip route; cat /sys/class/net/eth0/mtu"
+        shown = run(daemon, "sh", "-c", script)
+        assert "10.231.7.1" in shown and "default via 10.231.7.9" in shown and "1400" in shown
+        other = daemon.client.containers.run(IMAGE, ["sleep", "1000"], detach=True)
+        try:
+            other.reload()
+            address = other.attrs["NetworkSettings"]["Networks"]["bridge"]["IPAddress"]
+            assert int(address.rpartition(".")[2]) >= 128
+            assert "no" in run(
+                daemon, "sh", "-c", f"ping -c1 -W1 {address} >/dev/null && echo yes || echo no"
+            )
+        finally:
+            other.remove(force=True)
+        network = daemon.client.networks.create("pooled")
+        try:
+            network.reload()
+            assert network.attrs["IPAM"]["Config"][0]["Subnet"].startswith("10.232.0.")
+            assert network.attrs["IPAM"]["Config"][0]["Subnet"].endswith("/28")
+            assert network.attrs["Options"]["com.docker.network.driver.mtu"] == "1380"
+        finally:
+            network.remove()

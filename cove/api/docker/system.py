@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import platform
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from cove import __version__
@@ -74,8 +75,22 @@ async def version(api: Api, request: Request) -> Response:
     )
 
 
+def registry_json(mirrors: Sequence[str], insecure: Sequence[str]) -> Json:
+    """What a registry client would go by, as the reference daemon shows it: hosts apart from networks."""
+    networks = [entry for entry in insecure if "/" in entry]
+    hosts = [entry for entry in insecure if "/" not in entry]
+    hub = {"Name": "docker.io", "Mirrors": list(mirrors), "Secure": True, "Official": True}
+    others = {name: {"Name": name, "Mirrors": [], "Secure": False, "Official": False} for name in hosts}
+    return {
+        "InsecureRegistryCIDRs": ["::1/128", "127.0.0.0/8", *networks],
+        "IndexConfigs": {"docker.io": hub, **others},
+        "Mirrors": list(mirrors) or None,
+    }
+
+
 async def info(api: Api, request: Request) -> Response:
     facts = api.engine.info()
+    settings = api.engine.settings
 
     def has(limit: str) -> bool:
         return f"No {limit} support" not in facts.missing
@@ -118,7 +133,7 @@ async def info(api: Api, request: Request) -> Response:
         "OSType": "linux",
         "Architecture": facts.architecture,
         "IndexServerAddress": "",
-        "RegistryConfig": {"IndexConfigs": {}, "InsecureRegistryCIDRs": [], "Mirrors": None},
+        "RegistryConfig": registry_json(settings.registry_mirrors, settings.insecure_registries),
         "NCPU": facts.cpus,
         "MemTotal": facts.memory_bytes,
         "GenericResources": None,
@@ -127,7 +142,7 @@ async def info(api: Api, request: Request) -> Response:
         "HttpsProxy": "",
         "NoProxy": "",
         "Name": facts.name,
-        "Labels": [],
+        "Labels": list(settings.labels),
         "ExperimentalBuild": False,
         "ServerVersion": __version__,
         "Runtimes": {"cove": {"path": "cove-init"}, "runc": {"path": "cove-init"}},
@@ -140,14 +155,14 @@ async def info(api: Api, request: Request) -> Response:
             "Error": "",
             "RemoteManagers": None,
         },
-        "LiveRestoreEnabled": True,
+        "LiveRestoreEnabled": settings.live_restore,
         "Isolation": "",
         "InitBinary": "cove-init",
         "ContainerdCommit": {"ID": ""},
         "RuncCommit": {"ID": ""},
         "InitCommit": {"ID": ""},
         "SecurityOptions": facts.security,
-        "CDISpecDirs": list(api.engine.settings.cdi_spec_dirs),
+        "CDISpecDirs": list(settings.cdi_spec_dirs),
         "Warnings": [f"WARNING: {sentence}" for sentence in facts.missing] or None,
     }
     if request.version >= 1049:
@@ -157,7 +172,7 @@ async def info(api: Api, request: Request) -> Response:
         for commit in ("ContainerdCommit", "RuncCommit", "InitCommit"):
             found[commit]["Expected"] = ""
     if request.version >= 1050:
-        devices = await asyncio.to_thread(read_registry, api.engine.settings.cdi_spec_dirs)
+        devices = await asyncio.to_thread(read_registry, settings.cdi_spec_dirs)
         found["DiscoveredDevices"] = [
             {"Source": "cdi", "ID": name} for name in sorted(devices.devices)
         ] or None
