@@ -18,6 +18,7 @@ from cove.logs.drivers import find_driver, is_readable, log_setup, needed_socket
 from cove.logs.model import LogLine, LogQuery, LogUnreadable
 from cove.logs.packer import Packer
 from cove.logs.reader import read_logs
+from cove.logs.shipping.position import has_unsent
 from cove.logs.shipping.shipper import Shipper, write_shipment
 from cove.model.container import Container, LogConfig
 from cove.runtime.launch import LogSetup
@@ -81,7 +82,7 @@ class ContainerLogs:
                 )
         if find_driver(container.log.driver).ships:
             log_dir = self.settings.log_dir(container.id)
-            if running or (log_dir / "ship").exists():
+            if running or has_unsent(log_dir):
                 self.shipper.follow(container.id, log_dir, running=running)
 
     def ended(self, container_id: str) -> None:

@@ -29,7 +29,7 @@ from cove.logs.shipping.encode import (
     SyslogEncoder,
     journal_name,
 )
-from cove.logs.shipping.position import Mark, Position, load_position, save_position
+from cove.logs.shipping.position import Mark, Position, has_unsent, load_position, save_position
 from cove.logs.shipping.protocol import Told, decode_told
 from cove.logs.shipping.shipper import write_shipment
 from cove.logs.shipping.trail import Trail
@@ -216,6 +216,22 @@ def test_a_trail_passes_over_damage(tmp_path: Path) -> None:
     trail = Trail(tmp_path, None)
     assert carry(trail, Cutter()) == [b"one", b"two"]
     trail.close()
+
+
+def test_an_ended_log_that_was_sent_whole_is_known(tmp_path: Path) -> None:
+    assert not has_unsent(tmp_path)
+    write_shipment(tmp_path, Shipment(source=SOURCE, destination=Syslog(address=UDP, facility=3, format="")))
+    assert has_unsent(tmp_path)
+    writer = Writer(tmp_path)
+    writer.write(1, 1, b"one\ntwo\n")
+    trail, cutter = Trail(tmp_path, None), Cutter()
+    assert carry(trail, cutter) == [b"one", b"two"]
+    trail.close()
+    assert has_unsent(tmp_path)
+    save_position(tmp_path / "ship", Position(marks=cutter.marks(), sent=2))
+    assert not has_unsent(tmp_path)
+    writer.write(2, 2, b"three")
+    assert has_unsent(tmp_path)
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"marks":{"1":3}}', b'{"marks":{"9":null}}', b"\xff"])

@@ -41,6 +41,19 @@ def load_position(directory: Path) -> Position | None:
         return None
 
 
+def has_unsent(log_dir: Path) -> bool:
+    """Whether there may be lines of an ended container that weren't sent; no, when its newest file was sent whole."""
+    if not (log_dir / "ship/destination").exists():
+        return False
+    position = load_position(log_dir / "ship")
+    try:
+        newest = os.stat(log_dir / "log")
+    except FileNotFoundError:
+        return True
+    ends = [(mark.file.inode, mark.offset) for mark in position.marks.values()] if position else []
+    return not ends or any(end != (newest.st_ino, newest.st_size) for end in ends)
+
+
 def save_position(directory: Path, position: Position) -> None:
     """Replaces the file as a whole. A full disk costs lines that are sent twice, no more."""
     new = directory / f"{_NAME}.new"

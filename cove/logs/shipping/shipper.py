@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from cove.logs.destinations import Shipment
+from cove.logs.shipping.position import has_unsent
 from cove.logs.shipping.protocol import MOST_LINE, Ended, Follow, Left, Order, Told, decode_told, encode_line
 from cove.model.errors import HostError
 
@@ -78,7 +79,8 @@ class Shipper:
 
     def keep(self, container_id: str, log_dir: Path) -> None:
         """The container is being removed: what of its log isn't sent yet is kept until it is. Idempotent."""
-        if not (log_dir / "ship/destination").exists():
+        if not has_unsent(log_dir):
+            self._forget(container_id)
             return
         place = self._unsent / container_id
         try:
@@ -193,9 +195,12 @@ class Shipper:
         if told.lost_bytes:
             self._hear_lost(ident, told.lost_bytes)
         if told.done:
-            self._under_way.pop(ident, None)
-            self._away.discard(ident)
-            self._lost.pop(ident, None)
+            self._forget(ident)
+
+    def _forget(self, ident: str) -> None:
+        self._under_way.pop(ident, None)
+        self._away.discard(ident)
+        self._lost.pop(ident, None)
 
     def _hear_lost(self, ident: str, lost_bytes: int) -> None:
         when, before = self._lost.get(ident, (-_LOST_SAY_S, 0))
