@@ -36,6 +36,7 @@ Subnet = ipaddress.IPv4Network | ipaddress.IPv6Network
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK = 16, 17, 18
 _RTM_NEWADDR, _RTM_DELADDR, _RTM_GETADDR = 20, 21, 22
 _RTM_NEWROUTE, _RTM_GETROUTE = 24, 26
+_RTM_NEWRULE, _RTM_DELRULE = 32, 33
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_MASTER = 1, 3, 4, 5, 10
 _IFLA_LINKINFO, _IFLA_AF_SPEC, _IFLA_GROUP, _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 18, 26, 27, 28, 29
@@ -51,6 +52,8 @@ _RTEXT_FILTER_SKIP_STATS = 8
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
 _IFA_F_NODAD, _IFA_F_PERMANENT = 0x02, 0x80
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_TABLE = 1, 4, 5, 15
+_FRA_PRIORITY, _FRA_FWMARK, _FR_ACT_TO_TBL = 6, 10, 1
+_RULE_PRIORITY = 32000
 _IFF_UP, _IFF_NOARP = 1, 0x80
 
 _LINK = struct.Struct("=BxHiII")  # family, type, index, flags, change
@@ -342,6 +345,30 @@ def default_route(index: int, gateway: Address, *, replace: bool = False) -> Req
         + (b"" if gateway.is_unspecified else attribute(_RTA_GATEWAY, gateway.packed))
         + u32(_RTA_OIF, index),
         f"set the default route through {gateway}",
+    )
+
+
+def default_route_of(table: int, index: int) -> Request:
+    """IPv6: a table's default route, to a link; there already is fine, and so is a kernel without IPv6."""
+    return Request(
+        _RTM_NEWROUTE,
+        NLM_F_CREATE | NLM_F_EXCL,
+        _ROUTE.pack(socket.AF_INET6, 0, 0, 0, table, 3, 0, 1, 0) + u32(_RTA_OIF, index),
+        "set the loop's route",
+        (errno.EEXIST, errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.ENODEV, errno.EACCES),
+    )
+
+
+def route_by_mark(mark: int, table: int, *, remove: bool = False) -> Request:
+    """IPv6: packets with this mark find their routes in a table. There already, or gone already, is fine."""
+    return Request(
+        _RTM_DELRULE if remove else _RTM_NEWRULE,
+        0 if remove else NLM_F_CREATE | NLM_F_EXCL,
+        _ROUTE.pack(socket.AF_INET6, 0, 0, 0, table, 0, 0, _FR_ACT_TO_TBL, 0)
+        + u32(_FRA_FWMARK, mark)
+        + u32(_FRA_PRIORITY, _RULE_PRIORITY),  # chosen by the kernel, each call would make one more
+        "route by a mark",
+        (errno.EEXIST, errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP),
     )
 
 

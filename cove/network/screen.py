@@ -17,7 +17,9 @@ from cove.network.netlink import Netlink
 from cove.network.screening import (
     LOOP_ADDRESS,
     LOOP_MAC,
+    LOOP_MARK,
     LOOP_MTU,
+    LOOP_ROUTES,
     loop_of,
     plan_no_screen,
     refuses_the_rest,
@@ -67,6 +69,8 @@ def apply_loop(netlink: Netlink, table: str) -> None:
         [
             *(links.set_up(index) for index in indexes),
             links.add_address(indexes[1], ipaddress.ip_interface(LOOP_ADDRESS)),
+            links.route_by_mark(LOOP_MARK, LOOP_ROUTES),
+            links.default_route_of(LOOP_ROUTES, indexes[1]),
         ]
     )
 
@@ -74,4 +78,9 @@ def apply_loop(netlink: Netlink, table: str) -> None:
 def remove_screen(netlink: Netlink, firewall: Firewall) -> None:
     """Remove tables and loop; what is gone is fine."""
     firewall.run(plan_no_screen(firewall.table))
-    netlink.batch([links.delete_link(loop_of(firewall.table)[0])])
+    netlink.batch(
+        [
+            links.delete_link(loop_of(firewall.table)[0]),
+            links.route_by_mark(LOOP_MARK, LOOP_ROUTES, remove=True),
+        ]
+    )

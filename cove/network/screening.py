@@ -19,6 +19,9 @@ import zlib
 from collections.abc import Callable, Sequence
 
 FAMILIES = ("ip", "ip6")
+# firewalld drops an IPv6 packet whose sender isn't behind the link that it came by (IPv6_rpfilter, at filter + 10),
+# by a lookup that takes the mark into account: meanwhile the loop's packets have one whose routes lead into the loop.
+LOOP_MARK, LOOP_ROUTES, AFTER_FIREWALLD = 0xC07D, 127, 20
 AFTER_ALL_OTHERS = 290  # the kernel's own helpers come at 300 (netfilter_ipv4.h)
 # Where the packet is said to go: any address of no use elsewhere, since the loop asks for no neighbour.
 _VIA = {"ip": "192.0.0.8", "ip6": "fe80::1"}  # RFC 7600's dummy address
@@ -61,6 +64,13 @@ def plan_screen(table: str, bridges: Sequence[str]) -> str:
         passed = f'dup to {_VIA[family]} device "{out}" drop'
         lines.append(f"add rule {name} input {new} {family} daddr . meta l4proto . th dport @host {passed}")
         lines.append(f"add rule {name} input {new} meta l4proto . th dport @any {passed}")
+    name = f"ip6 {table_of(table)}"
+    lines += [
+        f"add chain {name} entered {{ type filter hook prerouting priority mangle; policy accept; }}",
+        f"add chain {name} checked {{ type filter hook prerouting priority {AFTER_FIREWALLD}; policy accept; }}",
+        f'add rule {name} entered iifname "{into}" meta mark 0 meta mark set {LOOP_MARK}',
+        f'add rule {name} checked iifname "{into}" meta mark {LOOP_MARK} meta mark set 0',
+    ]
     return "\n".join(lines) + "\n"
 
 

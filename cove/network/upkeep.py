@@ -16,6 +16,7 @@ from cove.model.objects import Network
 from cove.network import bridges, foreign, links, records
 from cove.network.clients import apply_return_path
 from cove.network.firewall import Firewall
+from cove.network.firewalld import ZONE, join_zone, leave_zone
 from cove.network.links import Subnet
 from cove.network.model import FeatureMissing, Published
 from cove.network.namespaces import Workshop, hairpin_needed
@@ -132,6 +133,7 @@ class Upkeep:
         gone = [bridge, *self._segments.pop(bridge, ())]
         self._write_table(networks)
         foreign.take_back(self.firewall, gone)
+        self._leave_zone(gone)
         remove_segments(self._workshop.netlink(), bridge)
         bridges.remove_bridge(self._workshop.netlink(), bridge)
 
@@ -176,6 +178,7 @@ class Upkeep:
         segments = [name for found in self._segments.values() for name in found]
         if self._firewall is not None:
             foreign.take_back(self._firewall, [*names, *segments, loop_of(self._table)[0]])
+            self._leave_zone([*names, *segments])
             others = [c for c in self._firewall.chains() if c.forward and c.table != self._table]
             if self._guard and not others:
                 bridges.disable_forwarding()
@@ -305,6 +308,14 @@ class Upkeep:
             # A table of another release, whose maps have other types: make it anew, in one transaction.
             self.firewall.run(plan_removal(self._table) + plan_no_screen(self._table) + text)
 
+    def _leave_zone(self, names: Sequence[str]) -> None:
+        try:
+            leave_zone(self.firewall, names)
+        except HostError as error:
+            log.warning(
+                "firewalld keeps %s in zone %s until it is reloaded: %s", ", ".join(names), ZONE, error
+            )
+
     def _segment_names(self, networks: Sequence[Network]) -> list[str]:
         return [name for network in networks for name in self._segments.get(network.bridge, ())]
 
@@ -317,6 +328,9 @@ class Upkeep:
                 changes += foreign.let_out(self.firewall, loop_of(self._table)[0], chains)
             for change in changes:
                 log.info("%s", change)
+            joined = join_zone(self.firewall, names, chains)
+            if joined:
+                log.info("firewalld forwards for %s now: zone %s", ", ".join(joined), ZONE)
         except HostError as error:
             log.warning("another firewall's rules may drop what containers send: %s", error)
 

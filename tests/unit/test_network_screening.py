@@ -6,6 +6,7 @@ import struct
 
 import pytest
 
+from cove.network.firewalld import _KNOWN
 from cove.network.model import Published
 from cove.network.netlink import parse_attributes, zero_terminated
 from cove.network.rules import BridgeRules, plan_add, plan_flush, plan_table
@@ -80,3 +81,14 @@ def test_elements_that_come_and_go_disturb_nobody() -> None:
     assert matters(elements + message(0x0A02))  # a table is deleted
     for cut in (b"", message(0x0A02)[:10], struct.pack("=IHHII", 3, 0x0A02, 0, 0, 0)):
         assert not matters(cut)
+
+
+def test_bridges_are_found_in_firewalld_s_chain_however_it_words_the_jump() -> None:
+    chain = """table inet firewalld {
+        chain filter_FORWARD_ZONES {
+                iifname "cove0" goto filter_FWD_trusted # handle 9
+                iifname "br-1" goto filter_FWD_public
+                goto filter_FWD_public
+        }
+    }"""
+    assert _KNOWN.findall(chain) == ["cove0"]
