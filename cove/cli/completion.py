@@ -63,7 +63,7 @@ CONTAINERS = (
         "rename",
         "restart",
     ),
-    *("rm", "start", "stats", "stop", "top", "unpause", "update", "wait", "container inspect"),
+    *("rm", "start", "stats", "stop", "systemd", "top", "unpause", "update", "wait", "container inspect"),
 )
 IMAGES = ("run", "create", "plan", "save", "tag", "rmi", "history", "images", "image inspect")
 ONLY_FIRST = ("run", "create", "plan", "exec", "rename", "tag", "top", "commit")

@@ -56,6 +56,7 @@ COMMANDS = (
     ("events", "system", "Show events as they happen"),
     ("info", "system", "Show the daemon's state"),
     ("version", "system", "Show versions"),
+    ("systemd", "systemdunit", "Write a systemd unit for a container"),
     ("daemon", "daemon", "Run the daemon in the foreground"),
     ("completion", "completion", "Print completion for bash, zsh or fish"),
 )

@@ -8,9 +8,10 @@ that don't depend on each other are sent before their answers are read.
 from __future__ import annotations
 
 import os
+import time
 
 from cove.cli import createbody, terminal
-from cove.cli.client import Connection, query, quote
+from cove.cli.client import Connection, filters, query, quote
 from cove.cli.fail import REFUSED, ApiError, CliError
 from cove.cli.options import Command
 from cove.cli.runflags import CREATE_FLAGS, RUN_FLAGS
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from cove.cli.client import Client, Response
     from cove.cli.options import Options
 
+RESTART_PATIENCE_S = 60.0  # how long a daemon that went away may take to be back
 UPGRADE = {"Connection": "Upgrade", "Upgrade": "tcp"}
 
 
@@ -115,6 +117,7 @@ def run_attached(
     proxy: bool,
 ) -> int:
     """Attach, start if asked to, copy until the end; the container's exit code, 0 after detaching."""
+    begun_s = time.time()
     stdin, stdout, stderr = streams
     parameters = {
         "stream": True,
@@ -151,15 +154,40 @@ def run_attached(
     )
     if detached:
         return 0
-    return _exit_code(waited)
+    return _exit_code(client, container, waited, begun_s)
 
 
-def _exit_code(waited: Response) -> int:
-    answer = waited.json() or {}
+def _exit_code(client: Client, container: str, waited: Response, begun_s: float) -> int:
+    try:
+        answer = waited.json() or {}
+    except CliError:  # the daemon was restarted; the container went on, and so did its streams
+        return _told_exit_code(client, container, begun_s)
     problem = (answer.get("Error") or {}).get("Message")
     if problem:
         raise CliError(str(problem))
     return int(answer.get("StatusCode", REFUSED))
+
+
+def _told_exit_code(client: Client, container: str, begun_s: float) -> int:
+    """The exit code by the daemon's event store: a container with --rm is gone when the daemon is back."""
+    deadline = time.monotonic() + RESTART_PATIENCE_S
+    while True:
+        client.forget()
+        selected = filters([f"container={container}", "event=die"])
+        window = {"since": f"{begun_s:.9f}", "until": f"{time.time():.9f}", "filters": selected}
+        try:
+            told = list(client.request("GET", "/events" + query(window)).lines())
+            if told:
+                return int(told[-1]["Actor"]["Attributes"]["exitCode"])
+        except ApiError:
+            raise
+        except CliError:
+            pass  # it doesn't answer yet
+        if time.monotonic() > deadline:
+            raise CliError(
+                f"{container[:12]}: the daemon went away, so its exit code is unknown; once it is back, see cove ps -a"
+            )
+        time.sleep(0.1)
 
 
 def tell_waits(client: Client, container: str) -> None:

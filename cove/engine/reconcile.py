@@ -134,10 +134,8 @@ async def _settle(parts: Parts, view: View, why_gone: str) -> bool:
             log.error("container %s has ended, but holds on: %s", container.short_id, error)
         endpoints = state.endpoints
         state = ended_state(state, status)
-        if container.spec.auto_remove:
-            await _remove(parts, View(container, state))
-            return False
-        await parts.registry.set_state(container.id, state)
+        if not container.spec.auto_remove:
+            await parts.registry.set_state(container.id, state)
         parts.publish(
             container,
             "die",
@@ -145,6 +143,9 @@ async def _settle(parts: Parts, view: View, why_gone: str) -> bool:
             execDuration=str(max(0, status.finished_ns - state.started_ns) // 10**9),
         )
         publish_run(parts, container, endpoints, begun=False)
+        if container.spec.auto_remove:
+            await _remove(parts, View(container, state))
+            return False
         if plan_restart(container.spec.restart, state) is not None:
             await _mark_restarting(parts, container.id, state)
             return True
@@ -175,5 +176,6 @@ async def _mark_restarting(parts: Parts, container_id: str, state: State) -> Non
 async def _remove(parts: Parts, view: View) -> None:
     try:
         await remove_container(parts, view.container, volumes=True)
+        parts.publish(view.container, "destroy")
     except CoveError as error:
         log.warning("container %s could not be removed: %s", view.container.short_id, error)

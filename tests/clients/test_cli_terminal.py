@@ -210,3 +210,27 @@ def test_events_until_now_end(daemon: Daemon, image: str) -> None:
         "die",
         "destroy",
     ]
+
+
+def test_an_attached_run_goes_on_while_the_daemon_is_killed_and_started(
+    fresh_daemon: Daemon, image: str
+) -> None:
+    """Its streams are the supervisor's; its exit code comes from the new daemon, though --rm removed it."""
+    script = "echo first; read word; echo $word; exit 7"
+    command = [sys.executable, "-I", "-S", str(ROOT / "cove/cli/boot.py")]
+    with subprocess.Popen(
+        [*command, "-H", fresh_daemon.host, "run", "--rm", "-i", image, "sh", "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == b"first\n"
+        fresh_daemon.kill9()
+        process.stdin.write(b"second\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"second\n"
+        fresh_daemon.start()
+        output, error = process.communicate(timeout=BOUND_S)
+        assert (process.returncode, output, error) == (7, b"", b"")
+    assert fresh_daemon.http("GET", "/containers/json?all=1").json() == []
