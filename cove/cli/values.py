@@ -234,6 +234,7 @@ def parse_mount(text: str) -> dict[str, Any]:
     volume: dict[str, Any] = {}
     driver: dict[str, Any] = {}
     tmpfs: dict[str, Any] = {}
+    image: dict[str, Any] = {}
     for field in split_csv("mount", text):
         given, equals, value = field.partition("=")
         name = _MOUNT_NAMES.get(given.lower(), given.lower())
@@ -241,6 +242,8 @@ def parse_mount(text: str) -> dict[str, Any]:
             mount["ReadOnly"] = parse_bool("mount", text, value) if equals else True
         elif name == "volume-nocopy":
             volume["NoCopy"] = parse_bool("mount", text, value) if equals else True
+        elif name == "bind-create-src":
+            bind["CreateMountpoint"] = parse_bool("mount", text, value) if equals else True
         elif name == "bind-nonrecursive":
             bind["NonRecursive"] = parse_bool("mount", text, value) if equals else True
         elif not equals:
@@ -268,6 +271,8 @@ def parse_mount(text: str) -> dict[str, Any]:
             volume.setdefault("Labels", {})[key] = label
         elif name == "volume-subpath":
             volume["Subpath"] = value
+        elif name == "image-subpath":
+            image["Subpath"] = value
         elif name == "tmpfs-size":
             tmpfs["SizeBytes"] = parse_size("mount", value)
         elif name == "tmpfs-mode":
@@ -286,6 +291,7 @@ def parse_mount(text: str) -> dict[str, Any]:
         ("bind", "BindOptions", bind),
         ("volume", "VolumeOptions", volume),
         ("tmpfs", "TmpfsOptions", tmpfs),
+        ("image", "ImageOptions", image),
     ):
         if options and mount["Type"] != kind:
             raise wrong("mount", text, f"type={kind} where options of {kind} are given")

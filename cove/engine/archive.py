@@ -41,7 +41,7 @@ class Archives:
             layers_dir=self._parts.images.layers_dir,
             upper=layer.upper,
             work=layer.work,
-            mounts=container.mounts,
+            mounts=self._parts.with_layers(container).mounts,
         )
 
     async def stat(self, view: View, path: str) -> PathStat:

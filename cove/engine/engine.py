@@ -54,7 +54,7 @@ from cove.engine.types import (
     WaitHandle,
 )
 from cove.events.bus import Bus
-from cove.image.types import PathStat
+from cove.image.types import PathStat, Use
 from cove.logs.drivers import driver_names
 from cove.logs.model import LogLine, LogQuery
 from cove.logs.shipping.shipper import Totals
@@ -198,6 +198,10 @@ class Engine:
         """Ids of the containers that mount a volume, or are being created with it."""
         return self._parts.volume_users(name)
 
+    def image_users(self, image_id: str) -> Sequence[Use]:
+        """The containers that were made from an image, or mount it."""
+        return self._parts.image_users(image_id)
+
     # --- create -------------------------------------------------------------------------------
 
     async def create(
@@ -223,7 +227,8 @@ class Engine:
                 container = self._parts.limited(container)
                 undo.push_async_callback(self._parts.discard_container_dir, container.id)
                 await self._parts.make_container_dir(container)
-                self._parts.images.image_by_id(container.image_id)  # still there: copying up takes its time
+                for image_id in (container.image_id, *(p.image_id for p in container.mounts if p.image_id)):
+                    self._parts.images.image_by_id(image_id)  # still there: copying up takes its time
                 await self._parts.registry.insert(container, State())
             finally:
                 self._parts.claims.pop(container_id, None)

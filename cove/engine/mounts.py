@@ -15,7 +15,7 @@ from cove.engine.create import PlannedMount, tmpfs_point
 from cove.engine.parts import Parts
 from cove.image.types import OverlayTree
 from cove.image.worker import copy_up
-from cove.model.container import Bind, MountPoint, Tmpfs, Volume
+from cove.model.container import Bind, ImageMount, MountPoint, Tmpfs, Volume
 from cove.model.errors import Invalid
 from cove.model.objects import Image
 from cove.runtime.users import open_in_root
@@ -35,9 +35,35 @@ async def settle_mounts(
                 points.append(_bind_point(item.mount))
             case Tmpfs():
                 points.append(tmpfs_point(item.mount))
+            case ImageMount():
+                points.append(image_point(parts, item.mount))
             case Volume():
                 points.append(await _volume_point(parts, item.mount, item.anonymous, image, undo))
     return tuple(points)
+
+
+def image_point(parts: Parts, mount: ImageMount) -> MountPoint:
+    image = parts.images.find_image(mount.image)
+    point = MountPoint(
+        kind="image",
+        target=mount.target,
+        source=str(parts.images.layers_dir),
+        subpath=mount.subpath,
+        readonly=True,
+        recursive=False,
+        image=mount.image,
+        image_id=image.id,
+    )
+    if mount.subpath:
+        check_image_subpath(parts, point)
+    return point
+
+
+def check_image_subpath(parts: Parts, point: MountPoint) -> None:
+    """Refuse a subpath that isn't there, as far as the layers can tell; a start looks it up in the mounted image."""
+    image = parts.images.image_by_id(point.image_id)
+    if not may_have_content(parts, image, point.subpath):
+        raise Invalid(f"image subpath '{point.subpath}' does not exist in the image {point.image}")
 
 
 def _bind_point(mount: Bind) -> MountPoint:
@@ -60,6 +86,7 @@ def _bind_point(mount: Bind) -> MountPoint:
         readonly=mount.readonly,
         propagation=mount.propagation,
         recursive=mount.recursive,
+        readonly_below=mount.readonly_below,
     )
 
 

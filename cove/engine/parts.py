@@ -471,12 +471,30 @@ class Parts:
             point.name for point in container.mounts if point.name and self.volumes.needs_mount(point.name)
         }
 
+    def with_layers(self, container: Container) -> Container:
+        """The container, its image mounts with the layers that they show."""
+        if not any(point.image_id for point in container.mounts):
+            return container
+        points = (
+            msgspec.structs.replace(
+                point, layers=tuple(self.images.layer_paths(self.images.image_by_id(point.image_id)))
+            )
+            if point.image_id
+            else point
+            for point in container.mounts
+        )
+        return msgspec.structs.replace(container, mounts=tuple(points))
+
     def image_users(self, image_id: str) -> Sequence[Use]:
-        """The containers that were made from an image."""
+        """The containers that were made from an image, or mount it."""
         return [
-            Use(container_id=view.container.id, running=view.state.pid > 0)
+            Use(
+                container_id=view.container.id,
+                running=view.state.status in ("running", "paused", "restarting"),
+            )
             for view in self.registry.views()
             if view.container.image_id == image_id
+            or any(point.image_id == image_id for point in view.container.mounts)
         ]
 
     async def discard_volume(self, name: str) -> None:

@@ -23,6 +23,7 @@ from cove.engine.devices import find_device_edits, with_device_edits, with_devic
 from cove.engine.files import ContainerFiles, existing_files
 from cove.engine.hooks import run_poststart_hooks, run_start_hooks, write_bundle
 from cove.engine.links import check_linked, with_link_variables
+from cove.engine.mounts import image_point
 from cove.engine.parts import Parts
 from cove.engine.remap import (
     check_userns,
@@ -40,6 +41,7 @@ from cove.model.container import (
     ContainerSpec,
     Endpoint,
     EndpointSpec,
+    ImageMount,
     MountPoint,
     PortBinding,
     StepFailure,
@@ -208,17 +210,18 @@ async def _launch(
 
 
 async def hold_volumes(parts: Parts, container: Container, undo: AsyncExitStack) -> Container:
-    """Have the volumes mounted that are only while a container uses them; the container with their places."""
+    """Have the volumes mounted that are only while a container uses them; the container with their places, and with
+    its images' layers."""
     names = parts.mounted_volumes(container)
-    if not names:
-        return container
-    paths = await parts.volumes.mounts.hold(container.id, names)
-    undo.callback(parts.volumes.mounts.release, container.id)
-    points = (
-        msgspec.structs.replace(point, source=paths[point.name]) if point.name in paths else point
-        for point in container.mounts
-    )
-    return msgspec.structs.replace(container, mounts=tuple(points))
+    if names:
+        paths = await parts.volumes.mounts.hold(container.id, names)
+        undo.callback(parts.volumes.mounts.release, container.id)
+        points = (
+            msgspec.structs.replace(point, source=paths[point.name]) if point.name in paths else point
+            for point in container.mounts
+        )
+        container = msgspec.structs.replace(container, mounts=tuple(points))
+    return parts.with_layers(container)
 
 
 def _named(parts: Parts, container: Container) -> Container:
@@ -555,6 +558,8 @@ def plan_only(parts: Parts, container: Container, mounts: Sequence[PlannedMount 
                 )
             case Tmpfs():
                 points.append(tmpfs_point(item.mount))
+            case ImageMount():
+                points.append(image_point(parts, item.mount))
             case Volume(name=name, target=target, readonly=readonly, subpath=subpath):
                 source = str(parts.settings.data_root / "volumes" / name / "_data")
                 points.append(

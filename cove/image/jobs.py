@@ -53,6 +53,7 @@ class Save(Message, tag="save", frozen=True, kw_only=True):
 class BindMount(Message, frozen=True, kw_only=True):
     source: str
     subpath: str = ""  # below the source, which is the root for it
+    layers: tuple[str, ...] = ()  # it is an image, of these layers, lowest first
     target: str
     readonly: bool = False
 

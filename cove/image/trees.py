@@ -64,7 +64,43 @@ def _escape(path: str) -> str:
     return path.replace("\\", "\\\\").replace(",", "\\,").replace(":", "\\:")
 
 
+def _bind_image(tree: int, mount: BindMount) -> None:
+    """Another image's files: mounted read-only at the target, and the subpath's upon that. Layers are relative to the
+    working directory, as the root's are."""
+    target = os.fsencode(mount.target)
+    try:
+        fd = openat2(tree, target, O_PATH, RESOLVE_IN_ROOT)
+    except FileNotFoundError:
+        _make_target(tree, target, True)
+        fd = openat2(tree, target, O_PATH, RESOLVE_IN_ROOT)
+    try:
+        if len(mount.layers) > 1:
+            lower = ":".join(_escape(layer) for layer in reversed(mount.layers))
+            options = f"lowerdir={lower}{overlayfs.mount_options()}"
+            sandbox.mount("overlay", f"/proc/self/fd/{fd}", "overlay", MS_RDONLY, options)
+        else:
+            sandbox.mount(mount.layers[0], f"/proc/self/fd/{fd}", "", MS_BIND)
+    finally:
+        os.close(fd)
+    if mount.subpath:
+        whole = openat2(tree, target, O_PATH, RESOLVE_IN_ROOT)
+        try:
+            below = openat2(whole, os.fsencode(mount.subpath), O_PATH, _WITHIN)
+            sandbox.mount(f"/proc/self/fd/{below}", f"/proc/self/fd/{whole}", "", MS_BIND)
+            os.close(below)
+        finally:
+            os.close(whole)
+    fd = openat2(tree, target, O_PATH, RESOLVE_IN_ROOT)
+    try:
+        sandbox.mount("", f"/proc/self/fd/{fd}", "", MS_REMOUNT | MS_BIND | MS_RDONLY)
+    finally:
+        os.close(fd)
+
+
 def _bind(tree: int, mount: BindMount) -> None:
+    if mount.layers:
+        _bind_image(tree, mount)
+        return
     try:
         source = os.open(mount.source, O_PATH)
         if mount.subpath:

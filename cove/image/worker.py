@@ -382,7 +382,9 @@ def _place(tree: Tree) -> Place:
         upper=str(tree.upper or ""),
         work=str(tree.work or ""),
         mounts=tuple(
-            BindMount(source=m.source, subpath=m.subpath, target=m.target, readonly=m.readonly)
+            BindMount(
+                source=m.source, subpath=m.subpath, layers=m.layers, target=m.target, readonly=m.readonly
+            )
             for m in tree.mounts
             if m.kind != "tmpfs"
         ),

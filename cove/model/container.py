@@ -30,6 +30,9 @@ class Bind(Model, frozen=True, kw_only=True, tag="bind"):
     readonly: bool = False
     propagation: str = "rprivate"  # rprivate, private, rshared, shared, rslave, slave
     recursive: bool = True
+    readonly_below: Literal["", "no", "force"] = (
+        ""  # what is mounted below: as the kernel can, not, or refuse
+    )
     create_source: bool = False  # -v makes a missing source directory, --mount refuses it
 
 
@@ -55,7 +58,15 @@ class Tmpfs(Model, frozen=True, kw_only=True, tag="tmpfs"):
     options: tuple[str, ...] = ()  # as in mount(8): noexec, uid=…; checked at the edge
 
 
-Mount = Bind | Volume | Tmpfs
+class ImageMount(Model, frozen=True, kw_only=True, tag="image"):
+    """Another image's files, read-only (`--mount type=image`)."""
+
+    image: str  # the reference
+    target: str
+    subpath: str = ""
+
+
+Mount = Bind | Volume | Tmpfs | ImageMount
 
 
 class VolumesFrom(Model, frozen=True, kw_only=True):
@@ -251,7 +262,7 @@ class ContainerSpec(Model, frozen=True, kw_only=True):
 class MountPoint(Model, frozen=True, kw_only=True):
     """A mount with its source settled: the mount table that inspect shows and the plan uses."""
 
-    kind: Literal["bind", "volume", "tmpfs"]
+    kind: Literal["bind", "volume", "tmpfs", "image"]
     target: str
     source: str = ""  # host path; "" for tmpfs
     subpath: str = ""  # below `source`, whose content is a stranger's: resolved at each use, within `source`
@@ -260,8 +271,12 @@ class MountPoint(Model, frozen=True, kw_only=True):
     readonly: bool = False
     propagation: str = ""
     recursive: bool = True
+    readonly_below: Literal["", "no", "force"] = ""  # of a read-only bind: as in Bind
     options: tuple[str, ...] = ()  # tmpfs: size=…, mode=… and the caller's
     anonymous: bool = False
+    image: str = ""  # of an image mount: the reference that the caller gave
+    image_id: str = ""
+    layers: tuple[str, ...] = ()  # of an image mount, below `source`, lowest first; never stored
 
 
 class Endpoint(Model, frozen=True, kw_only=True):

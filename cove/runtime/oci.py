@@ -51,7 +51,8 @@ class Root(_Oci, frozen=True, kw_only=True):
 class Mount(_Oci, frozen=True, kw_only=True):
     """One mount, in the order in which it is made. `options` are mount(8)'s, as in the specification.
 
-    `subpath` is Cove's: a path below a bind's source, at which the source is taken for the root. With mappings the
+    `subpath` is Cove's: a path below a bind's source, at which the source is taken for the root. So is `layers`: the
+    bind is of the overlay of these directories below the source, lowest first. With mappings the
     mount shows files of `container_id` as owned by `host_id` (options idmap, ridmap; mount_setattr(2)).
     """
 
@@ -59,6 +60,7 @@ class Mount(_Oci, frozen=True, kw_only=True):
     type: str = ""
     source: str = ""
     subpath: str = ""
+    layers: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     uid_mappings: tuple[IdMapping, ...] = ()
     gid_mappings: tuple[IdMapping, ...] = ()

@@ -65,6 +65,8 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
     namespace: str = ""  # of a namespace: its type, as a config names it
     recursive: bool = False
     subpath: str = ""  # of a tree: below `path`, looked up as if that were the root
+    layers: tuple[str, ...] = ()  # of a tree: it is the read-only overlay of these below `path`, lowest first
+    userxattr: bool = False  # as in Overlay
     uid_mappings: tuple[IdMapping, ...] = ()  # of a tree: it is idmapped
     gid_mappings: tuple[IdMapping, ...] = ()
     idmap_recursive: bool = False  # with all that is mounted below it

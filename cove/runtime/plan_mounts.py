@@ -339,6 +339,7 @@ def _plan_bind(
     if (
         propagation & (MS_SHARED | MS_SLAVE)
         or mount.subpath
+        or mount.layers
         or uid_mappings
         # the root of a user namespace may pass fewer directories than the caller, unless that one is an ordinary user
         or (has_user_namespace(config) and host.capabilities & _SYS_ADMIN)
@@ -349,6 +350,8 @@ def _plan_bind(
             path=mount.source,
             recursive=options.recursive,
             subpath=mount.subpath,
+            layers=mount.layers,
+            userxattr=bool(mount.layers) and host.in_user_namespace,
             uid_mappings=uid_mappings,
             gid_mappings=gid_mappings,
             idmap_recursive=options.idmap_all,

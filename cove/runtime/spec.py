@@ -519,18 +519,28 @@ def _plan_mount(target: str, mount: MountPoint, maps: IdMaps | None, readonly: s
         return oci.Mount(destination=target, type="tmpfs", source="tmpfs", options=tuple(options))
     bind = ["rbind" if mount.recursive else "bind"]
     if mount.readonly:
-        bind.append(readonly if mount.recursive else "ro")
+        bind.append(_readonly_word(mount, readonly))
     bind.append(mount.propagation or "rprivate")
-    shifted = maps if maps is not None and mount.kind == "volume" else IdMaps((), ())
+    shifted = maps if maps is not None and mount.kind in ("volume", "image") else IdMaps((), ())
     return oci.Mount(
         destination=target,
         type="bind",
         source=mount.source,
         subpath=mount.subpath,
+        layers=mount.layers,
         options=tuple(bind),
         uid_mappings=shifted.uids,
         gid_mappings=shifted.gids,
     )
+
+
+def _readonly_word(mount: MountPoint, readonly: str) -> str:
+    if mount.readonly_below == "force" and readonly != "rro":
+        raise Unavailable(
+            f"mount {mount.target}: ReadOnlyForceRecursive needs Linux 5.12: leave it out, and what is mounted below "
+            "stays writable"
+        )
+    return readonly if mount.recursive and mount.readonly_below != "no" else "ro"
 
 
 def _root_propagation(mounts: Sequence[MountPoint]) -> str:

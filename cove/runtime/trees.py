@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from cove.model.container import MountPoint
-from cove.model.errors import Invalid, Unavailable
+from cove.model.errors import HostError, Invalid, Unavailable
 from cove.runtime import users
 from cove.runtime.idmap import idmap_tree, open_user_namespace
 from cove.runtime.plan_inputs import Slot
@@ -25,6 +25,7 @@ _OPEN_TREE_CLONE, _AT_RECURSIVE, _AT_EMPTY_PATH = 1, 0x8000, 0x1000
 _CLONE_FS, _CLONE_NEWNS = 0x200, 0x20000
 _AT_FDCWD = -100
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+_MS_RDONLY, _MS_REC, _MS_PRIVATE = 0x1, 0x4000, 1 << 18
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -71,6 +72,8 @@ def open_tree(path: str, *, recursive: bool, subpath: str = "") -> int:
 def open_slot(slot: Slot) -> int:
     """The descriptor for a plan's slot of kind "tree", idmapped where it asks for that; the caller closes it.
     Raises OSError, and Unavailable where an idmapped mount can't be."""
+    if slot.layers:
+        return _open_layers(slot)
     tree = open_tree(slot.path, recursive=slot.recursive, subpath=slot.subpath)
     if not slot.uid_mappings:
         return tree
@@ -87,6 +90,49 @@ def open_slot(slot: Slot) -> int:
         os.close(tree)
         raise
     return tree
+
+
+def _open_layers(slot: Slot) -> int:
+    """The overlay of an image's layers, mounted by a thread in a mount namespace that ends with it."""
+    if slot.uid_mappings:
+        raise Unavailable(
+            "type=image: a container in a user namespace of its own can't have it: use a volume"
+        )
+    answer: list[int | OSError] = []
+    thread = threading.Thread(target=_mount_layers, args=(slot, answer))
+    thread.start()
+    thread.join()
+    if isinstance(answer[0], OSError):
+        raise HostError(f"an image's files can't be mounted: {answer[0].strerror}")
+    return answer[0]
+
+
+def _mount_layers(slot: Slot, answer: list[int | OSError]) -> None:
+    """Runs in a thread of its own. A single layer is no overlay: overlayfs wants two without an upper one."""
+    try:
+        _check(_libc.unshare(_CLONE_FS | _CLONE_NEWNS), slot.path)
+        _check(_libc.mount(b"", b"/", b"", ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None), "/")
+        os.chdir(slot.path)
+        root = slot.layers[0]
+        if len(slot.layers) > 1:
+            root = slot.path
+            options = "lowerdir=" + ":".join(reversed(slot.layers)) + (",userxattr" if slot.userxattr else "")
+            flags = ctypes.c_ulong(_MS_RDONLY)
+            _check(_libc.mount(b"overlay", os.fsencode(root), b"overlay", flags, options.encode()), root)
+        answer.append(_clone_below(root, slot.subpath))
+    except OSError as error:
+        answer.append(error)
+
+
+def _clone_below(root: str, subpath: str) -> int:
+    place = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    if subpath:
+        above, place = place, -1
+        try:
+            place = users.open_in_root(above, subpath, os.O_PATH)
+        finally:
+            os.close(above)
+    return _clone_place(place, False, root)
 
 
 # since when a file system can be idmapped (FS_ALLOW_IDMAP)
@@ -142,7 +188,7 @@ def check_propagation(mounts: Sequence[MountPoint]) -> None:
     """Refuse `:shared` and `:slave` where the source's mount doesn't propagate. Raises Invalid as Docker does."""
     for mount in mounts:
         kind = mount.propagation.removeprefix("r")
-        if mount.kind == "tmpfs" or kind not in ("shared", "slave"):
+        if mount.kind in ("tmpfs", "image") or kind not in ("shared", "slave"):
             continue
         found = _find_mount(mount.source)
         wanted = ("shared:",) if kind == "shared" else ("shared:", "master:")

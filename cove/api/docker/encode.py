@@ -391,6 +391,8 @@ def mount_json(mount: MountPoint) -> Json:
     found: Json = {"Type": mount.kind}
     if mount.kind == "volume":
         found["Name"] = mount.name
+    elif mount.kind == "image":
+        found["Name"] = mount.image
     found["Source"] = mount.source
     found["Destination"] = mount.target
     if mount.kind == "volume":

@@ -26,26 +26,19 @@ Json = dict[str, Any]
 
 LIST_KEYS = frozenset(("before", "dangling", "label", "reference", "since", "until"))
 PRUNE_KEYS = frozenset(("dangling", "label", "label!", "until"))
-RUNNING = ("running", "paused", "restarting")
 
 
 def uses(api: Api) -> Callable[[str], Sequence[Use]]:
     """The containers of an image, as the images' room wants to know them."""
-
-    def of(image_id: str) -> list[Use]:
-        return [
-            Use(container_id=view.container.id, running=view.state.status in RUNNING)
-            for view in api.engine.list()
-            if view.container.image_id == image_id
-        ]
-
-    return of
+    return api.engine.image_users
 
 
 def count_uses(api: Api) -> dict[str, int]:
     counts: dict[str, int] = {}
     for view in api.engine.list():
-        counts[view.container.image_id] = counts.get(view.container.image_id, 0) + 1
+        used = {view.container.image_id, *(point.image_id for point in view.container.mounts)}
+        for image_id in used:
+            counts[image_id] = counts.get(image_id, 0) + 1
     return counts
 
 

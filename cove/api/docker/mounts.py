@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import msgspec
 
 from cove.api.docker import wire
-from cove.model.container import Bind, Mount, Tmpfs, Volume, VolumesFrom
+from cove.model.container import Bind, ImageMount, Mount, Tmpfs, Volume, VolumesFrom
 from cove.model.errors import Invalid, NotImplementedHere
 from cove.storage.volume_options import shown_options
 
@@ -131,6 +131,7 @@ def _decode_mount(mount: wire.Mount, path: str, version: int) -> Mount:
         (mount.bind_options, "BindOptions", "bind"),
         (mount.volume_options, "VolumeOptions", "volume"),
         (mount.tmpfs_options, "TmpfsOptions", "tmpfs"),
+        (mount.image_options, "ImageOptions", "image"),
     ):
         if strict and options is not None and kind != owner:
             raise Invalid(f'{path}.{field}: {field} must not be specified on mount type "{kind}"')
@@ -140,11 +141,30 @@ def _decode_mount(mount: wire.Mount, path: str, version: int) -> Mount:
         return _decode_volume(mount, target, path, version)
     if kind == "tmpfs":
         return _decode_tmpfs_mount(mount, target, path)
-    if kind in ("image", "cluster", "npipe"):
+    if kind == "image":
+        return _decode_image_mount(mount, target, path, version)
+    if kind == "cluster":
         raise NotImplementedHere(
-            f"{path}.Type: Cove has no mounts of type {kind} yet; use bind, volume or tmpfs"
+            f"{path}.Type: cluster volumes are a swarm's, and Cove is in none; use type volume"
         )
-    raise Invalid(f"{path}.Type: mount type unknown: '{kind}', expected bind, volume or tmpfs")
+    if kind == "npipe":
+        raise Invalid(f"{path}.Type: named pipes are Windows's; use type bind with the path of a socket")
+    raise Invalid(f"{path}.Type: mount type unknown: '{kind}', expected bind, volume, tmpfs or image")
+
+
+def _decode_image_mount(mount: wire.Mount, target: str, path: str, version: int) -> ImageMount:
+    if version < 1048:
+        raise Invalid(f'{path}.Type: Mount type "Image" needs API v1.48 or newer')
+    if not mount.source:
+        raise Invalid(f'{path}.Source: invalid mount config for type "image": field Source must not be empty')
+    subpath = (mount.image_options.subpath if mount.image_options else "") or ""
+    _check_subpath(subpath, f"{path}.ImageOptions.Subpath", "image")
+    return ImageMount(image=mount.source, target=target, subpath=subpath)
+
+
+def _check_subpath(subpath: str, path: str, what: str) -> None:
+    if subpath.startswith("/") or ".." in subpath.split("/") or "\0" in subpath:
+        raise Invalid(f"{path}: expected a relative path inside the {what}, got '{subpath}'")
 
 
 def _decode_bind(mount: wire.Mount, target: str, path: str, version: int) -> Bind:
@@ -163,19 +183,30 @@ def _decode_bind(mount: wire.Mount, target: str, path: str, version: int) -> Bin
             f"{path}.BindOptions.Propagation: invalid propagation mode: {propagation}, "
             f"expected one of {', '.join(sorted(_PROPAGATIONS))}"
         )
-    if options.read_only_non_recursive and version >= 1044:
-        raise NotImplementedHere(
-            f"{path}.BindOptions.ReadOnlyNonRecursive: Cove makes read-only binds read-only as a whole; "
-            "leave it out"
-        )
-    if options.read_only_force_recursive and version < 1044:
+    non_recursive = bool(options.read_only_non_recursive) and version >= 1044
+    force = bool(options.read_only_force_recursive)
+    if force and version < 1044:
         raise Invalid(f"{path}.BindOptions.ReadOnlyForceRecursive needs API v1.44 or newer")
+    for field, given in (("ReadOnlyNonRecursive", non_recursive), ("ReadOnlyForceRecursive", force)):
+        if given and not mount.read_only:
+            raise Invalid(
+                f"{path}.BindOptions.{field}: mount source must be read-only: set ReadOnly, or leave it out"
+            )
+    if force and non_recursive:
+        raise Invalid(
+            f"{path}.BindOptions: ReadOnlyForceRecursive and ReadOnlyNonRecursive exclude each other"
+        )
+    if force and propagation not in ("rprivate", "private"):
+        raise Invalid(
+            f"{path}.BindOptions.ReadOnlyForceRecursive needs the propagation rprivate, not {propagation}"
+        )
     return Bind(
         source=posixpath.normpath(source),
         target=target,
         readonly=bool(mount.read_only),
         propagation=propagation,
         recursive=not (options.non_recursive and version >= 1040),
+        readonly_below="force" if force else "no" if non_recursive else "",
         create_source=bool(options.create_mountpoint) and version >= 1042,
     )
 
@@ -186,10 +217,9 @@ def _decode_volume(mount: wire.Mount, target: str, path: str, version: int) -> V
     subpath = options.subpath or ""
     if subpath and version < 1045:
         raise Invalid(f"{path}.VolumeOptions.Subpath needs API v1.45 or newer")
-    if subpath.startswith("/") or ".." in subpath.split("/") or "\0" in subpath:
-        raise Invalid(
-            f"{path}.VolumeOptions.Subpath: expected a relative path inside the volume, got '{subpath}'"
-        )
+    _check_subpath(subpath, f"{path}.VolumeOptions.Subpath", "volume")
+    if subpath and not mount.source:
+        raise Invalid(f"{path}.VolumeOptions.Subpath: must not be set when using anonymous volumes")
     return Volume(
         name=_check_name(mount.source or "", f"{path}.Source"),
         target=target,

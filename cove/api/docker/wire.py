@@ -182,6 +182,10 @@ class TmpfsOptions(Wire, frozen=True, kw_only=True):
     options: list[list[str]] | None = None
 
 
+class ImageOptions(Wire, frozen=True, kw_only=True):
+    subpath: str | None = None
+
+
 class Mount(Wire, frozen=True, kw_only=True):
     type: str | None = None
     source: str | None = None
@@ -191,7 +195,7 @@ class Mount(Wire, frozen=True, kw_only=True):
     bind_options: BindOptions | None = None
     volume_options: VolumeOptions | None = None
     tmpfs_options: TmpfsOptions | None = None
-    image_options: dict[str, Any] | None = None
+    image_options: ImageOptions | None = None
     cluster_options: dict[str, Any] | None = None
 
 
