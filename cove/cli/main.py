@@ -72,7 +72,7 @@ GROUPS = {
             "ps": ("containerlist", "ps"),
             "inspect": ("inspect", "container inspect"),
             "cp": ("copy", "cp"),
-            "prune": ("system", "container prune"),
+            "prune": ("disk", "container prune"),
         },
     ),
     "image": (
@@ -83,7 +83,7 @@ GROUPS = {
             "rm": ("images", "rmi"),
             "remove": ("images", "rmi"),
             "inspect": ("inspect", "image inspect"),
-            "prune": ("system", "image prune"),
+            "prune": ("disk", "image prune"),
             **{name: ("images", name) for name in ("load", "import", "save", "tag", "history")},
         },
     ),
@@ -95,8 +95,9 @@ GROUPS = {
             "list": ("volumes", "volume ls"),
             "rm": ("volumes", "volume rm"),
             "remove": ("volumes", "volume rm"),
+            "update": ("volumes", "volume update"),
             "inspect": ("inspect", "volume inspect"),
-            "prune": ("system", "volume prune"),
+            "prune": ("disk", "volume prune"),
         },
     ),
     "network": (
@@ -110,7 +111,7 @@ GROUPS = {
             "connect": ("networks", "network connect"),
             "disconnect": ("networks", "network disconnect"),
             "inspect": ("inspect", "network inspect"),
-            "prune": ("system", "network prune"),
+            "prune": ("disk", "network prune"),
         },
     ),
     "pod": (
@@ -142,8 +143,8 @@ GROUPS = {
     "system": (
         "The daemon as a whole",
         {
-            "df": ("system", "system df"),
-            "prune": ("system", "system prune"),
+            "df": ("disk", "system df"),
+            "prune": ("disk", "system prune"),
             "info": ("system", "info"),
             "events": ("system", "events"),
             "dial-stdio": ("dial", "system dial-stdio"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cove.cli import output, values
 from cove.cli.client import filters, query, quote
-from cove.cli.fail import ApiError
+from cove.cli.fail import ApiError, CliError
 from cove.cli.options import Command
 from cove.cli.run import complain
 
@@ -63,6 +63,16 @@ def run_rm(client: Client, options: Options) -> int:
     return status
 
 
+def run_update(client: Client, options: Options) -> int:
+    """cove volume update"""
+    size = options.text("size")
+    if not size:
+        raise CliError("volume update: --size is missing: say how large the volume may be, e.g. --size 20g")
+    name = options.args[0]
+    print(client.post("/cove/v1/volumes/update" + query({"name": name}), {"Size": size})["Name"])
+    return 0
+
+
 COMMANDS = {
     "volume create": Command(
         "volume create",
@@ -71,7 +81,7 @@ COMMANDS = {
         "Create a volume and print its name.",
         flags=(
             ("d", "driver", "str", "NAME", "Make it by this driver (default: local)"),
-            ("o", "opt", "list", "NAME=VALUE", "Set an option of the driver, e.g. type=tmpfs"),
+            ("o", "opt", "list", "NAME=VALUE", "Set an option of the driver, e.g. size=10g, type=nfs"),
             ("", "label", "list", "NAME=VALUE", "Label the volume, e.g. tier=db"),
         ),
         most=1,
@@ -88,6 +98,16 @@ COMMANDS = {
             ("", "format", "str", "FORMAT", "json, a template, or 'table …', e.g. '{{.Name}}'"),
         ),
         example="cove volume ls -f dangling=true",
+    ),
+    "volume update": Command(
+        "volume update",
+        run_update,
+        "--size SIZE VOLUME",
+        "Change the size of a volume that was made with one.",
+        flags=(("", "size", "str", "SIZE", "Let it hold SIZE, e.g. 20g; an image can only grow"),),
+        needed=1,
+        most=1,
+        example="cove volume update --size 20g data",
     ),
     "volume rm": Command(
         "volume rm",

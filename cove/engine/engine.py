@@ -348,13 +348,19 @@ class Engine:
         container; returns warnings."""
         return await self._lifecycle.update(self._id_of(reference), resources, restart, cleared)
 
+    def prunable(self, accepts: Callable[[View], bool]) -> Sequence[View]:
+        """The containers that `prune` would remove."""
+        return [
+            view
+            for view in self.list()
+            if view.state.status in ("created", "exited", "dead") and accepts(view)
+        ]
+
     async def prune(self, accepts: Callable[[View], bool]) -> Pruned:
         """Remove the containers that don't run and that `accepts` lets through."""
         deleted = []
         reclaimed = 0
-        for view in self.list():
-            if view.state.status not in ("created", "exited", "dead") or not accepts(view):
-                continue
+        for view in self.prunable(accepts):
             size = await self._parts.writable_size(view.container)
             try:
                 await self._lifecycle.remove(view.container.id, force=False, volumes=False)
@@ -594,6 +600,14 @@ class Engine:
         """How full a container's writable layer is: bytes used, the limit, and whether that is `full`. None for one
         without a size."""
         return self._parts.layer_usage(view.container)
+
+    async def log_size(self, view: View) -> int:
+        """Bytes of a container's log on the disk."""
+        return (await self._parts.meter.measure(self.settings.log_dir(view.container.id))).size_bytes
+
+    async def trash_size(self) -> int:
+        """Bytes that are given up and not deleted yet."""
+        return (await self._parts.meter.measure(self.settings.data_root / "trash")).size_bytes
 
     async def writable_size(self, reference: str) -> int:
         """Bytes in the container's writable layer."""

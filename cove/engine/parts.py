@@ -54,7 +54,6 @@ from cove.storage.layers import Layers, LayerUsage, WritableLayer, prepare_writa
 from cove.storage.project_quota import ProjectQuotas
 from cove.storage.secrets import Secrets
 from cove.storage.trash import Trash
-from cove.storage.usage import disk_usage
 from cove.storage.volumes import Volumes
 from cove.store.interface import Put, Store, absent
 from cove.store.sqlite import SqliteStore
@@ -97,6 +96,7 @@ class Parts:
         self.host = host
         self.launcher = launcher
         self.quotas = quotas
+        self.meter = volumes.meter
         self.layers = Layers(quotas, images=shifted is None and not host.in_user_namespace)
         self.shifted = shifted  # with `--userns-remap`
         self.naming = Naming(
@@ -443,7 +443,7 @@ class Parts:
         await self.ensure_layer(container)
         if container.layer == "project" and (found := self.layer_usage(container)) is not None:
             return found.used_bytes
-        usage = await disk_usage(self.layer(container).upper)
+        usage = await self.meter.measure(self.layer(container).upper)
         return usage.size_bytes
 
     async def end_stray(self, state_dir: Path) -> None:

@@ -31,6 +31,7 @@ from cove.image.changes import apply_changes
 from cove.image.content import EMPTY_LAYER, Content
 from cove.image.jobs import Done, Member, Progress, Save, Unpack, Unpacked
 from cove.image.manifests import ArchiveIndex, FoundImage, HistoryLine, LayerBlob
+from cove.image.pruning import count_shared, plan_prune
 from cove.image.records import ImageRecord, LayerRecord, encode_record, hex_of
 from cove.image.references import (
     Reference,
@@ -147,10 +148,7 @@ class Images:
 
     def size_on_disk(self) -> int:
         """Bytes that all layers take, shared ones once: files, and blobs that are kept beside them."""
-        return sum(
-            layer.size_bytes + (layer.blob_bytes if layer.compression else 0)
-            for layer in self._layers.values()
-        )
+        return sum(map(_on_disk, self._layers.values()))
 
     def _by_id(self, image_id: str, shown: str) -> Image:
         image = self._images.get(image_id)
@@ -513,6 +511,31 @@ class Images:
                     continue  # a child or a new container needs it
         return lines, max(0, before - self.size_on_disk())
 
+    def plan_prune(self, select: Callable[[Image], bool], in_use: Uses) -> tuple[list[Removed], int]:
+        """What `prune` would remove, with layers, and the bytes it would free; and hidden images that nobody uses."""
+        lines, gone = plan_prune(self.list_images(), select, in_use)
+        gone |= {i for i, record in self._records.items() if record.hidden and not in_use(i)}
+        stays = [image for image_id, image in self._images.items() if image_id not in gone]
+        kept = {diff_id for image in stays for diff_id in image.diff_ids}
+        chains = {
+            chain for image_id in gone for chain in manifests.chain_ids(self._images[image_id].diff_ids)
+        } - {chain for image in stays for chain in manifests.chain_ids(image.diff_ids)}
+        freed = sum(_on_disk(layer) for diff_id, layer in self._layers.items() if diff_id not in kept)
+        return [*lines, *(Removed(deleted=chain) for chain in sorted(chains))], freed
+
+    def shared_sizes(self) -> dict[str, int]:
+        """By image: the bytes of its layers that another image has, too."""
+        sizes = {diff_id: layer.size_bytes for diff_id, layer in self._layers.items()}
+        return count_shared(self._images.values(), sizes)
+
+    def layer_uses(self) -> list[tuple[str, int, list[Image]]]:
+        """Every layer's diff id, the bytes it takes on the disk, and the images that have it (hidden ones, too)."""
+        users: dict[str, list[Image]] = {diff_id: [] for diff_id in self._layers}
+        for image in self._images.values():
+            for diff_id in dict.fromkeys(image.diff_ids):
+                users[diff_id].append(image)
+        return [(diff_id, _on_disk(self._layers[diff_id]), found) for diff_id, found in users.items()]
+
     async def release(self, in_use: Uses) -> None:
         """Let go of hidden images whose last container is gone. Call it when a container was removed.
 
@@ -680,3 +703,7 @@ def _names_the_id(reference: str, image: Image) -> bool:
     return bool(id_prefix(reference)) and (
         image.id.startswith(reference) or hex_of(image.id).startswith(reference)
     )
+
+
+def _on_disk(layer: LayerRecord) -> int:
+    return layer.size_bytes + (layer.blob_bytes if layer.compression else 0)

@@ -5,11 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
+import time
 from pathlib import Path
 
 import msgspec
 
 from cove.storage.beneath import open_beneath
+
+WALKS = 2
+REST = 9
+QUICK_S = 0.05
+REMEMBERED = 4096
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -19,15 +25,45 @@ class Usage(msgspec.Struct, frozen=True):
     entries: int = 0
 
 
-async def disk_usage(path: Path) -> Usage:
-    """Measure a tree in a thread; a missing one takes nothing.
+class Meter:
+    """Measures trees in threads, a few at a time.
 
-    Symlinks aren't followed and mounts aren't entered; what vanishes while this looks isn't counted.
+    Who asks for a tree that is being measured gets that answer, and a tree that took long is measured again only after
+    REST times as long: asking all the time costs a tenth of a processor at most.
     """
-    return await asyncio.to_thread(_measure, path)
+
+    def __init__(self) -> None:
+        self._slots = asyncio.Semaphore(WALKS)
+        self._running: dict[Path, asyncio.Task[Usage]] = {}
+        self._known: dict[Path, tuple[Usage, float]] = {}  # until when (monotonic)
+
+    async def measure(self, path: Path) -> Usage:
+        """See `measure_tree`; a missing tree takes nothing."""
+        known = self._known.get(path)
+        if known is not None:
+            if known[1] > time.monotonic():
+                return known[0]
+            del self._known[path]
+        running = self._running.get(path)
+        if running is None:
+            running = self._running[path] = asyncio.get_running_loop().create_task(self._walk(path))
+            running.add_done_callback(lambda _: self._running.pop(path, None))
+        return await asyncio.shield(running)
+
+    async def _walk(self, path: Path) -> Usage:
+        async with self._slots:
+            begun_s = time.monotonic()
+            usage = await asyncio.to_thread(measure_tree, path)
+        now_s = time.monotonic()
+        if now_s - begun_s > QUICK_S:
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            self._known[path] = (usage, now_s + REST * (now_s - begun_s))
+        return usage
 
 
-def _measure(path: Path) -> Usage:
+def measure_tree(path: Path) -> Usage:
+    """Blocking. Symlinks aren't followed and mounts aren't entered; what vanishes meanwhile isn't counted."""
     try:
         root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:

@@ -29,7 +29,7 @@ from cove.storage.mount_process import mount, unmount
 from cove.storage.project_quota import ProjectQuotas, project_of
 from cove.storage.sized_image import grow_image, grow_mounted, image_filesystem, make_image
 from cove.storage.trash import Trash
-from cove.storage.usage import Usage, disk_usage
+from cove.storage.usage import Meter, Usage
 from cove.storage.volume_mounts import InUse, VolumeMounts
 from cove.storage.volume_options import (
     VolumeSource,
@@ -70,6 +70,7 @@ class Volumes:
     def __init__(self, root: Path, store: Store, trash: Trash, quotas: ProjectQuotas | None) -> None:
         self._root = root
         self._quotas = quotas
+        self.meter = Meter()
         self._store = store
         self._trash = trash
         self._records: dict[str, VolumeRecord] = {}
@@ -159,7 +160,7 @@ class Volumes:
                 return Usage(os.stat(self._root / name / _IMAGE).st_blocks * 512)
         if "type" in record.options:
             return None
-        return await disk_usage(self.mountpoint(name))
+        return await self.meter.measure(self.mountpoint(name))
 
     def sized_trees(self) -> Sequence[Path]:
         """The directories of volumes that a project quota limits."""

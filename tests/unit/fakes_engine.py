@@ -42,7 +42,7 @@ from cove.engine.types import (
 )
 from cove.events.bus import Bus
 from cove.image.manifests import HistoryLine, history_of
-from cove.image.types import Loaded, PathStat, Removed
+from cove.image.types import Loaded, PathStat, Removed, Use
 from cove.logs.model import LogLine, LogQuery
 from cove.metrics.meters import Meters
 from cove.model.container import (
@@ -62,6 +62,7 @@ from cove.model.errors import Conflict, Invalid, NotFound, NotModified
 from cove.model.objects import HistoryEntry, Image, ImageConfig, IpamPool, Network, VolumeRecord
 from cove.runtime.cgroups_stats import CpuClock, CpuStats, MemoryStats, Pressure, PressureLine, Stats
 from cove.runtime.steps import Hostname, MakeHostDir, Plan
+from cove.storage.volume_options import parse_size
 from cove.storage.volumes import Pruned as PrunedVolumes
 
 TIMEOUT_S = 30.0
@@ -102,6 +103,16 @@ class FakeImages:
 
     def size_on_disk(self) -> int:
         return sum(image.size_bytes for image in self.images)
+
+    def plan_prune(self, select: Callable[[Image], bool], in_use: Any) -> tuple[list[Removed], int]:
+        gone = [image for image in self.images if select(image) and not in_use(image.id)]
+        return [Removed(deleted=image.id) for image in gone], sum(image.size_bytes for image in gone)
+
+    def shared_sizes(self) -> dict[str, int]:
+        return {image.id: 0 for image in self.images}
+
+    def layer_uses(self) -> list[tuple[str, int, list[Image]]]:
+        return [(image.id, image.size_bytes, [image]) for image in self.images]
 
     async def prune(self, select: Callable[[Image], bool], in_use: Any) -> tuple[list[Removed], int]:
         gone = [image for image in self.images if select(image) and not in_use(image.id)]
@@ -174,6 +185,10 @@ class FakeVolumes:
         if name not in self.records and not force:
             raise NotFound(f"get {name}: no such volume")
         self.records.pop(name, None)
+
+    async def resize(self, name: str, size: str) -> VolumeRecord:
+        record = self.get(name)
+        return msgspec.structs.replace(record, size_bytes=parse_size(size, f"update {name}"))
 
     async def prune(self, *, in_use: Any, keep: Any, named_too: bool) -> PrunedVolumes:
         names = tuple(r.name for r in self.list() if (r.anonymous or named_too) and not keep(r))
@@ -276,6 +291,22 @@ class FakeEngine:
 
     def volume_users(self, name: str) -> Sequence[str]:
         return [v.container.id for v in self.list() if any(m.name == name for m in v.container.mounts)]
+
+    def image_users(self, image_id: str) -> Sequence[Use]:
+        return [
+            Use(container_id=v.container.id, running=v.state.status == "running")
+            for v in self.list()
+            if v.container.image_id == image_id
+        ]
+
+    def layer_usage(self, view: View) -> None:
+        return None
+
+    async def log_size(self, view: View) -> int:
+        return 3
+
+    async def trash_size(self) -> int:
+        return 0
 
     def exec_ids(self, container_id: str) -> Sequence[str]:
         return []
@@ -414,6 +445,9 @@ class FakeEngine:
         self.find(reference)
         self.calls.append(("update", resources, restart, *cleared))
         return []
+
+    def prunable(self, accepts: Callable[[View], bool]) -> Sequence[View]:
+        return [v for v in self.list() if v.state.status != "running" and accepts(v)]
 
     async def prune(self, accepts: Callable[[View], bool]) -> Pruned:
         deleted = [v.container.id for v in self.list() if v.state.status != "running" and accepts(v)]

@@ -342,7 +342,7 @@ REFUSED_HOST: list[tuple[dict[str, Any], str]] = [
     ({"Mounts": [{"Type": "bind", "Source": "a", "Target": "/b"}]}, "mount path must be absolute"),
     ({"Mounts": [{"Type": "bind", "Source": "/a"}]}, "HostConfig.Mounts[0].Target: invalid mount path: ''"),
     ({"Mounts": [{"Type": "disk", "Target": "/b"}]}, "HostConfig.Mounts[0].Type: mount type unknown: 'disk'"),
-    ({"Mounts": [{"Type": "image", "Source": "x", "Target": "/b"}]}, "no mounts of type image"),
+    ({"Mounts": [{"Type": "image", "Target": "/b"}]}, "field Source must not be empty"),
     ({"Mounts": [{"Type": "tmpfs", "Source": "/a", "Target": "/b"}]}, "field Source must not be specified"),
     ({"Mounts": [{"Type": "tmpfs", "Target": "/b", "BindOptions": {}}]},
      'BindOptions must not be specified on mount type "tmpfs"'),

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from cove.api.docker import commit, containers, exec, images, networks, streams, system, unsupported, volumes
+from cove.api.docker import (
+    commit,
+    containers,
+    exec,
+    images,
+    networks,
+    streams,
+    system,
+    unsupported,
+    usage,
+    volumes,
+)
 from cove.api.docker.context import Api
 from cove.api.router import Route
 
@@ -15,5 +26,6 @@ ROUTES: tuple[Route[Api], ...] = (
     *volumes.ROUTES,
     *networks.ROUTES,
     *system.ROUTES,
+    *usage.ROUTES,
     *unsupported.ROUTES,
 )

@@ -15,11 +15,10 @@ from cove.api.docker.fields import check_fields
 from cove.api.docker.filters import (
     CONTAINER_KEYS,
     container_filter,
-    label_filter,
     parse_filters,
-    prune_before,
 )
 from cove.api.docker.limits import decode_resources, decode_restart
+from cove.api.docker.pruning import CONTAINER_PRUNE_KEYS, select_containers
 from cove.api.http import NO_CONTENT, Request, Response, encode_json, json_response
 from cove.api.router import Route
 from cove.engine.types import View
@@ -27,7 +26,6 @@ from cove.model.container import Resources
 from cove.model.errors import CoveError, Invalid, NotFound
 from cove.model.objects import Image
 
-PRUNE_KEYS = frozenset(("label", "label!", "until"))
 MAX_SECONDS = 1 << 31
 CONDITIONS: tuple[Literal["not-running", "next-exit", "removed"], ...] = (
     "not-running",
@@ -313,12 +311,8 @@ def read_size(request: Request) -> tuple[int, int]:
 
 
 async def prune(api: Api, request: Request) -> Response:
-    filters = parse_filters(request.query.get("filters"), PRUNE_KEYS)
-    latest_ns = prune_before(filters, time.time_ns())
-    labels = label_filter(filters)
-    pruned = await api.engine.prune(
-        lambda view: view.container.created_ns <= latest_ns and labels(view.container.labels)
-    )
+    filters = parse_filters(request.query.get("filters"), CONTAINER_PRUNE_KEYS)
+    pruned = await api.engine.prune(select_containers(filters))
     api.publish("container", "prune", "", {"reclaimed": str(pruned.reclaimed_bytes)})
     return json_response(
         {"ContainersDeleted": pruned.deleted or None, "SpaceReclaimed": pruned.reclaimed_bytes}

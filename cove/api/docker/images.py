@@ -13,7 +13,8 @@ import msgspec
 
 from cove.api.docker.context import Api
 from cove.api.docker.encode import healthcheck_json
-from cove.api.docker.filters import boolean, label_filter, matches_labels, parse_filters, prune_before
+from cove.api.docker.filters import boolean, matches_labels, parse_filters, prune_before
+from cove.api.docker.pruning import IMAGE_PRUNE_KEYS, select_images
 from cove.api.docker.text import NEVER, parse_rfc3339_seconds, rfc3339
 from cove.api.http import Request, Response, Stream, encode_json, json_response
 from cove.api.router import Route
@@ -25,7 +26,6 @@ from cove.model.objects import Image, ImageConfig
 Json = dict[str, Any]
 
 LIST_KEYS = frozenset(("before", "dangling", "label", "reference", "since", "until"))
-PRUNE_KEYS = frozenset(("dangling", "label", "label!", "until"))
 
 
 def uses(api: Api) -> Callable[[str], Sequence[Use]]:
@@ -48,7 +48,8 @@ def count_uses(api: Api) -> dict[str, int]:
 async def list_images(api: Api, request: Request) -> Response:
     query = request.query
     filters = parse_filters(query.get("filters"), LIST_KEYS)
-    query.flag("all"), query.flag("digests"), query.flag("shared-size"), query.flag("manifests")
+    query.flag("all"), query.flag("digests"), query.flag("manifests")
+    shared = api.engine.images.shared_sizes() if query.flag("shared-size") else {}
     if request.version < 1025 and query.get("filter"):
         filters.setdefault("reference", []).append(query.get("filter"))
     accepts = _image_filter(api, filters)
@@ -57,7 +58,10 @@ async def list_images(api: Api, request: Request) -> Response:
     found.sort(key=lambda image: parse_rfc3339_seconds(image.created), reverse=True)
     if patterns := filters.get("reference"):
         found = [_with_names(image, patterns) for image in found]
-    return json_response([summary_json(image, request.version, counts) for image in found])
+    answer = [summary_json(image, request.version, counts) for image in found]
+    for entry in answer:
+        entry["SharedSize"] = shared.get(entry["Id"], -1)
+    return json_response(answer)
 
 
 def summary_json(image: Image, version: int, counts: Mapping[str, int] | None) -> Json:
@@ -272,20 +276,9 @@ def _removed_json(api: Api, removed: Sequence[Removed], known: Mapping[str, Imag
 
 async def prune(api: Api, request: Request) -> Response:
     """Remove images without names that no container uses; with dangling=false, those with names too."""
-    filters = parse_filters(request.query.get("filters"), PRUNE_KEYS)
-    dangling_only = boolean(filters, "dangling", True)
-    labels = label_filter(filters)
-    latest_ns = prune_before(filters, time.time_ns())
-
-    def selected(image: Image) -> bool:
-        return (
-            not (image.names and dangling_only)
-            and labels(image.config.labels)
-            and _created(image) * 1_000_000_000 <= latest_ns
-        )
-
+    filters = parse_filters(request.query.get("filters"), IMAGE_PRUNE_KEYS)
     known = _by_name_and_id(api)
-    removed, reclaimed = await api.engine.images.prune(selected, uses(api))
+    removed, reclaimed = await api.engine.images.prune(select_images(filters), uses(api))
     deleted = _removed_json(api, removed, known)
     api.publish("image", "prune", "", {"reclaimed": str(reclaimed)})
     return json_response({"ImagesDeleted": deleted or None, "SpaceReclaimed": reclaimed})

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -14,12 +13,11 @@ from cove.api.docker.decode import decode_endpoint
 from cove.api.docker.filters import (
     any_pattern,
     boolean,
-    label_filter,
     matches_labels,
     parse_filters,
-    prune_before,
 )
 from cove.api.docker.mounts import string_map
+from cove.api.docker.pruning import NETWORK_PRUNE_KEYS, select_networks
 from cove.api.docker.text import rfc3339
 from cove.api.http import NO_CONTENT, Request, Response, json_response
 from cove.api.router import Route
@@ -30,7 +28,6 @@ from cove.network.model import BUILT_IN
 Json = dict[str, Any]
 
 LIST_KEYS = frozenset(("dangling", "driver", "id", "label", "name", "scope", "type"))
-PRUNE_KEYS = frozenset(("label", "label!", "until"))
 
 
 def network_json(api: Api, network: Network, version: int, *, members: bool) -> Json:
@@ -85,10 +82,12 @@ def _members(api: Api, network: Network) -> Json:
     return found
 
 
-def _used_networks(api: Api) -> set[str]:
-    """Ids of the networks that a container is on, or will be on once it starts."""
+def used_networks(api: Api, without: Container[str] = ()) -> set[str]:
+    """Ids of the networks that a container is on, or will be on once it starts; containers `without` don't count."""
     used: set[str] = set()
     for view in api.engine.list():
+        if view.container.id in without:
+            continue
         used.update(endpoint.network_id for endpoint in view.state.endpoints)
         for name in (view.container.spec.network_mode, *(e.network for e in view.container.spec.endpoints)):
             network = api.find_network(name)
@@ -119,7 +118,7 @@ def _network_filter(api: Api, filters: Mapping[str, Sequence[str]]) -> Callable[
     for kind in types:
         if kind not in ("custom", "builtin"):
             raise Invalid(f"invalid filter 'type={kind}', expected custom or builtin")
-    used = _used_networks(api) if dangling is not None else set[str]()
+    used = used_networks(api) if dangling is not None else set[str]()
 
     def accepts(network: Network) -> bool:
         built_in = network.name in BUILT_IN
@@ -236,15 +235,13 @@ def _container(name: str | None) -> str:
 
 
 async def prune(api: Api, request: Request) -> Response:
-    filters = parse_filters(request.query.get("filters"), PRUNE_KEYS)
-    labels = label_filter(filters)
-    latest_ns = prune_before(filters, time.time_ns())
-    used = _used_networks(api)
+    selected = select_networks(parse_filters(request.query.get("filters"), NETWORK_PRUNE_KEYS))
+    used = used_networks(api)
     deleted = []
     for network in api.engine.networks.list_networks():
         if network.name in BUILT_IN or network.id in used:
             continue
-        if network.created_ns > latest_ns or not labels(network.labels):
+        if not selected(network):
             continue
         try:
             await api.engine.networks.remove(network.id)

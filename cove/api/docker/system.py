@@ -10,19 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from cove import __version__
-from cove.api.docker.containers import size_of
 from cove.api.docker.context import ARCHITECTURES, NEWEST, OLDEST, Api, version_text
-from cove.api.docker.encode import summary_json
 from cove.api.docker.filters import parse_filters
-from cove.api.docker.images import count_uses
-from cove.api.docker.images import summary_json as image_json
 from cove.api.docker.text import parse_time, rfc3339
-from cove.api.docker.volumes import volume_json
 from cove.api.http import TEXT, Request, Response, encode_json, json_response
 from cove.api.router import Route
 from cove.events.filters import KEYS as EVENT_KEYS
 from cove.events.filters import event_filter
-from cove.model.errors import Invalid, NotFound
+from cove.model.errors import Invalid
 from cove.model.objects import Event
 from cove.runtime.cdi_files import read_registry
 
@@ -40,8 +35,6 @@ _PING = Response(
     },
 )
 _PING_HEAD = Response(200, b"", TEXT, _PING.headers)
-
-_USAGE_TYPES = frozenset(("container", "image", "volume", "build-cache"))
 
 
 async def ping(api: Api, request: Request) -> Response:
@@ -219,60 +212,6 @@ def event_json(event: Event, version: int) -> Json:
     return found
 
 
-async def disk_usage(api: Api, request: Request) -> Response:
-    """What images, containers and volumes take. `type` (API 1.42) chooses among them."""
-    types = request.query.all("type") if request.version >= 1042 else []
-    for kind in types:
-        if kind not in _USAGE_TYPES:
-            raise Invalid(f"unknown object type: {kind}, expected one of {', '.join(sorted(_USAGE_TYPES))}")
-    wanted = set(types) or _USAGE_TYPES
-    found: Json = {"LayersSize": 0, "Images": None, "Containers": None, "Volumes": None, "BuildCache": None}
-    if "image" in wanted:
-        images = api.engine.images.list_images()
-        found["LayersSize"] = api.engine.images.size_on_disk()
-        counts = count_uses(api)
-        found["Images"] = [{**image_json(i, request.version, counts), "SharedSize": 0} for i in images]
-    if "container" in wanted:
-        now_ns = time.time_ns()
-        found["Containers"] = [
-            summary_json(
-                view,
-                image=view.container.image_name,
-                health=api.health(view),
-                now_ns=now_ns,
-                find_network=api.find_network,
-                size=await size_of(api, view),
-                version=request.version,
-            )
-            for view in api.engine.list()
-        ]
-    if "volume" in wanted:
-        found["Volumes"] = [
-            {
-                **volume_json(record),
-                "UsageData": {
-                    "Size": await _volume_size(api, record.name),
-                    "RefCount": len(api.engine.volume_users(record.name)),
-                },
-            }
-            for record in api.engine.volumes.list()
-        ]
-    if "build-cache" in wanted:
-        found["BuildCache"] = []
-    if request.version < 1042:
-        found["BuilderSize"] = 0
-    return json_response(found)
-
-
-async def _volume_size(api: Api, name: str) -> int:
-    """Bytes; -1, as Docker has it, where that can't be told."""
-    with contextlib.suppress(NotFound):
-        usage = await api.engine.volumes.usage(name)
-        if usage is not None:
-            return usage.size_bytes
-    return -1
-
-
 async def prune_build_cache(api: Api, request: Request) -> Response:
     """There is no build cache; `docker system prune` asks for this all the same."""
     return json_response({"CachesDeleted": None, "SpaceReclaimed": 0})
@@ -284,6 +223,5 @@ ROUTES: tuple[Route[Api], ...] = (
     ("GET", "/version", version),
     ("GET", "/info", info),
     ("GET", "/events", events),
-    ("GET", "/system/df", disk_usage),
     ("POST", "/build/prune", prune_build_cache),
 )

@@ -7,17 +7,17 @@ from typing import Any
 
 from cove.api.docker import wire
 from cove.api.docker.context import Api
-from cove.api.docker.filters import any_pattern, boolean, label_filter, matches_labels, parse_filters
+from cove.api.docker.filters import any_pattern, boolean, matches_labels, parse_filters
 from cove.api.docker.mounts import string_map
+from cove.api.docker.pruning import VOLUME_PRUNE_KEYS, select_volumes
 from cove.api.docker.text import rfc3339
 from cove.api.http import NO_CONTENT, Request, Response, json_response
 from cove.api.router import Route
-from cove.model.errors import Invalid, NotImplementedHere
+from cove.model.errors import Invalid, NotImplementedHere, Unavailable
 from cove.model.objects import VolumeRecord
 from cove.storage.volume_options import shown_options
 
 LIST_KEYS = frozenset(("dangling", "driver", "label", "name"))
-PRUNE_KEYS = frozenset(("all", "label", "label!"))
 
 
 def volume_json(record: VolumeRecord) -> dict[str, Any]:
@@ -71,6 +71,13 @@ async def inspect(api: Api, request: Request) -> Response:
     return json_response(volume_json(api.engine.volumes.get(request.name)))
 
 
+async def update(api: Api, request: Request) -> Response:
+    """Only a swarm's cluster volumes are updated here."""
+    raise Unavailable(
+        "This node is not a swarm manager, and only a swarm's cluster volumes can be updated here"
+    )
+
+
 async def remove(api: Api, request: Request) -> Response:
     record = api.engine.volumes.find(request.name)
     await api.engine.volumes.remove(
@@ -83,11 +90,9 @@ async def remove(api: Api, request: Request) -> Response:
 
 async def prune(api: Api, request: Request) -> Response:
     """Unused anonymous volumes; with the filter `all` (always, before API 1.42) those with names too."""
-    filters = parse_filters(request.query.get("filters"), PRUNE_KEYS)
-    named_too = boolean(filters, "all", False) or request.version < 1042
-    labels = label_filter(filters)
+    selected = select_volumes(parse_filters(request.query.get("filters"), VOLUME_PRUNE_KEYS), request.version)
     pruned = await api.engine.volumes.prune(
-        in_use=api.engine.volume_users, keep=lambda record: not labels(record.labels), named_too=named_too
+        in_use=api.engine.volume_users, keep=lambda record: not selected(record), named_too=True
     )
     for name in pruned.names:
         api.publish("volume", "destroy", name, {"driver": "local"})
@@ -102,5 +107,6 @@ ROUTES: tuple[Route[Api], ...] = (
     ("POST", "/volumes/create", create),
     ("POST", "/volumes/prune", prune),
     ("GET", "/volumes/{name}", inspect),
+    ("PUT", "/volumes/{name}", update),
     ("DELETE", "/volumes/{name}", remove),
 )
