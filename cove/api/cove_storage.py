@@ -90,7 +90,9 @@ async def plan_prune(api: Api, request: Request) -> Response:
         found["Volumes"] = [
             {"Name": record.name, "Size": max(0, await volume_size(api, record.name))}
             for record in api.engine.volumes.list()
-            if chosen(record) and not set(api.engine.volume_users(record.name)) - gone
+            if record.driver == "local"
+            and chosen(record)
+            and not set(api.engine.volume_users(record.name)) - gone
         ]
         freed += sum(one["Size"] for one in found["Volumes"])
     if "images" in kinds:

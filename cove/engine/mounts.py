@@ -106,11 +106,12 @@ async def _volume_point(
     shown = volumes.source(record.name)
     if mount.subpath or (mount.copy_up and may_have_content(parts, image, mount.target)):
         held = {record.name} if volumes.needs_mount(record.name) else set()
-        async with volumes.mounts.held(f"create-{secrets.token_hex(8)}", held):
+        async with volumes.mounts.held(f"create-{secrets.token_hex(8)}", held) as paths:
+            place = paths.get(record.name, shown.source)
             if mount.subpath:
-                _check_subpath(shown.source, record.name, mount.subpath)
+                _check_subpath(place, record.name, mount.subpath)
             else:
-                await _copy_up(parts, image, mount.target, Path(shown.source))
+                await _copy_up(parts, image, mount.target, Path(place))
     return MountPoint(
         kind="volume",
         target=mount.target,

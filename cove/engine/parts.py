@@ -50,7 +50,9 @@ from cove.runtime.plan_inputs import IdMaps
 from cove.runtime.shifted import ShiftedRoots
 from cove.runtime.spec import check_spec
 from cove.runtime.users import Resolved, UserFiles, read_layered_user_files, resolve
+from cove.storage.drivers import Drivers
 from cove.storage.layers import Layers, LayerUsage, WritableLayer, prepare_writable, writable_layer
+from cove.storage.plugin_client import SOCKET_DIRECTORY
 from cove.storage.project_quota import ProjectQuotas
 from cove.storage.secrets import Secrets
 from cove.storage.trash import Trash
@@ -127,9 +129,10 @@ class Parts:
             undo.push_async_callback(trash.close)
             images = await Images.open(settings.data_root / "images", store)
             quotas = ProjectQuotas.find(settings.data_root)
+            drivers = Drivers((settings.run_dir / "plugins", SOCKET_DIRECTORY))
             if quotas is not None:
                 undo.callback(quotas.close)
-            volumes = await Volumes.open(settings.data_root / "volumes", store, trash, quotas)
+            volumes = await Volumes.open(settings.data_root / "volumes", store, trash, quotas, drivers)
             registry = await Registry.open(store)
             secrets = await Secrets.open(settings.data_root / "secrets", store, registry.ids())
             if quotas is not None:

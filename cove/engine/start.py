@@ -221,6 +221,11 @@ async def hold_volumes(parts: Parts, container: Container, undo: AsyncExitStack)
             for point in container.mounts
         )
         container = msgspec.structs.replace(container, mounts=tuple(points))
+        stored = parts.registry.get(container.id)
+        if stored is not None and stored.container.mounts != container.mounts:  # a driver chose another place
+            await parts.registry.set_container(
+                msgspec.structs.replace(stored.container, mounts=container.mounts)
+            )
     return parts.with_layers(container)
 
 

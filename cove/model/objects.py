@@ -55,7 +55,8 @@ class Image(Model, frozen=True, kw_only=True):
 class VolumeRecord(Model, frozen=True, kw_only=True):
     name: str
     driver: str = "local"
-    mountpoint: str
+    scope: Literal["local", "global"] = "local"
+    mountpoint: str  # of a driver's volume: as the driver told last
     created_ns: int
     labels: dict[str, str] = {}
     options: dict[str, str] = {}

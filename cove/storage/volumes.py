@@ -23,8 +23,9 @@ from pathlib import Path
 
 import msgspec
 
-from cove.model.errors import Conflict, HostError, Invalid, NotFound
+from cove.model.errors import Conflict, CoveError, HostError, Invalid, NotFound
 from cove.model.objects import VolumeRecord
+from cove.storage.drivers import Drivers, DriverVolume, VolumeDriver
 from cove.storage.mount_process import mount, unmount
 from cove.storage.project_quota import ProjectQuotas, project_of
 from cove.storage.sized_image import grow_image, grow_mounted, image_filesystem, make_image
@@ -45,6 +46,7 @@ ANONYMOUS_LABEL = "com.docker.volume.anonymous"
 _KEYS = "volumes/"
 _REMOVED_KEYS = "volumes-removed/"
 _DATA = "_data"
+_NAME_BYTES = 255
 _IMAGE = "data.img"  # of a sized volume without project quotas
 _NEW_IMAGE = "new.img"  # until the record is there
 
@@ -67,7 +69,10 @@ class Volumes:
 
     mounts: VolumeMounts
 
-    def __init__(self, root: Path, store: Store, trash: Trash, quotas: ProjectQuotas | None) -> None:
+    def __init__(
+        self, root: Path, store: Store, trash: Trash, quotas: ProjectQuotas | None, drivers: Drivers
+    ) -> None:
+        self.drivers = drivers
         self._root = root
         self._quotas = quotas
         self.meter = Meter()
@@ -79,14 +84,19 @@ class Volumes:
 
     @classmethod
     async def open(
-        cls, root: Path, store: Store, trash: Trash, quotas: ProjectQuotas | None = None
+        cls,
+        root: Path,
+        store: Store,
+        trash: Trash,
+        quotas: ProjectQuotas | None = None,
+        drivers: Drivers | None = None,
     ) -> Volumes:
         """Load the records and finish what a crash interrupted.
 
         A removal that had begun is completed. A directory without a record becomes a volume again when
         it holds data, and goes when it doesn't: its creation was never answered.
         """
-        volumes = cls(root, store, trash, quotas)
+        volumes = cls(root, store, trash, quotas, drivers or Drivers())
         try:
             root.mkdir(mode=0o701, exist_ok=True)
             volumes.mounts = await VolumeMounts.open(store, volumes._attach, volumes._detach)
@@ -99,6 +109,8 @@ class Volumes:
                 if name not in volumes._records:
                     await volumes._adopt(name)
             for record in volumes._records.values():
+                if record.driver != DRIVER:
+                    continue
                 volumes._make_directories(record.name)
                 if record.sized == "image" and (root / record.name / _NEW_IMAGE).exists():
                     os.rename(root / record.name / _NEW_IMAGE, root / record.name / _IMAGE)
@@ -134,6 +146,8 @@ class Volumes:
     def source(self, name: str) -> VolumeSource:
         """What a container's plan mounts for this volume. Raises NotFound."""
         record = self.get(name)
+        if record.driver != DRIVER:
+            return VolumeSource(source=self.mounts.path(name) or record.mountpoint)
         source = volume_source(name, record.options, record.mountpoint)
         if record.sized == "image":
             return msgspec.structs.replace(source, filesystem=image_filesystem(self._root / name / _IMAGE))
@@ -144,6 +158,8 @@ class Volumes:
         record = self._records.get(name)
         if record is None:
             return False
+        if record.driver != DRIVER:
+            return True
         return record.sized == "image" or (
             "type" in record.options and self.source(name).filesystem is not None
         )
@@ -158,7 +174,7 @@ class Volumes:
         if record.sized == "image":
             with contextlib.suppress(OSError):
                 return Usage(os.stat(self._root / name / _IMAGE).st_blocks * 512)
-        if "type" in record.options:
+        if "type" in record.options or record.driver != DRIVER:
             return None
         return await self.meter.measure(self.mountpoint(name))
 
@@ -186,16 +202,19 @@ class Volumes:
         """
         if not name:
             name, anonymous = secrets.token_hex(32), True
-        if driver not in ("", DRIVER):
-            raise NotFound(
-                f'create {name}: error looking up volume plugin {driver}: plugin "{driver}" not found'
-            )
         check_name(name)
         wanted = dict(options or {})
-        volume_source(name, wanted, "")
+        if driver not in ("", DRIVER):
+            return await self._create_elsewhere(name, driver, wanted, dict(labels or {}), anonymous)
         async with self._alone(name):
             existing = self._records.get(name)
+            if existing is None and not driver and not anonymous:
+                existing = await self._adopt_elsewhere(name)
+            if existing is None or existing.driver == DRIVER:
+                volume_source(name, wanted, "")
             if existing is not None:
+                if driver and existing.driver != driver:
+                    raise _taken(existing)
                 if wanted and wanted != existing.options:
                     raise Conflict(
                         f"create {name}: the volume exists with other options ({_told(existing.options)}):"
@@ -223,7 +242,9 @@ class Volumes:
                 users = in_use(name)
                 if users:
                     raise Conflict(f"remove {name}: volume is in use - [{', '.join(users)}]")
-            record = self._records.pop(name)  # no await since in_use: nobody finds it from here on
+            if self._records[name].driver != DRIVER:
+                await self._remove_elsewhere(name, force=force)
+            record = self._records.pop(name)
             try:
                 await self._store.txn(
                     [Exists(_KEYS + name)], [Delete(_KEYS + name), Put(_REMOVED_KEYS + name, b"")]
@@ -231,6 +252,9 @@ class Volumes:
             except BaseException:
                 self._records[name] = record
                 raise
+            if record.driver != DRIVER:
+                await self._store.txn([], [Delete(_REMOVED_KEYS + name)])
+                return
             self._free_project(record)
             await self._finish_removal(name)
 
@@ -264,7 +288,9 @@ class Volumes:
         names: list[str] = []
         reclaimed = 0
         for record in self.list():
-            if not (record.anonymous or named_too) or keep(record) or in_use(record.name):
+            if record.driver != DRIVER or not (record.anonymous or named_too):
+                continue  # a driver's volumes are its own business, as in Docker
+            if keep(record) or in_use(record.name):
                 continue
             usage = await self.usage(record.name)
             try:
@@ -380,13 +406,116 @@ class Volumes:
             pass
         await asyncio.to_thread(grow_mounted, image, place, size_bytes, what)
 
+    # --- other drivers --------------------------------------------------------------------
+
+    async def survey(self) -> tuple[Sequence[tuple[VolumeRecord, DriverVolume | None]], Sequence[str]]:
+        """All volumes, those that only their drivers know among them, with what these tell; and warnings."""
+        also = {record.driver for record in self._records.values()} - {DRIVER}
+        if not also and not self.drivers.present():
+            return [(record, None) for record in self.list()], ()
+        told, warnings = await self.drivers.list(sorted(also))
+        by_name = {(driver, one.name): one for driver, found in told.items() for one in found}
+        entries = [(record, by_name.get((record.driver, record.name))) for record in self.list()]
+        for (driver, name), one in by_name.items():
+            if name and name not in self._records:
+                entries.append((_foreign(driver, one), one))
+        return sorted(entries, key=lambda entry: entry[0].name), warnings
+
+    async def look(self, name: str) -> tuple[VolumeRecord, DriverVolume | None]:
+        """A volume, and what its driver tells of it, where there is one that answers. Raises NotFound."""
+        record = self._records.get(name)
+        if record is None:
+            record = await self._adopt_elsewhere(name) if len(name) <= _NAME_BYTES else None
+            if record is None:
+                raise NotFound(f"get {name}: no such volume")
+        if record.driver == DRIVER:
+            return record, None
+        with contextlib.suppress(CoveError):
+            driver = await self._driver(record.driver, f"get {name}")
+            return record, await driver.get(name)
+        return record, None
+
+    async def _driver(self, name: str, what: str) -> VolumeDriver:
+        try:
+            return await self.drivers.find(name)
+        except NotFound as error:
+            raise NotFound(f"{what}: error looking up volume plugin {name}: {error}") from None
+
+    async def _create_elsewhere(
+        self, name: str, driver: str, options: dict[str, str], labels: dict[str, str], anonymous: bool
+    ) -> VolumeRecord:
+        async with self._alone(name):
+            existing = self._records.get(name)
+            if existing is not None:
+                if existing.driver != driver:
+                    raise _taken(existing)
+                return existing
+            found = await self._driver(driver, f"create {name}")
+            await found.create(name, options)
+            if anonymous:
+                labels.setdefault(ANONYMOUS_LABEL, "")
+            mountpoint = ""
+            with contextlib.suppress(CoveError):
+                mountpoint = (await found.get(name)).mountpoint
+            record = VolumeRecord(
+                name=name,
+                driver=driver,
+                scope="global" if found.scope == "global" else "local",
+                mountpoint=mountpoint,
+                created_ns=time.time_ns(),
+                labels=labels,
+                options=options,
+                anonymous=anonymous,
+            )
+            await self._put(record)
+            return record
+
+    async def _adopt_elsewhere(self, name: str) -> VolumeRecord | None:
+        """A volume that only a driver knows gets its record."""
+        if not self.drivers.present():
+            return None
+        told, _ = await self.drivers.list(())
+        for driver, volumes in told.items():
+            for one in volumes:
+                if one.name == name:
+                    record = _foreign(driver, one)
+                    await self._put(record)
+                    return record
+        return None
+
+    async def _remove_elsewhere(self, name: str, *, force: bool) -> None:
+        try:
+            driver = await self._driver(self._records[name].driver, f"remove {name}")
+            await driver.remove(name)
+        except CoveError as error:
+            if not force:
+                raise
+            _log.warning("volume %s is forgotten, its driver says: %s", name, error)
+
+    async def _put(self, record: VolumeRecord) -> None:
+        await self._store.txn([], [Put(_KEYS + record.name, _encode(record))])
+        self._records[record.name] = record
+
+    # --- mounts ---------------------------------------------------------------------------
+
     async def _attach(self, name: str, user: str, others: int) -> str:
+        record = self.get(name)
+        if record.driver != DRIVER:
+            driver = await self._driver(record.driver, f"mount {name}")
+            path = await driver.mount(name, user)
+            if path != record.mountpoint:
+                await self._put(msgspec.structs.replace(record, mountpoint=path))
+            return path
         source = self.source(name)
         if source.filesystem is not None and not os.path.ismount(source.source):
             await mount(name, source.filesystem, Path(source.source))
         return source.source
 
     async def _detach(self, name: str, user: str, others: int) -> None:
+        record = self._records.get(name)
+        if record is not None and record.driver != DRIVER:
+            await (await self._driver(record.driver, f"unmount {name}")).unmount(name, user)
+            return
         if not others:
             await unmount(name, self._root / name / _DATA)
 
@@ -410,6 +539,17 @@ class Volumes:
             await self._create(name, {}, {}, anonymous=False)
         elif set(content) <= {_DATA, _NEW_IMAGE}:
             self._trash.discard(path)
+
+
+def _taken(existing: VolumeRecord) -> Conflict:
+    return Conflict(
+        f"A volume named {existing.name} already exists with the {existing.driver} driver. Choose a different "
+        "volume name."
+    )
+
+
+def _foreign(driver: str, one: DriverVolume) -> VolumeRecord:
+    return VolumeRecord(name=one.name, driver=driver, mountpoint=one.mountpoint, created_ns=0)
 
 
 def _told(options: Mapping[str, str]) -> str:

@@ -62,6 +62,7 @@ from cove.model.errors import Conflict, Invalid, NotFound, NotModified
 from cove.model.objects import HistoryEntry, Image, ImageConfig, IpamPool, Network, VolumeRecord
 from cove.runtime.cgroups_stats import CpuClock, CpuStats, MemoryStats, Pressure, PressureLine, Stats
 from cove.runtime.steps import Hostname, MakeHostDir, Plan
+from cove.storage.drivers import Drivers
 from cove.storage.volume_options import parse_size
 from cove.storage.volumes import Pruned as PrunedVolumes
 
@@ -160,6 +161,13 @@ class FakeImages:
 class FakeVolumes:
     def __init__(self) -> None:
         self.records: dict[str, VolumeRecord] = {}
+        self.drivers = Drivers(())
+
+    async def survey(self) -> tuple[Sequence[tuple[VolumeRecord, None]], Sequence[str]]:
+        return [(record, None) for record in self.list()], ()
+
+    async def look(self, name: str) -> tuple[VolumeRecord, None]:
+        return self.get(name), None
 
     def find(self, name: str) -> VolumeRecord | None:
         return self.records.get(name)

@@ -98,7 +98,7 @@ async def info(api: Api, request: Request) -> Response:
         "Driver": "overlay2",
         "DriverStatus": [["Data Root", facts.data_root]],
         "Plugins": {
-            "Volume": ["local"],
+            "Volume": ["local", *api.engine.volumes.drivers.names()],
             "Network": ["bridge", "host", "ipvlan", "macvlan", "null"],
             "Authorization": None,
             "Log": facts.log_drivers,

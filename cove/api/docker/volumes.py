@@ -15,28 +15,37 @@ from cove.api.http import NO_CONTENT, Request, Response, json_response
 from cove.api.router import Route
 from cove.model.errors import Invalid, NotImplementedHere, Unavailable
 from cove.model.objects import VolumeRecord
+from cove.storage.drivers import DriverVolume
 from cove.storage.volume_options import shown_options
 
 LIST_KEYS = frozenset(("dangling", "driver", "label", "name"))
 
 
-def volume_json(record: VolumeRecord) -> dict[str, Any]:
-    return {
+def volume_json(record: VolumeRecord, told: DriverVolume | None = None) -> dict[str, Any]:
+    """`told` is what the volume's driver says of it."""
+    found: dict[str, Any] = {
         "CreatedAt": rfc3339(record.created_ns // 1_000_000_000 * 1_000_000_000),
         "Driver": record.driver,
         "Labels": record.labels or None,
-        "Mountpoint": record.mountpoint,
+        "Mountpoint": (told.mountpoint if told is not None else "") or record.mountpoint,
         "Name": record.name,
         "Options": shown_options(record.options) or None,
-        "Scope": "local",
+        "Scope": record.scope,
     }
+    if told is not None:
+        if told.created:
+            found["CreatedAt"] = told.created
+        if told.status:
+            found["Status"] = told.status
+    return found
 
 
 async def list_volumes(api: Api, request: Request) -> Response:
     filters = parse_filters(request.query.get("filters"), LIST_KEYS)
     accepts = _volume_filter(api, filters)
-    found = [volume_json(record) for record in api.engine.volumes.list() if accepts(record)]
-    return json_response({"Volumes": found, "Warnings": None})
+    entries, warnings = await api.engine.volumes.survey()
+    found = [volume_json(record, told) for record, told in entries if accepts(record)]
+    return json_response({"Volumes": found, "Warnings": list(warnings) or None})
 
 
 def _volume_filter(api: Api, filters: Mapping[str, Sequence[str]]) -> Callable[[VolumeRecord], bool]:
@@ -68,7 +77,7 @@ async def create(api: Api, request: Request) -> Response:
 
 
 async def inspect(api: Api, request: Request) -> Response:
-    return json_response(volume_json(api.engine.volumes.get(request.name)))
+    return json_response(volume_json(*await api.engine.volumes.look(request.name)))
 
 
 async def update(api: Api, request: Request) -> Response:
