@@ -137,7 +137,7 @@ class Layers:
                 return LayerUsage(*self._quotas.usage(project_of(container_dir / "upper")))
             if kind == "image" and os.path.ismount(container_dir / _PLACE):
                 found = os.statvfs(container_dir / _PLACE)
-                total, free = found.f_blocks * found.f_frsize, found.f_bfree * found.f_frsize
+                total, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
                 return LayerUsage(total - free, total)
         except OSError:
             return None

@@ -158,3 +158,27 @@ def test_a_daemon_killed_amid_sized_things_leaves_nothing_half_made(fresh_daemon
         for container in known:
             remove(daemon, container)
     eventually(lambda: not loops(daemon.data_root))
+
+
+def test_the_daemon_has_a_default_size(image: str) -> None:
+    with Daemon("--storage-opt", "cove.size=16m") as daemon:
+        daemon.load_image()
+        code, told = in_container(daemon, image, "exec dd if=/dev/zero of=/big bs=1M count=40")
+        assert code != 0 and "No space left on device" in told
+        code, told = in_container(
+            daemon, image, "exec dd if=/dev/zero of=/big bs=1M count=20", StorageOpt={"size": "40m"}
+        )
+        assert code == 0, told
+        eventually(lambda: not loops(daemon.data_root))
+
+
+def test_a_full_layer_is_told_as_full(daemon: Daemon, image: str) -> None:
+    container = create(
+        daemon, image, "sh", "-c", "dd if=/dev/zero of=/big bs=64k", StorageOpt={"size": "16m"}
+    )
+    start(daemon, container)
+    assert wait(daemon, container) != 0
+    rows = daemon.http("GET", "/cove/v1/disk").json()["Items"]
+    (row,) = (row for row in rows if row["Kind"] == "container" and row["Id"] == container)
+    assert row["Note"].startswith("full: may grow to 1")
+    remove(daemon, container)

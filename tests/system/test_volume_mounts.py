@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,6 +118,45 @@ def test_a_killed_daemon_finds_its_mounts_again(fresh_daemon: Daemon, image: str
     goes.remove(force=True)
     eventually(lambda: not mounted(daemon, "stays") and not loops(disk))
     remove(daemon, "stays", "goes")
+
+
+def test_no_kill_of_the_daemon_leaks_a_mount(fresh_daemon: Daemon, image: str, disk: Path) -> None:
+    """Killed again and again amid starts and ends, which mount and unmount."""
+    daemon = fresh_daemon
+    create(daemon, "amid", type="ext4", device=str(disk))
+    body = {
+        "Image": image,
+        "Cmd": ["true"],
+        "HostConfig": {"Binds": ["amid:/data:nocopy"], "NetworkMode": "none"},
+    }
+
+    def work(enough: threading.Event) -> None:
+        for number in range(10_000):
+            try:
+                made = daemon.http("POST", "/containers/create", body).json()["Id"]
+                daemon.http("POST", f"/containers/{made}/start")
+                daemon.http("DELETE", f"/containers/{made}?force=1")
+            except (OSError, http.client.HTTPException):
+                return  # the daemon is gone
+            if number == 1:
+                enough.set()
+
+    for turn in range(4):
+        enough = threading.Event()
+        workers = [threading.Thread(target=work, args=(enough,)) for _ in range(2)]
+        for worker in workers:
+            worker.start()
+        assert enough.wait(60)
+        time.sleep(0.013 * turn)  # at another step of the work each time
+        daemon.kill9()
+        for worker in workers:
+            worker.join(60)
+        daemon.start()
+    for container in daemon.http("GET", "/containers/json?all=1").json():
+        daemon.http("DELETE", f"/containers/{container['Id']}?force=1")
+    eventually(lambda: not mounted(daemon, "amid") and not loops(disk))
+    assert run(daemon, image, "ls -A /data", "amid:/data").split() == ["lost+found"]
+    remove(daemon, "amid")
 
 
 def test_files_of_a_stopped_container_are_on_its_volumes(daemon: Daemon, image: str, disk: Path) -> None:
