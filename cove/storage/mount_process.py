@@ -1,4 +1,8 @@
-"""Start the helper that mounts (`mounter`), with a bound on its time."""
+"""Mounts and unmounts (`mounter`): by a helper process with a bound on its time, or by a thread.
+
+A thread does what can't hang and has no stranger's content: a tmpfs, and an image of Cove's own. It saves the 40 ms
+that a process takes to start.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from cove.model.errors import HostError
-from cove.storage.mounter import Failure, Job, MountJob, UnmountJob
+from cove.storage.mounter import Failure, Job, MountJob, UnmountJob, run
 from cove.storage.volume_options import Filesystem, hide_secrets
 
 _ROOT = str(Path(__file__).resolve().parents[2])
@@ -22,7 +26,8 @@ _ENVIRONMENT = {"LC_ALL": "C.UTF-8", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
 async def mount(name: str, filesystem: Filesystem, target: Path) -> None:
     """Mount a volume's file system on its directory. Raises HostError, which says what the kernel refused."""
-    failure = await _run(MountJob(filesystem=filesystem, target=str(target)))
+    job = MountJob(filesystem=filesystem, target=str(target))
+    failure = await (_run_here(job) if is_quick(filesystem) else _run(job))
     if failure.errno:
         options = ",".join(key if value is None else f"{key}={value}" for key, value in filesystem.parameters)
         told = f"{filesystem.source} of type {filesystem.type}" + (f" with {options}" if options else "")
@@ -32,11 +37,26 @@ async def mount(name: str, filesystem: Filesystem, target: Path) -> None:
         )
 
 
-async def unmount(name: str, target: Path) -> None:
+async def unmount(name: str, target: Path, filesystem: Filesystem | None = None) -> None:
     """Take it off again; that nothing is mounted there is fine. Raises HostError."""
-    failure = await _run(UnmountJob(target=str(target)))
+    job = UnmountJob(target=str(target))
+    quick = filesystem is not None and is_quick(filesystem)
+    failure = await (_run_here(job) if quick else _run(job))
     if failure.errno:
         raise HostError(f"volume {name} can't be unmounted: {failure.message}")
+
+
+def is_quick(filesystem: Filesystem) -> bool:
+    """Whether a thread does it."""
+    return filesystem.sized or filesystem.type == "tmpfs"
+
+
+async def _run_here(job: Job) -> Failure:
+    try:
+        await asyncio.to_thread(run, job)
+    except OSError as error:
+        return Failure(errno=error.errno or errno.EIO, message=error.strerror or str(error))
+    return Failure()
 
 
 async def _run(job: Job) -> Failure:

@@ -517,7 +517,8 @@ class Volumes:
             await (await self._driver(record.driver, f"unmount {name}")).unmount(name, user)
             return
         if not others:
-            await unmount(name, self._root / name / _DATA)
+            filesystem = self.source(name).filesystem if record is not None else None
+            await unmount(name, self._root / name / _DATA, filesystem)
 
     async def _finish_removal(self, name: str) -> None:
         if os.path.ismount(self._root / name / _DATA):  # a crash in the middle
