@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 MAX_SESSIONS = 512
 READ_BYTES = 32 << 10
 CLOSE_WITHIN_S = 2.0  # how long a client may take to answer our close
+GOING_WITHIN_S = 0.5  # the same when the daemon ends
 VERSION = "13"
 
 
@@ -127,9 +128,9 @@ class _Session:
                 await self._say_close(code)
                 await asyncio.wait((incoming,), timeout=CLOSE_WITHIN_S)
         except asyncio.CancelledError:
-            incoming.cancel()
             outgoing.cancel()
             await self._say_close(code)
+            await asyncio.wait((incoming,), timeout=GOING_WITHIN_S)
             raise
         finally:
             incoming.cancel()
