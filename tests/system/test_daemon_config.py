@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -292,3 +294,26 @@ def test_the_default_bridge_is_as_the_configuration_says(tmp_path: Path) -> None
             assert network.attrs["Options"]["com.docker.network.driver.mtu"] == "1380"
         finally:
             network.remove()
+
+
+def test_an_ordinary_user_has_a_file_of_its_own() -> None:
+    home = Path(tempfile.mkdtemp(prefix="cove-config-"))
+    try:
+        (home / "cove").mkdir()
+        (home / "cove" / "daemon.json").write_text('{"labels": ["whose=mine"], "data-root": "/srv/mine"}')
+        for path in (home, *home.rglob("*")):
+            path.chmod(0o755)
+        command = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", sys.executable, "-P"]
+        environment = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
+            "XDG_CONFIG_HOME": str(home),
+            "XDG_RUNTIME_DIR": str(home),
+        }
+        words = ["-m", "cove.rootless", "--print-config", "--mtu", "1400"]
+        done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, timeout=60)
+        shown = json.loads(done.stdout)
+        assert (shown["labels"], shown["mtu"]) == (["whose=mine"], 1400)
+        assert (shown["data-root"], shown["run-dir"]) == ("/srv/mine", f"{home}/cove")
+    finally:
+        shutil.rmtree(home)
