@@ -101,6 +101,15 @@ def test_an_elements_key_is_padded_part_by_part() -> None:
     assert data == bytes([10, 1, 0, 2]) + struct.pack(">H", 80) + b"\0\0"
 
 
+def test_an_open_port_of_a_routed_container_and_an_sctp_port_are_elements_too() -> None:
+    opened = published(host_port=0, protocol="sctp", address="10.1.0.2", port=90)
+    assert map_of(opened) == "open4"
+    [request] = plan_add("cove", [opened])
+    assert bytes([10, 1, 0, 2, 132, 0, 0, 0]) + struct.pack(">H", 90) in request.body
+    [request] = plan_add("cove", [published(protocol="sctp")])
+    assert bytes([132, 0, 0, 0]) + struct.pack(">H", 8080) in request.body
+
+
 def test_many_elements_are_split_into_messages_that_fit_an_attribute() -> None:
     requests = plan_add(
         "cove", [published(host_port=port, host_ip="::", address="fd00::2") for port in range(1, 5001)]
