@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 
-from cove.api import cove_pods, cove_secrets, cove_storage, cove_v1, errors
+from cove.api import cove_changes, cove_pods, cove_secrets, cove_storage, cove_v1, errors
 from cove.api.docker import ROUTES
 from cove.api.docker.context import NEWEST, OLDEST, Api, version_text
 from cove.api.gate import Gate
@@ -27,7 +27,14 @@ class App:
     def __init__(self, api: Api) -> None:
         self._api = api
         self._router = Router(
-            (*ROUTES, *cove_v1.ROUTES, *cove_pods.ROUTES, *cove_secrets.ROUTES, *cove_storage.ROUTES)
+            (
+                *ROUTES,
+                *cove_v1.ROUTES,
+                *cove_pods.ROUTES,
+                *cove_changes.ROUTES,
+                *cove_secrets.ROUTES,
+                *cove_storage.ROUTES,
+            )
         )
         self._meters = api.engine.meters
         self._gate = Gate(width=3 * api.cpus)

@@ -7,6 +7,7 @@ from cove.cli.client import query, quote
 from cove.cli.fail import ApiError, CliError
 from cove.cli.options import Command
 from cove.cli.run import complain, each
+from cove.cli.runflags import CREATE_FLAGS
 from cove.cli.shown import for_terminal
 
 TYPE_CHECKING = False
@@ -113,19 +114,27 @@ _UPDATE_FLAGS = (
     ("", "memory-swap", "str", "SIZE", "Limit memory and swap together, e.g. 1g; -1 for unlimited swap"),
     ("", "pids-limit", "int", "NUMBER", "Limit processes and threads; -1 for no limit"),
     ("", "restart", "str", "POLICY", "no, always, unless-stopped or on-failure[:COUNT]"),
+    ("", "publish-add", "list", "[IP:][HOST:]PORT", "Publish a port more, e.g. 8443:443"),
+    ("", "publish-rm", "list", "PORT", "Publish a port of the container no more, e.g. 80 or 53/udp"),
+    ("", "label-add", "list", "NAME=VALUE", "Set a label, e.g. tier=web"),
+    ("", "label-rm", "list", "NAME", "Remove a label"),
+    *(flag for flag in CREATE_FLAGS if flag[1].startswith(("health-", "depends-"))),
 )
 
 
 def run_update(client: Client, options: Options) -> int:
     """cove update"""
+    changes = createbody.build_changes(options)
     body = createbody.build_limits(options)
     if "restart" in options:
         body["RestartPolicy"] = values.parse_restart(options.text("restart"))
-    if not body:
-        raise CliError("update: expected a limit to change, e.g. cove update --memory 512m web")
+    if not body and not changes:
+        raise CliError("update: expected something to change, e.g. cove update --memory 512m web")
 
     def update(name: str) -> None:
-        answer = client.post(f"/containers/{quote(name)}/update", body)
+        if changes:
+            client.post("/cove/v1/update" + query({"container": name}), changes)
+        answer = client.post(f"/containers/{quote(name)}/update", body) if body else {}
         for warning in (answer or {}).get("Warnings") or ():
             complain(f"warning: {warning}")
 
@@ -306,8 +315,8 @@ COMMANDS = {
     "update": _command(
         "update",
         run_update,
-        "Change the limits of containers, running or not.",
-        "cove update --memory 512m --memory-swap 1g web",
+        "Change limits, published ports, labels and health checks of containers, running or not.",
+        "cove update --memory 512m --memory-swap 1g web\ncove update --publish-add 8443:443 --label-add tier=web web",
         _UPDATE_FLAGS,
     ),
     "port": _command(

@@ -286,6 +286,28 @@ _EXTENSION = {
 }
 
 
+def build_changes(options: Options) -> dict[str, Any]:
+    """What `update` changes beyond limits, as the body of /cove/v1/update."""
+    changes: dict[str, Any] = {}
+    for text in options.all("publish-add"):
+        published = values.parse_publish_long(text) if "target=" in text else values.parse_publish(text)
+        for port, ip, host_port in published:
+            bindings = changes.setdefault("PublishAdd", {}).setdefault(port, [])
+            bindings.append({"HostIp": ip, "HostPort": host_port})
+    if "publish-rm" in options:
+        changes["PublishRemove"] = options.all("publish-rm")
+    if "label-add" in options:
+        changes["LabelsAdd"] = values.collect_labels(options.all("label-add"), ())
+    if "label-rm" in options:
+        changes["LabelsRemove"] = options.all("label-rm")
+    health, extension = _health(options), build_extension(options)
+    if health:
+        changes["Healthcheck"] = health
+    if extension:
+        changes["Cove"] = extension
+    return changes
+
+
 def build_extension(options: Options) -> dict[str, str]:
     """Cove's own settings, by the keys of docs/beyond-docker.md; the daemon judges the values."""
     found = {key: options.text(flag) for flag, key in _EXTENSION.items() if flag in options}

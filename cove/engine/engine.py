@@ -33,6 +33,7 @@ from cove.engine.health import Health
 from cove.engine.lifecycle import Lifecycle
 from cove.engine.links import has_links, link_names, settle_links, shown_links
 from cove.engine.live import Background
+from cove.engine.live_changes import Changes, change
 from cove.engine.mounts import settle_mounts
 from cove.engine.names import check_name, choose_name, new_id
 from cove.engine.parts import Parts
@@ -355,6 +356,10 @@ class Engine:
             for view in self.list()
             if view.state.status in ("created", "exited", "dead") and accepts(view)
         ]
+
+    async def change(self, reference: str, changes: Changes) -> Container:
+        """Change published ports, labels, health checks or start order of a container, running or not."""
+        return await change(self._parts, self._lifecycle, self._id_of(reference), changes)
 
     async def prune(self, accepts: Callable[[View], bool]) -> Pruned:
         """Remove the containers that don't run and that `accepts` lets through."""

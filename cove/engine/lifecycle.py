@@ -185,9 +185,9 @@ class Lifecycle:
             about = f"refused forks of {container.short_id}"
             live.watchers.append(self._background.spawn(self._watch_pids(container, live), about))
         if container.healthcheck is not None:
-            self._begin_health(container, live, task)
+            self.begin_health(container, live, task)
 
-    def _begin_health(self, container: Container, live: Live, task: Task) -> None:
+    def begin_health(self, container: Container, live: Live, task: Task) -> None:
         about = f"health of {container.short_id}"
 
         def show(health: Health) -> None:

@@ -149,10 +149,10 @@ def decode_create(
         exposed_ports=_exposed(body.exposed_ports or ()),
         stop_signal=body.stop_signal or "",
         stop_timeout_s=_stop_timeout(body.stop_timeout),
-        healthcheck=with_probe(_health(body.healthcheck, version), extension.probe),
+        healthcheck=with_probe(decode_health(body.healthcheck, version), extension.probe),
         mounts=decode_mounts(body, host, version),
         volumes_from=decode_volumes_from(host.volumes_from),
-        ports=_ports(host),
+        ports=decode_ports(host),
         publish_all=bool(host.publish_all_ports),
         network_mode=network_mode,
         network_disabled=bool(body.network_disabled),
@@ -501,7 +501,7 @@ def _extra_hosts(entries: Strings) -> tuple[str, ...]:
     return tuple(entries or ())
 
 
-def _port(text: str, path: str) -> tuple[int, str]:
+def parse_port(text: str, path: str) -> tuple[int, str]:
     match = _PORT.fullmatch(text)
     if match is None or not 0 < int(match[1]) <= 65535:
         raise Invalid(f'{path}: invalid port specification: "{text}", e.g. 80/tcp')
@@ -514,8 +514,8 @@ def _exposed(entries: Iterable[str]) -> tuple[str, ...]:
     for text in entries:
         ports, slash, protocol = text.partition("/")
         first, dash, last = ports.partition("-")
-        low, proto = _port(f"{first}{slash}{protocol}", "ExposedPorts")
-        high = _port(last, "ExposedPorts")[0] if dash else low
+        low, proto = parse_port(f"{first}{slash}{protocol}", "ExposedPorts")
+        high = parse_port(last, "ExposedPorts")[0] if dash else low
         if high < low or len(found) + high - low >= MAX_EXPOSED:
             raise Invalid(
                 f'ExposedPorts: invalid port specification: "{text}", e.g. 8000-8010/tcp; '
@@ -525,10 +525,10 @@ def _exposed(entries: Iterable[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _ports(host: wire.HostConfig) -> tuple[PortBinding, ...]:
+def decode_ports(host: wire.HostConfig) -> tuple[PortBinding, ...]:
     found = []
     for key, bindings in (host.port_bindings or {}).items():
-        port, protocol = _port(key, "HostConfig.PortBindings")
+        port, protocol = parse_port(key, "HostConfig.PortBindings")
         # an empty list means "any address, any port", as the reference daemon fills it in
         for binding in bindings or [wire.PortBinding()]:
             path = f"HostConfig.PortBindings[{key!r}]"
@@ -562,7 +562,7 @@ def _stop_timeout(value: int | None) -> int | None:
     return value
 
 
-def _health(health: wire.Health | None, version: int) -> HealthCheck | None:
+def decode_health(health: wire.Health | None, version: int) -> HealthCheck | None:
     if health is None:
         return None
     test = words(health.test, "Healthcheck.Test") or ()
