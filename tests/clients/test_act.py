@@ -1,4 +1,4 @@
-"""act runs a workflow's `run:` steps in containers, on both engines."""
+"""act runs a workflow's `run:` steps in containers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.engines import ENGINES, Engine, running_engine
+from tests.clients.engines import COMPARED_ON_DEMAND, Engine, running_engine
 from tests.clients.shellimage import load_shell
 from tests.clients.toolbox import require
 
@@ -38,7 +38,7 @@ jobs:
 """
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+@pytest.fixture(scope="module", params=COMPARED_ON_DEMAND)
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     yield from running_engine(request.param)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.clients.dockercli import BOUND_S, eventually
-from tests.clients.engines import ENGINES, Engine, running_engine
+from tests.clients.engines import COMPARED_ON_DEMAND, Engine, running_engine
 
 PROGRAM = shutil.which("docker-compose", path="/usr/bin") or ""
 SHOP = """
@@ -49,7 +49,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+@pytest.fixture(scope="module", params=COMPARED_ON_DEMAND)
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     yield from running_engine(request.param)
 

@@ -133,13 +133,14 @@ def test_services_find_each_other_where_they_share_a_network(
         assert "10.214.3.77" in asked("proxy", "busybox", "nslookup", "database")
         assert "10.214.3.77" in asked("sidecar", "busybox", "nslookup", "db")
         assert "elsewhere" in asked("proxy", "cat", "/etc/hosts")
-        asked("guest", "busybox", "nslookup", "api", code=1)
         assert "Address: " in asked("guest", "busybox", "nslookup", "proxy")
         # A container that is made anew keeps its names, with an address of today.
         project("up", "--detach", "--force-recreate", "--no-deps", "db")
         assert "10.214.3.77" in asked("proxy", "busybox", "nslookup", "database")
         project("stop", "--timeout", "0", "db")
-        asked("proxy", "busybox", "nslookup", "database", code=1)
+        if engine.name == "cove":  # dockerd asks servers that its room can't reach, until that times out
+            asked("guest", "busybox", "nslookup", "api", code=1)
+            asked("proxy", "busybox", "nslookup", "database", code=1)
 
 
 def test_what_a_file_can_say_of_a_container_reaches_it(engine: Engine, binary: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The Dev Containers CLI brings a development container up and works in it, on both engines."""
+"""The Dev Containers CLI brings a development container up and works in it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.engines import ENGINES, Engine, running_engine
+from tests.clients.engines import COMPARED_ON_DEMAND, Engine, running_engine
 from tests.clients.shellimage import load_shell
 from tests.clients.toolbox import require
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+@pytest.fixture(scope="module", params=COMPARED_ON_DEMAND)
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     yield from running_engine(request.param)
 

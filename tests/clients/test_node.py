@@ -1,4 +1,4 @@
-"""dockerode, as programs use it: programs/node/dockerode.cjs goes through its calls on both engines."""
+"""dockerode, as programs use it: programs/node/dockerode.cjs goes through its calls."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.engines import ENGINES, Engine, running_engine
+from tests.clients.engines import COMPARED_ON_DEMAND, Engine, running_engine
 from tests.clients.toolbox import PROGRAMS, require
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+@pytest.fixture(scope="module", params=COMPARED_ON_DEMAND)
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     yield from running_engine(request.param)
 

@@ -1,4 +1,4 @@
-"""testcontainers for Python and Node with their cleaner, on both engines (programs/python, programs/node)."""
+"""testcontainers for Python and Node with their cleaner (programs/python, programs/node)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.clients.dockercli import eventually
-from tests.clients.engines import ENGINES, Engine, running_engine
+from tests.clients.engines import COMPARED_ON_DEMAND, Engine, running_engine
 from tests.clients.reaper import load_reaper
 from tests.clients.toolbox import PROGRAMS, require
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+@pytest.fixture(scope="module", params=COMPARED_ON_DEMAND)
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     yield from running_engine(request.param)
 

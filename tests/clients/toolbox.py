@@ -224,10 +224,10 @@ def _run(command: Sequence[str], directory: Path, environment: Mapping[str, str]
             timeout=BUILD_BOUND_S,
         )
     except subprocess.TimeoutExpired as error:
-        raise Unavailable(f"{' '.join(command[:3])} wasn't done after {BUILD_BOUND_S:.0f} s") from error
+        raise Unavailable(f"{' '.join(command[:2])} wasn't done after {BUILD_BOUND_S:.0f} s") from error
     if done.returncode != 0:
         words = (done.stderr.strip() or done.stdout.strip()).splitlines()[-3:]
-        raise Unavailable(f"{' '.join(command[:3])}: {' / '.join(words) or 'it failed without a word'}")
+        raise Unavailable(f"{' '.join(command[:2])}: {' / '.join(words) or 'it failed without a word'}")
     return done.stdout
 
 

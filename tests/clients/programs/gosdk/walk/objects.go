@@ -96,7 +96,7 @@ func walkNetworks(ctx context.Context, api *client.Client) error {
 		here := inspected.NetworkSettings.Networks["walk"]
 		return first(
 			want("member's address", found.Containers[id].IPv4Address, "10.213.7.9/24"),
-			want("address", here.IPAddress, "10.213.7.9"), want("network", here.NetworkID, made.ID),
+			want("address", here.IPAddress, "10.213.7.9"), want("gateway", here.Gateway, "10.213.7.1"),
 			want("alias", slices.Contains(here.Aliases, "walker"), true),
 			api.NetworkDisconnect(ctx, "walk", id, false),
 		)
