@@ -1,22 +1,13 @@
 """The images of this machine: what the engine calls.
 
-Owns the records (`images/…` in the store), their copy in memory from which every read is served without a
-lock, and the order of changes. A change is one transaction of the store; content is there before it and
-goes after it (content.py). Layers are shared by their diff id and counted from the records, so nothing
-is counted twice after a crash.
-
-    images/config/HEX  ImageRecord        images/layer/HEX  LayerRecord, by diff id
-    images/name/REF    the image's id
-
-An image that is removed by force while stopped containers were made from it is *hidden*: no listing and no
-name shows it, its layers stay, and `release` lets go of it when the last of them is gone.
+Owns the order of changes of what `catalog.py` shows. A change is one transaction of the store; content is there
+before it and goes after it (content.py). `release` lets go of a hidden image when the last container of it is gone.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import platform
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -27,16 +18,15 @@ from typing import Any
 import msgspec
 
 from cove.image import manifests
+from cove.image.catalog import CONFIG, LAYER, NAME, Catalog
 from cove.image.changes import apply_changes
-from cove.image.content import EMPTY_LAYER, Content
+from cove.image.content import Content
 from cove.image.jobs import Done, Member, Progress, Save, Unpack, Unpacked
-from cove.image.manifests import ArchiveIndex, FoundImage, HistoryLine, LayerBlob
-from cove.image.pruning import count_shared, plan_prune
+from cove.image.manifests import ArchiveIndex, FoundImage, LayerBlob
+from cove.image.pruning import plan_prune
 from cove.image.records import ImageRecord, LayerRecord, encode_record, hex_of
 from cove.image.references import (
-    Reference,
     id_prefix,
-    is_image_id,
     parse_reference,
     parse_tagged,
 )
@@ -44,34 +34,25 @@ from cove.image.removal import Known, Removal, plan_removal
 from cove.image.saving import WantedImage, plan_save
 from cove.image.types import Commit, LayerProgress, Limits, Loaded, LoadEvent, Removed, Use
 from cove.image.worker import Worker
-from cove.model.errors import Conflict, CoveError, HostError, Invalid, NotFound
+from cove.model.errors import Conflict, HostError, NotFound
 from cove.model.objects import Image
 from cove.store.interface import MAX_OPERATIONS, Delete, Op, Put, Store
 
 _log = logging.getLogger(__name__)
-_CONFIG, _LAYER, _NAME = "images/config/", "images/layer/", "images/name/"
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "riscv64": "riscv64"}
 Uses = Callable[[str], Sequence[Use]]
 
 
-class Images:
+class Images(Catalog):
     """See the module. Made by `open`, ended by `close`."""
 
     def __init__(self, content: Content, store: Store, limits: Limits) -> None:
-        self._content = content
-        self._store = store
-        self._limits = limits
-        self._images: dict[str, Image] = {}
-        self._records: dict[str, ImageRecord] = {}
-        self._layers: dict[str, LayerRecord] = {}
-        self._names: dict[str, str] = {}
+        super().__init__(content, store, limits)
         self._lock = asyncio.Lock()  # one change at a time; never held while an archive is read
         self._busy = 0  # loads and saves under way: they rely on layers, so none is deleted meanwhile
         self._reapers: set[asyncio.Task[None]] = set()
         self._trash_waits = False
         self._garbage_layers: set[str] = set()
         self._garbage_blobs: set[str] = set()
-        self.architecture = _ARCHITECTURES.get(platform.machine(), platform.machine())
 
     @classmethod
     async def open(cls, root: Path, store: Store, *, limits: Limits | None = None) -> Images:
@@ -90,86 +71,6 @@ class Images:
         """Wait for the deletions that go on behind."""
         while self._reapers:
             await asyncio.wait(self._reapers)
-
-    @property
-    def layers_dir(self) -> Path:
-        """Where `layer_paths` are relative to."""
-        return self._content.layers
-
-    # --- reading ------------------------------------------------------------------------------
-
-    def list_images(self) -> list[Image]:
-        """Every image, newest first; those without a name are dangling."""
-        shown = [image for image in self._images.values() if not self._records[image.id].hidden]
-        return sorted(shown, key=lambda image: (image.created, image.id), reverse=True)
-
-    def find_image(self, reference: str) -> Image:
-        """An image by name, name@digest, id or unique prefix of an id. NotFound, Invalid."""
-        if is_image_id(reference):
-            return self._by_id(f"sha256:{reference.removeprefix('sha256:')}", reference)
-        if reference.startswith("sha256:") and (prefix := id_prefix(reference)):
-            return self._by_prefix(prefix, reference)
-        parsed = parse_reference(reference).with_default_tag()
-        if parsed.digest:
-            return self._by_digest(parsed)
-        found = self._names.get(parsed.familiar)
-        if found is not None:
-            return self._images[found]
-        if prefix := id_prefix(reference):
-            return self._by_prefix(prefix, parsed.familiar)
-        raise NotFound(f"No such image: {parsed.familiar}")
-
-    def image_by_id(self, image_id: str) -> Image:
-        """An image by its whole id, hidden ones too: what a container was made from. NotFound."""
-        image = self._images.get(image_id)
-        if image is None:
-            raise NotFound(f"No such image: {image_id}")
-        return image
-
-    def layer_paths(self, image: Image) -> list[str]:
-        """The image's layers, lowest first, relative to `layers_dir`; an empty one for an image without any."""
-        return [self._layers[diff_id].name for diff_id in image.diff_ids] or [EMPTY_LAYER]
-
-    def layer_sizes(self, image: Image) -> list[int]:
-        """Bytes in the files of each layer, lowest first."""
-        return [self._layers[diff_id].size_bytes for diff_id in image.diff_ids]
-
-    def raw_config(self, image: Image) -> bytes:
-        """The configuration blob. HostError when the disk lost it."""
-        return self._content.read_blob(image.id)
-
-    def manifest_digest(self, image: Image) -> str:
-        """The digest of the image's manifest, as it came or as Cove wrote it."""
-        return self._records[image.id].manifest
-
-    def history(self, image: Image) -> list[HistoryLine]:
-        """How the image came to be, newest first."""
-        return manifests.history_of(image, self.layer_sizes(image))
-
-    def size_on_disk(self) -> int:
-        """Bytes that all layers take, shared ones once: files, and blobs that are kept beside them."""
-        return sum(map(_on_disk, self._layers.values()))
-
-    def _by_id(self, image_id: str, shown: str) -> Image:
-        image = self._images.get(image_id)
-        if image is None or self._records[image_id].hidden:
-            raise NotFound(f"No such image: {shown}")
-        return image
-
-    def _by_prefix(self, prefix: str, shown: str) -> Image:
-        found = [image for image in self.list_images() if image.id.startswith(f"sha256:{prefix}")]
-        if len(found) > 1:
-            raise Invalid(f"the id prefix {prefix} is ambiguous: {len(found)} images start with it")
-        if not found:
-            raise NotFound(f"No such image: {shown}")
-        return found[0]
-
-    def _by_digest(self, reference: Reference) -> Image:
-        for image in self.list_images():
-            named = any(parse_reference(name).name == reference.name for name in image.names)
-            if named and reference.digest in (self._records[image.id].manifest, image.id):
-                return image
-        raise NotFound(f"No such image: {reference.familiar}")
 
     # --- load and import ----------------------------------------------------------------------
 
@@ -309,12 +210,6 @@ class Images:
         assert isinstance(answer, Unpacked)
         return answer.members
 
-    def _known_digests(self) -> dict[str, str]:
-        known = {layer.blob: layer.diff_id for layer in self._layers.values()}
-        return known | {
-            layer.diff_id: layer.diff_id for layer in self._layers.values() if not layer.compression
-        }
-
     async def _add(self, staging: Path, found: FoundImage) -> None:
         """Put an image's content in place and then on record; on failure neither is there."""
         async with self._lock:
@@ -387,9 +282,9 @@ class Images:
         await self._store.txn(
             [],
             [
-                *(Put(_LAYER + hex_of(diff_id), encode_record(layer)) for diff_id, layer in layers.items()),
-                Put(_CONFIG + hex_of(image_id), encode_record(record)),
-                *(Put(_NAME + name, image_id.encode()) for name in dict.fromkeys(names)),
+                *(Put(LAYER + hex_of(diff_id), encode_record(layer)) for diff_id, layer in layers.items()),
+                Put(CONFIG + hex_of(image_id), encode_record(record)),
+                *(Put(NAME + name, image_id.encode()) for name in dict.fromkeys(names)),
             ],
         )
         self._layers.update(layers)
@@ -411,24 +306,6 @@ class Images:
                 if name and name not in names:
                     names.append(name)
         return self._save({image_id: sorted(names) for image_id, names in wanted.items()})
-
-    def saved_images(self, references: Sequence[str]) -> list[Image]:
-        """The images that `save` writes for these references. NotFound, Invalid."""
-        found = {image_id for reference in references for image_id, _ in self._saved_names(reference)}
-        return [self._images[image_id] for image_id in sorted(found)]
-
-    def _saved_names(self, reference: str) -> list[tuple[str, str]]:
-        """The images a reference stands for, each with the name it is saved under, or ""."""
-        if is_image_id(reference) or reference.startswith("sha256:"):
-            return [(self.find_image(reference).id, "")]
-        parsed = parse_reference(reference)
-        if not parsed.tag and not parsed.digest:  # a name alone means every tag of the repository
-            found = [n for n in self._names if parse_reference(n).name == parsed.name]
-            if found:
-                return [(self._names[name], name) for name in sorted(found)]
-        image = self.find_image(reference)
-        name = parsed.with_default_tag().familiar
-        return [(image.id, name if name in image.names else "")]
 
     async def _save(self, wanted: dict[str, list[str]]) -> AsyncGenerator[bytes, None]:
         self._busy += 1
@@ -468,8 +345,8 @@ class Images:
             await self._store.txn(
                 [],
                 [
-                    Put(_NAME + name, image.id.encode()),
-                    Put(_CONFIG + hex_of(image.id), encode_record(record)),
+                    Put(NAME + name, image.id.encode()),
+                    Put(CONFIG + hex_of(image.id), encode_record(record)),
                 ],
             )
             self._records[image.id] = record
@@ -520,21 +397,8 @@ class Images:
         chains = {
             chain for image_id in gone for chain in manifests.chain_ids(self._images[image_id].diff_ids)
         } - {chain for image in stays for chain in manifests.chain_ids(image.diff_ids)}
-        freed = sum(_on_disk(layer) for diff_id, layer in self._layers.items() if diff_id not in kept)
+        freed = sum(layer.disk_bytes for diff_id, layer in self._layers.items() if diff_id not in kept)
         return [*lines, *(Removed(deleted=chain) for chain in sorted(chains))], freed
-
-    def shared_sizes(self) -> dict[str, int]:
-        """By image: the bytes of its layers that another image has, too."""
-        sizes = {diff_id: layer.size_bytes for diff_id, layer in self._layers.items()}
-        return count_shared(self._images.values(), sizes)
-
-    def layer_uses(self) -> list[tuple[str, int, list[Image]]]:
-        """Every layer's diff id, the bytes it takes on the disk, and the images that have it (hidden ones, too)."""
-        users: dict[str, list[Image]] = {diff_id: [] for diff_id in self._layers}
-        for image in self._images.values():
-            for diff_id in dict.fromkeys(image.diff_ids):
-                users[diff_id].append(image)
-        return [(diff_id, _on_disk(self._layers[diff_id]), found) for diff_id, found in users.items()]
 
     async def release(self, in_use: Uses) -> None:
         """Let go of hidden images whose last container is gone. Call it when a container was removed.
@@ -567,9 +431,9 @@ class Images:
     async def _forget(self, gone: Sequence[str], untag: Sequence[str], *, hide: Sequence[str] = ()) -> None:
         """One transaction: names and images off the record. Their layers go in `_collect`."""
         hidden = [msgspec.structs.replace(self._records[image_id], hidden=True) for image_id in hide]
-        operations: list[Op] = [Delete(_NAME + name) for name in untag]
-        operations += [Put(_CONFIG + hex_of(record.id), encode_record(record)) for record in hidden]
-        operations += [Delete(_CONFIG + hex_of(image_id)) for image_id in gone]
+        operations: list[Op] = [Delete(NAME + name) for name in untag]
+        operations += [Put(CONFIG + hex_of(record.id), encode_record(record)) for record in hidden]
+        operations += [Delete(CONFIG + hex_of(image_id)) for image_id in gone]
         await self._store.txn([], operations)
         before = self._wanted_blobs()
         for record in hidden:
@@ -582,59 +446,6 @@ class Images:
             self._refresh(image_id)
 
     # --- bookkeeping --------------------------------------------------------------------------
-
-    async def _read_records(self) -> None:
-        for item in await self._store.range(_LAYER):
-            layer = msgspec.json.decode(item.value, type=LayerRecord)
-            if self._content.has_layer(layer.name):
-                self._layers[layer.diff_id] = layer
-        for item in await self._store.range(_CONFIG):
-            record = msgspec.json.decode(item.value, type=ImageRecord)
-            try:
-                image = manifests.parse_config(self._content.read_blob(record.id), record.id, self._limits)
-                if lost := [diff_id for diff_id in image.diff_ids if diff_id not in self._layers]:
-                    raise HostError(f"the image store lacks the layer {lost[0]}")
-            except CoveError as error:
-                _log.error("image %s can't be used, load it again: %s", record.id, error)
-                continue
-            self._records[record.id] = record
-            self._images[record.id] = image
-        wanted = {diff_id for image in self._images.values() for diff_id in image.diff_ids}
-        for diff_id in [diff_id for diff_id in self._layers if diff_id not in wanted]:
-            del self._layers[diff_id]
-            await self._store.txn([], [Delete(_LAYER + hex_of(diff_id))])
-        for item in await self._store.range(_NAME):
-            image_id = item.value.decode()
-            if image_id in self._images:
-                self._names[item.key.removeprefix(_NAME)] = image_id
-        for image_id in self._images:
-            self._refresh(image_id)
-
-    def _wanted_blobs(self) -> set[str]:
-        wanted = {digest for record in self._records.values() for digest in (record.id, record.manifest)}
-        return wanted | {layer.blob for layer in self._layers.values() if layer.compression}
-
-    def _set_names(self, names: dict[str, str]) -> None:
-        affected = set(names.values())
-        for name, image_id in names.items():
-            if (old := self._names.get(name)) is not None:
-                affected.add(old)
-            self._names[name] = image_id
-        for image_id in affected:
-            self._refresh(image_id)
-
-    def _refresh(self, image_id: str) -> None:
-        """Write into an Image what isn't in its configuration."""
-        image, record = self._images.get(image_id), self._records.get(image_id)
-        if image is None or record is None:
-            return
-        self._images[image_id] = msgspec.structs.replace(
-            image,
-            names=tuple(sorted(name for name, target in self._names.items() if target == image_id)),
-            size_bytes=sum(self.layer_sizes(image)),
-            parent=record.parent,
-            last_tagged_ns=record.last_tagged_ns,
-        )
 
     @asynccontextmanager
     async def _staging(self) -> AsyncGenerator[Path, None]:
@@ -673,7 +484,7 @@ class Images:
             self._garbage_layers, self._garbage_blobs = set(), set()
             for start in range(0, len(loose), MAX_OPERATIONS):
                 batch = loose[start : start + MAX_OPERATIONS]
-                await self._store.txn([], [Delete(_LAYER + hex_of(layer.diff_id)) for layer in batch])
+                await self._store.txn([], [Delete(LAYER + hex_of(layer.diff_id)) for layer in batch])
             await asyncio.to_thread(self._content.throw, layers=layers, blobs=blobs)
 
     async def _empty_trash(self) -> None:
@@ -703,7 +514,3 @@ def _names_the_id(reference: str, image: Image) -> bool:
     return bool(id_prefix(reference)) and (
         image.id.startswith(reference) or hex_of(image.id).startswith(reference)
     )
-
-
-def _on_disk(layer: LayerRecord) -> int:
-    return layer.size_bytes + (layer.blob_bytes if layer.compression else 0)

@@ -29,6 +29,11 @@ class LayerRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     compression: str = ""
     moved: bool = False
 
+    @property
+    def disk_bytes(self) -> int:
+        """The files, and the blob where it is kept beside them."""
+        return self.size_bytes + (self.blob_bytes if self.compression else 0)
+
 
 def encode_record(record: ImageRecord | LayerRecord) -> bytes:
     """A record as the store's value."""
