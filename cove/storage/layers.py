@@ -118,11 +118,11 @@ class Layers:
             if not os.path.ismount(container_dir / _PLACE):
                 name = f"the writable layer of {container_dir.name[:12]}"
                 await mount(name, image_filesystem(container_dir / _IMAGE), container_dir / _PLACE)
-        self._locks.pop(container_dir, None)
 
     async def take_down(self, container_dir: Path) -> None:
         """Before a container's directory goes into the trash, whatever its layer is; idempotent."""
         place = container_dir / _PLACE
+        self._locks.pop(container_dir, None)
         if os.path.lexists(place):
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(unmount, str(place))

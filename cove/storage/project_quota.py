@@ -68,6 +68,10 @@ class ProjectQuotas:
 
     def assign(self, directories: Iterable[Path], limit_bytes: int) -> int:
         """Put empty directories under one limit, with all that is made in them. Raises OSError."""
+        directories = list(directories)
+        for directory in directories:
+            if os.stat(directory).st_dev != os.fstat(self._root).st_dev:
+                raise OSError(errno.EXDEV, f"it is on another file system than the data root: {directory}")
         project = self._choose()
         self._taken.add(project)
         try:

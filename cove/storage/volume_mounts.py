@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -39,6 +40,7 @@ class VolumeMounts:
         self._detach = detach
         self._users: dict[str, dict[str, str]] = {}  # volume -> user -> host path
         self._locks: dict[str, asyncio.Lock] = {}
+        self._lockers: Counter[str] = Counter()  # how many hold or wait for a lock
         self._leaving: set[tuple[str, str]] = set()  # let go of, and not taken up again since
         self._tasks: dict[asyncio.Task[None], str] = {}  # to the volume's name
 
@@ -118,10 +120,14 @@ class VolumeMounts:
     @asynccontextmanager
     async def _lock(self, name: str) -> AsyncIterator[None]:
         lock = self._locks.setdefault(name, asyncio.Lock())
-        async with lock:
-            yield
-        if not lock.locked() and name not in self._users:
-            self._locks.pop(name, None)
+        self._lockers[name] += 1
+        try:
+            async with lock:
+                yield
+        finally:
+            self._lockers[name] -= 1
+            if not self._lockers[name]:
+                del self._lockers[name], self._locks[name]
 
     async def _take(self, name: str, user: str) -> str:
         async with self._lock(name):

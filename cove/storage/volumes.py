@@ -28,7 +28,7 @@ from cove.model.objects import VolumeRecord
 from cove.storage.drivers import Drivers, DriverVolume, VolumeDriver
 from cove.storage.mount_process import mount, unmount
 from cove.storage.project_quota import ProjectQuotas, project_of
-from cove.storage.sized_image import grow_image, grow_mounted, image_filesystem, make_image
+from cove.storage.sized_image import give_back, grow_image, grow_mounted, image_filesystem, make_image
 from cove.storage.trash import Trash
 from cove.storage.usage import Meter, Usage
 from cove.storage.volume_mounts import InUse, VolumeMounts
@@ -518,6 +518,8 @@ class Volumes:
             return
         if not others:
             filesystem = self.source(name).filesystem if record is not None else None
+            if filesystem is not None and filesystem.sized:
+                await asyncio.to_thread(give_back, self._root / name / _IMAGE, self._root / name / _DATA)
             await unmount(name, self._root / name / _DATA, filesystem)
 
     async def _finish_removal(self, name: str) -> None:
