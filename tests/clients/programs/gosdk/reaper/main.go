@@ -22,6 +22,8 @@ const (
 	address    = ":8080"
 	callBound  = 30 * time.Second
 	firstBound = time.Minute
+	tries      = 10
+	ownLabel   = "org.testcontainers.ryuk"
 )
 
 func main() {
@@ -39,8 +41,13 @@ func main() {
 	}
 	log.Print("Started!")
 	for _, selected := range collect(listener, patience()) {
-		if err := remove(api, selected); err != nil {
-			log.Print(err)
+		for range tries {
+			err := remove(api, selected)
+			if err == nil {
+				break
+			}
+			log.Print(err) // such as a removal by another that is under way
+			time.Sleep(time.Second)
 		}
 	}
 }
@@ -123,6 +130,9 @@ func remove(api *client.Client, selected client.Filters) error {
 	containers, err := api.ContainerList(ctx, client.ContainerListOptions{All: true, Filters: selected})
 	note(err)
 	for _, each := range containers.Items {
+		if each.Labels[ownLabel] == "true" {
+			continue // this one: its engine removes it at its end
+		}
 		_, err := api.ContainerRemove(ctx, each.ID, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
 		note(err)
 	}
