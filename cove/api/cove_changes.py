@@ -6,7 +6,8 @@ import msgspec
 
 from cove.api.docker import wire
 from cove.api.docker.context import Api
-from cove.api.docker.decode import decode_health, decode_ports, parse_port
+from cove.api.docker.decode import decode_health
+from cove.api.docker.endpoints import decode_ports, parse_port
 from cove.api.docker.extension import PREFIX, decode_extension, extension_json, with_probe
 from cove.api.docker.mounts import string_map
 from cove.api.http import Request, Response, json_response

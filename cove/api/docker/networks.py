@@ -9,7 +9,7 @@ import msgspec
 
 from cove.api.docker import wire
 from cove.api.docker.context import Api
-from cove.api.docker.decode import decode_endpoint
+from cove.api.docker.endpoints import decode_endpoint
 from cove.api.docker.filters import (
     any_pattern,
     boolean,
