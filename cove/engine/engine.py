@@ -11,11 +11,11 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -29,6 +29,7 @@ from cove.engine.create import anonymous_names, is_init, plan_container, plan_mo
 from cove.engine.defaults import with_defaults
 from cove.engine.depends import Standing, check_depends, find_by, standings
 from cove.engine.execs import Execs
+from cove.engine.fleeting import work_on
 from cove.engine.health import Health
 from cove.engine.lifecycle import Lifecycle
 from cove.engine.links import has_links, link_names, settle_links, shown_links
@@ -76,6 +77,7 @@ from cove.runtime.cgroups_stats import Stats, read_cpu_clock
 from cove.runtime.steps import Plan
 from cove.storage.layers import LayerUsage
 
+T = TypeVar("T")
 _NO_DATA: Mapping[str, bytes] = {}
 
 
@@ -501,25 +503,28 @@ class Engine:
     ) -> Image:
         """Make an image of a container, named `image` unless that is "". `given` is the configuration that the caller
         wants, `changes` are Dockerfile instructions on top of it."""
-        return await self._commits.commit(
-            self.find(reference),
-            given=given,
-            changes=changes,
-            comment=comment,
-            author=author,
-            reference=image,
-            pause=pause,
+        return await self._work_on(
+            reference,
+            lambda view: self._commits.commit(
+                view,
+                given=given,
+                changes=changes,
+                comment=comment,
+                author=author,
+                reference=image,
+                pause=pause,
+            ),
         )
 
     # --- files --------------------------------------------------------------------------------
 
     async def archive_stat(self, reference: str, path: str) -> PathStat:
-        return await self._archives.stat(self.find(reference), path)
+        return await self._work_on(reference, lambda view: self._archives.stat(view, path))
 
     async def archive_get(self, reference: str, path: str) -> tuple[PathStat, AsyncIterator[bytes]]:
-        view = self.find(reference)
-        found = await self._archives.get(view, path)
-        self._tell(view.container.id, "archive-path")
+        container_id = self._id_of(reference)
+        found = await self._work_on(container_id, lambda view: self._archives.get(view, path))
+        self._tell(container_id, "archive-path")
         return found
 
     async def archive_put(
@@ -531,26 +536,35 @@ class Engine:
         no_overwrite_dir_non_dir: bool,
         copy_uid_gid: bool,
     ) -> None:
-        view = self.find(reference)
-        await self._archives.put(
-            view,
-            path,
-            chunks,
-            no_overwrite_dir_non_dir=no_overwrite_dir_non_dir,
-            copy_uid_gid=copy_uid_gid,
+        container_id = self._id_of(reference)
+        await self._work_on(
+            container_id,
+            lambda view: self._archives.put(
+                view,
+                path,
+                chunks,
+                no_overwrite_dir_non_dir=no_overwrite_dir_non_dir,
+                copy_uid_gid=copy_uid_gid,
+            ),
+            again=False,  # the archive's bytes come once
         )
-        self._tell(view.container.id, "extract-to-dir")
+        self._tell(container_id, "extract-to-dir")
 
     async def changes(self, reference: str) -> Sequence[Change]:
         """What the container changed in its files, by path."""
-        return await self._archives.changes(self.find(reference))
+        return await self._work_on(reference, self._archives.changes)
 
     async def export(self, reference: str) -> AsyncIterator[bytes]:
         """The container's files, without those of its mounts, as a tar stream."""
-        view = self.find(reference)
-        chunks = await self._archives.export(view)
-        self._tell(view.container.id, "export")
+        container_id = self._id_of(reference)
+        chunks = await self._work_on(container_id, self._archives.export)
+        self._tell(container_id, "export")
         return chunks
+
+    async def _work_on(
+        self, reference: str, work: Callable[[View], Awaitable[T]], *, again: bool = True
+    ) -> T:
+        return await work_on(self._lifecycle, self.find, reference, work, again=again)
 
     # --- plans, statistics, the host ----------------------------------------------------------
 

@@ -167,6 +167,10 @@ class Execs:
             await self._start(
                 found, view, running, detach=detach, tty=tty, rows=rows, cols=cols, client=(sock, initial)
             )
+        except HostError:
+            if not running.ends():
+                raise
+            raise Conflict(f"container {found.container_id} is not running") from None
         finally:
             found.launched.set()
             found.settled.set()

@@ -187,8 +187,7 @@ class Images(Catalog):
                 names=(name,) if name else (),
                 parent=parent,
             )
-            await self._add(staging, found)
-        return self._images[found.image.id]
+            return await self._add(staging, found)
 
     async def _unpack(
         self, staging: Path, chunks: AsyncIterator[bytes], report: Callable[[Progress], None], *, single: bool
@@ -210,8 +209,11 @@ class Images(Catalog):
         assert isinstance(answer, Unpacked)
         return answer.members
 
-    async def _add(self, staging: Path, found: FoundImage) -> None:
-        """Put an image's content in place and then on record; on failure neither is there."""
+    async def _add(self, staging: Path, found: FoundImage) -> Image:
+        """Put an image's content in place and then on record; on failure neither is there.
+
+        Returns the image as it is on record then: it may be removed as soon as the lock is free.
+        """
         async with self._lock:
             layers: dict[str, LayerRecord] = {}
             placed_blobs: list[str] = []
@@ -235,6 +237,7 @@ class Images(Catalog):
                     self._write_documents, staging, found, layers, placed_blobs
                 )
                 await self._commit_image(found, manifest, layers)
+                return self._images[found.image.id]
             except BaseException:
                 blobs = [layer.blob for layer in layers.values() if layer.compression] + placed_blobs
                 self._garbage_layers.update(layer.name for layer in layers.values())

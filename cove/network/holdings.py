@@ -70,10 +70,15 @@ class Attached:
 
 
 class Holdings:
-    """See the module. `networks` and `bridges` by network id, `attached` by container id."""
+    """See the module. `networks` and `bridges` by network id, `attached` by container id.
+
+    A network in `making` has its name, its subnets and its rules, but nobody finds it: what is removed or connected
+    to is on record.
+    """
 
     def __init__(self) -> None:
         self.networks: dict[str, Network] = {}
+        self.making: dict[str, Network] = {}
         self.bridges: dict[str, Bridge] = {}
         self.attached: dict[str, Attached] = {}
         self.pending: dict[str, Endpoint] = {}  # what is being made, by its id
@@ -86,8 +91,20 @@ class Holdings:
         """All networks: the three built-in ones, then the others by name."""
         return records.in_order(self.networks.values())
 
+    def known_networks(self) -> list[Network]:
+        """All networks, those that are being made among them."""
+        return records.in_order([*self.networks.values(), *self.making.values()])
+
+    def enter(self, bridge: Bridge) -> None:
+        """From here on a network that was made is found."""
+        network = bridge.network
+        self.making.pop(network.id, None)
+        self.networks[network.id] = network
+        self.bridges[network.id] = bridge
+
     def bridge_networks(self) -> list[Network]:
-        return [network for network in self.list_networks() if network.driver == "bridge"]
+        """The networks that the host should have a bridge for."""
+        return [network for network in self.known_networks() if network.driver == "bridge"]
 
     def resolve(self, requests: Sequence[EndpointSpec]) -> list[tuple[Bridge, EndpointSpec]]:
         """The networks that a container asks for. Raises NotFound, Invalid."""

@@ -210,7 +210,7 @@ class Networks:
             attachable=attachable,
             labels=labels or {},
             options={**self._settings.default_options.get(driver, {}), **(options or {})},
-            existing=list(self._holdings.networks.values()),
+            existing=self._holdings.known_networks(),
             taken=taken,
             default_mtu=self._settings.mtu or mtu,
             address_pools=self._settings.default_address_pools,
@@ -220,7 +220,7 @@ class Networks:
         bridge = Bridge.of(network)
         if bridge.driver is not None:
             return await self._create_by(bridge.driver, network)
-        self._holdings.networks[network.id] = network  # from here on its name and subnets are taken
+        self._holdings.making[network.id] = network  # from here on its name and subnets are taken
         try:
             await self._store.txn([], [Put(_NOTED + network.bridge, b"")])
             async with self._host:
@@ -231,28 +231,27 @@ class Networks:
             record = Put(f"networks/{network.id}", msgspec.json.encode(network))
             await self._store.txn([], [record, Delete(_NOTED + network.bridge)])
         except BaseException:
-            del self._holdings.networks[network.id]
+            del self._holdings.making[network.id]
             await asyncio.shield(self._take_off(network))
             raise
-        self._holdings.bridges[network.id] = bridge
+        self._holdings.enter(bridge)
         return network
 
     async def _create_by(self, driver: NetworkDriver, network: Network) -> Network:
         """Make a network that another driver than bridge has."""
-        network = driver.plan(network, list(self._holdings.networks.values()))
-        self._holdings.networks[network.id] = network
+        network = driver.plan(network, self._holdings.known_networks())
+        self._holdings.making[network.id] = network
         made = False
         try:
             made = await run_in(self._workshop.reaper, self._apply, driver, network)
             network = msgspec.structs.replace(network, link_made=made)
-            self._holdings.networks[network.id] = network
             await self._store.txn([], [Put(f"networks/{network.id}", msgspec.json.encode(network))])
         except BaseException:
-            del self._holdings.networks[network.id]
+            del self._holdings.making[network.id]
             if made:
                 await asyncio.shield(run_in(self._workshop.reaper, self._remove_by, driver, network))
             raise
-        self._holdings.bridges[network.id] = Bridge.of(network)
+        self._holdings.enter(Bridge.of(network))
         return network
 
     def _apply(self, driver: NetworkDriver, network: Network) -> bool:

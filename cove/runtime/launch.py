@@ -133,6 +133,17 @@ class Task:
         poll.register(self._pidfd, select.POLLIN)  # readable once it has ended (pidfd_open(2))
         return not poll.poll(0)
 
+    def ends(self) -> bool:
+        """Whether the first process has ended, or is about to: it gives up its root before it waits for the others of
+        its pid namespace, and its pidfd tells of its end after that."""
+        if not self.lives():
+            return True
+        try:
+            os.readlink(f"/proc/{self.pid}/root")
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        return False
+
     async def attach(self, client: Attach) -> None:
         """Hand a client's socket over. Raises Conflict when the process has ended or too many are
         attached, HostError when the supervisor can't be reached."""

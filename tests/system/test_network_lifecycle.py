@@ -640,3 +640,23 @@ def test_a_foreign_link_with_the_bridges_name_is_refused_with_a_way_out(host: No
                 pass
 
     go(body)
+
+
+def test_a_network_is_found_by_nobody_until_it_is_on_record(host: None, tmp_path: Path) -> None:
+    async def body() -> None:
+        async with networks(tmp_path, replace(SETTINGS, pool_size=0)) as nets:
+            making = asyncio.create_task(nets.create("apart"))
+            while "apart" not in {network.name for network in nets._holdings.making.values()}:
+                await asyncio.sleep(0)
+            with pytest.raises(NotFound):
+                await nets.remove("apart")
+            with pytest.raises(NotFound):
+                await nets.connect("one", (EndpointSpec(network="apart"),), (), "one")
+            with pytest.raises(Conflict, match="already exists"):
+                await nets.create("apart")
+            made = await making
+            assert nets.find_network("apart") == made
+            await nets.remove("apart")
+            assert await nets._store.get(f"networks/{made.id}") is None
+
+    go(body)
