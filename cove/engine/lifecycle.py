@@ -22,6 +22,7 @@ import msgspec
 from cove.engine.create import merge_resources, parse_signal, with_lifted_rates
 from cove.engine.depends import wait_ready
 from cove.engine.health import Health, is_checked, watch_health
+from cove.engine.limitwatch import LimitWatch
 from cove.engine.live import Background, Live, done_wait, wake
 from cove.engine.notices import publish_run
 from cove.engine.parts import Parts
@@ -29,7 +30,7 @@ from cove.engine.removal import remove_container
 from cove.engine.restart import count_failure, forget_failures, plan_restart
 from cove.engine.start import StartRefused, launch_container
 from cove.engine.types import View, WaitCondition, WaitHandle, WaitResult
-from cove.model.container import Container, Limit, Resources, RestartPolicy, State
+from cove.model.container import Container, Resources, RestartPolicy, State
 from cove.model.errors import Conflict, CoveError, HostError, Invalid, NotFound, NotModified
 from cove.runtime.cgroups_limits import check_resources
 from cove.runtime.launch import Attach, ExitStatus, Task
@@ -45,6 +46,7 @@ class Lifecycle:
     def __init__(self, parts: Parts, background: Background) -> None:
         self._parts = parts
         self._background = background
+        self._limits = LimitWatch(parts, background)
         self._lives: dict[str, Live] = {}
         self._ending = (
             False  # containers are being stopped with the daemon: no policy acts before the next start
@@ -178,12 +180,7 @@ class Lifecycle:
         self._background.spawn(
             self._watch(container.id, live, task), f"watching container {container.short_id}"
         )
-        if container.spec.resources.memory_bytes > 0:
-            about = f"OOM events of {container.short_id}"
-            live.watchers.append(self._background.spawn(self._watch_oom(container, live), about))
-        if container.spec.resources.pids_limit > 0:
-            about = f"refused forks of {container.short_id}"
-            live.watchers.append(self._background.spawn(self._watch_pids(container, live), about))
+        self._limits.begin(container, live)
         if container.healthcheck is not None:
             self.begin_health(container, live, task)
 
@@ -229,39 +226,6 @@ class Lifecycle:
         if what == "stop":
             self._parts.publish(container, "stop")
 
-    async def _watch_oom(self, container: Container, live: Live) -> None:
-        def told() -> None:
-            live.saw_oom = True
-            self._parts.publish(self._view(container.id).container, "oom")
-            self._note_limit(container, live, "memory")
-
-        await self._parts.watch_oom(container, told)
-
-    async def _watch_pids(self, container: Container, live: Live) -> None:
-        if not await self._parts.wait_pids_limit(container):
-            return
-        view = self._view(container.id)
-        if "pids" not in view.state.limited:
-            limit = view.container.spec.resources.pids_limit
-            self._parts.publish(view.container, "limit", resource="pids", limit=str(limit))
-            self._note_limit(container, live, "pids")
-
-    def _note_limit(self, container: Container, live: Live, limit: Limit) -> None:
-        """Record that this run came up against a limit, even if it has ended by then."""
-        started_ns = self._view(container.id).state.started_ns
-
-        async def note() -> None:
-            async with live.lock:
-                view = self._parts.registry.get(container.id)
-                if view is None or view.state.started_ns != started_ns or limit in view.state.limited:
-                    return
-                limited = (*view.state.limited, limit)
-                await self._parts.registry.set_state(
-                    container.id, msgspec.structs.replace(view.state, limited=limited)
-                )
-
-        self._background.spawn(note(), f"noting the {limit} limit of {container.short_id}")
-
     # --- exit ---------------------------------------------------------------------------------
 
     async def _watch(self, container_id: str, live: Live, task: Task) -> None:
@@ -288,7 +252,7 @@ class Lifecycle:
         except (CoveError, OSError) as error:  # it has ended all the same, and who waits for that must know
             log.error("container %s has ended, but holds on: %s", container.short_id, error)
         endpoints = view.state.endpoints
-        state = ended_state(view.state, status)
+        state = self._limits.ended(container, ended_state(view.state, status))
         if health is not None:
             state = msgspec.structs.replace(state, health=health.record())
         pause = None if self._ending else plan_restart(container.spec.restart, state)

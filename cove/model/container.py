@@ -329,7 +329,7 @@ class Container(Model, frozen=True, kw_only=True):
         return self.id[:12]
 
 
-Limit = Literal["memory", "pids"]
+Limit = Literal["memory", "pids", "disk"]
 Status = Literal["created", "running", "paused", "restarting", "removing", "exited", "dead"]
 
 

@@ -73,6 +73,33 @@ def test_one_that_ran_out_of_processes_says_so(daemon: Daemon, image: str) -> No
     remove(daemon, quiet)
 
 
+def test_one_that_filled_its_layer_says_so_while_it_runs_and_after_its_end(
+    daemon: Daemon, image: str
+) -> None:
+    script = "busybox dd if=/dev/zero of=/big bs=64k; exit 3"
+    ended = run(daemon, image, "sh", "-c", script, StorageOpt={"size": "20m"})
+    assert wait(daemon, ended) == 3
+    limit = {"Resource": "disk", "Limit": 20 << 20, "Text": "disk full (limit 20 MiB)"}
+    eventually(lambda: "Limited" in state(daemon, ended))
+    assert state(daemon, ended)["Limited"] == [limit]
+    line = cove(daemon, "ps", "-a", "--filter", f"id={ended}", "--format", "{{.Status}}").strip()
+    assert line.endswith("ago, disk full (limit 20 MiB)")
+    running = run(
+        daemon,
+        image,
+        "sh",
+        "-c",
+        "busybox dd if=/dev/zero of=/big bs=64k; exec sleep 1000",
+        StorageOpt={"size": "20m"},
+    )
+    eventually(lambda: state(daemon, running).get("Limited") == [limit])
+    roomy = run(daemon, image, "true", StorageOpt={"size": "20m"})
+    wait(daemon, roomy)
+    assert "Limited" not in state(daemon, roomy)
+    for container in (ended, running, roomy):
+        remove(daemon, container)
+
+
 @pytest.mark.parametrize(
     ("flags", "command", "init"),
     [

@@ -17,6 +17,9 @@ def limited_json(view: View) -> list[dict[str, Any]]:
         if resource == "memory":
             limit = resources.memory_bytes
             text = f"out of memory ({f'limit {_size(limit)}' if limit > 0 else 'of the host'})"
+        elif resource == "disk":
+            limit = view.container.layer_bytes
+            text = f"disk full (limit {_size(limit)})"
         else:
             limit = resources.pids_limit
             text = f"out of processes (limit {limit})"
