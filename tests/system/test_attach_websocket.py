@@ -236,12 +236,12 @@ def test_what_can_not_be_attached_is_told_by_status(daemon: Daemon, echo: str) -
 def test_a_daemon_that_ends_says_so_and_its_container_goes_on(fresh_daemon: Daemon, image: str) -> None:
     container = run(fresh_daemon, image, *CAT, OpenStdin=True)
     client = attach(fresh_daemon, container)
-    found: list[tuple[int, bytes]] = []
-    reader = threading.Thread(target=lambda: found.append(client.recv_data()))
+    found: list[ABNF] = []
+    reader = threading.Thread(target=lambda: found.append(client.recv_frame()))
     reader.start()
     fresh_daemon.restart()
     reader.join(BOUND_S)
-    assert found[0][0] == ABNF.OPCODE_CLOSE and struct.unpack("!H", found[0][1][:2]) == (1001,)
+    assert found[0].opcode == ABNF.OPCODE_CLOSE and struct.unpack("!H", found[0].data[:2]) == (1001,)
     again = attach(fresh_daemon, container)
     again.send_binary(b"still\n")
     assert read_until(again, b"\n") == b"got still\n"

@@ -88,6 +88,7 @@ class FakeParts:
         self.meters = Meters()
         self.events = Bus()
         self.releasing: Callable[[], None] = lambda: None
+        self.layer_usage: Callable[[Container], None] = lambda container: None
         self.networks = SimpleNamespace(list_networks=list)
         self.leave_networks = self._nothing
         self.trash = SimpleNamespace(discard=lambda path: None)
