@@ -21,7 +21,6 @@ from cove.engine.notices import publish_run
 from cove.engine.parts import Parts
 from cove.engine.removal import remove_container, sweep_orphans
 from cove.engine.restart import plan_restart, wants_start_after_boot
-from cove.engine.secret_use import refill
 from cove.engine.types import View
 from cove.model.container import State
 from cove.model.errors import Conflict, CoveError, HostError
@@ -64,7 +63,7 @@ async def _settle_secrets(parts: Parts, running: Sequence[View]) -> None:
     await parts.secret_files.sweep(view.container.id for view in running)
     for view in running:
         try:
-            await refill(parts, view)
+            await parts.secret_files.refresh(view.container, parts.settings.remap)
         except CoveError as error:
             log.error("%s", error)
 

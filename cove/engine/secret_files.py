@@ -44,7 +44,7 @@ class SecretFiles:
         return str(self._root / container.id) if container.spec.extension.secrets else ""
 
     async def fill(self, container: Container, maps: IdMaps | None) -> str:
-        """Write a container's secrets, for a start or because one was updated; returns `path`. Raises HostError."""
+        """Write a container's secrets for a start; returns `path`. Raises HostError, NotFound."""
         if not container.spec.extension.secrets:
             return ""
         async with self._lock:
@@ -53,6 +53,22 @@ class SecretFiles:
             except OSError as error:
                 raise HostError(f"secrets of container {container.short_id}: {error.strerror}") from error
         return self.path(container)
+
+    async def refresh(self, container: Container, maps: IdMaps | None) -> None:
+        """Write a container's secrets anew where it has them in memory: from its start's `fill` until its end. `maps`
+        are those of a container in a user namespace. Raises HostError, NotFound."""
+        if not container.spec.extension.secrets:
+            return
+        async with self._lock:
+            try:
+                owner = os.stat(self._root / container.id).st_uid
+            except FileNotFoundError:
+                return  # the next start fills them
+            mapped_root = maps is not None and owner == mapped(0, 0, maps)[0]
+            try:
+                await asyncio.to_thread(self._fill, container, maps if mapped_root else None)
+            except OSError as error:
+                raise HostError(f"secrets of container {container.short_id}: {error.strerror}") from error
 
     def _fill(self, container: Container, maps: IdMaps | None) -> None:
         self._root.mkdir(mode=0o700, exist_ok=True)

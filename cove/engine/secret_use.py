@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack
 import msgspec
 
 from cove.engine.parts import Parts
-from cove.engine.remap import in_user_namespace
 from cove.engine.secret_files import TARGET
 from cove.engine.types import View
 from cove.model.container import ContainerSpec
@@ -24,14 +23,12 @@ async def settle_secrets(
     """The spec of a new container with its own secrets made. Raises NotFound for a name that there isn't."""
     if any(mount.target.rstrip("/") == TARGET for mount in spec.mounts):
         raise Invalid(f"secrets: something else is mounted on {TARGET}: leave one out")
-    for use in spec.extension.secrets:
-        if use.name:
-            parts.secrets.find(use.name)
+    names = {use.name: parts.secrets.find_named(use.name).name for use in spec.extension.secrets if use.name}
     settled = []
     undo.push_async_callback(parts.secrets.remove_owned, container_id)
     for use in spec.extension.secrets:
         if use.name:
-            settled.append(use)
+            settled.append(msgspec.structs.replace(use, name=names[use.name]))
             continue
         record = await parts.secrets.create("", data[use.target], {}, owner=container_id)
         settled.append(msgspec.structs.replace(use, id=record.id))
@@ -68,11 +65,11 @@ class SecretRoom:
         return record
 
     async def update(self, name: str, content: bytes) -> SecretRecord:
-        """Commit new content, then give it to the containers that run."""
+        """Commit new content, then give it to the containers that run, or are about to."""
         record = await self._parts.secrets.update(name, content)
         self._publish(record, "update")
         for view in self._views_with(record.name):
-            await refill(self._parts, view)
+            await self._parts.secret_files.refresh(view.container, self._parts.settings.remap)
         return record
 
     async def remove(self, name: str) -> None:
@@ -87,13 +84,4 @@ class SecretRoom:
                 attributes={**record.labels, "name": record.name},
                 time_ns=time.time_ns(),
             )
-        )
-
-
-async def refill(parts: Parts, view: View) -> None:
-    """Bring a running container's secrets up to date; others get theirs at their start."""
-    pid = view.state.pid
-    if pid and view.container.spec.extension.secrets:
-        await parts.secret_files.fill(
-            view.container, parts.settings.remap if in_user_namespace(pid) else None
         )

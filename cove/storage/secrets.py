@@ -98,13 +98,23 @@ class Secrets:
             )
         return record
 
-    def read(self, reference: str) -> bytes:
-        """The content. Raises NotFound, HostError."""
+    def find_named(self, reference: str) -> SecretRecord:
+        """By name, or by the id of one that has a name: what a container brought is nobody else's. Raises NotFound."""
         record = self.find(reference)
-        try:
-            return self._path(record).read_bytes()
-        except OSError as error:
-            raise HostError(f"secret {record.name or record.id}: {error.strerror}") from error
+        if not record.name:
+            raise NotFound(f"No such secret: {reference[:80]}: it belongs to a container")
+        return record
+
+    def read(self, reference: str) -> bytes:
+        """The content. Raises NotFound, HostError. For any thread: an update may come between record and file."""
+        while True:
+            record = self.find(reference)
+            try:
+                return self._path(record).read_bytes()
+            except OSError as error:
+                if isinstance(error, FileNotFoundError) and self.find(reference) is not record:
+                    continue
+                raise HostError(f"secret {record.name or record.id}: {error.strerror}") from error
 
     async def create(
         self, name: str, content: bytes, labels: Mapping[str, str], *, owner: str = ""

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import tempfile
+import threading
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from cove.engine.secret_files import SecretFiles
+from cove.model.container import Container
+from cove.model.extension import Extension, SecretUse
+from cove.storage.secrets import Secrets
 from tests.apikit import create, eventually, inspect, logs, remove, run, start, wait
 from tests.daemon import Daemon
 from tests.system.test_userns import RemapDaemon
@@ -195,3 +204,78 @@ def test_an_images_label_asks_for_nothing(daemon: Daemon, image: str, secret: st
     assert wait(daemon, taken) != 0
     remove(daemon, container, taken)
     daemon.http("DELETE", "/images/labelled?force=1")
+
+
+def test_updates_amid_starts_and_ends_leave_nothing_in_memory_and_reach_who_runs(
+    daemon: Daemon, image: str, secret: str
+) -> None:
+    briefs = [create(daemon, image, "true", Cove={"secrets": "db"}) for _ in range(4)]
+    enough = threading.Event()
+    wrong: list[str] = []
+
+    def come_and_go(brief: str) -> None:
+        while not enough.is_set():
+            answer = daemon.http("POST", f"/containers/{brief}/start")
+            if answer.status not in (204, 304):
+                wrong.append(answer.message)
+            wait(daemon, brief)
+
+    workers = [threading.Thread(target=come_and_go, args=(brief,)) for brief in briefs]
+    for worker in workers:
+        worker.start()
+    for number in range(150):
+        answer = daemon.http("POST", "/cove/v1/secrets/update?name=db", {"Data": encoded(f"word {number}")})
+        assert answer.status == 200, answer.message
+    enough.set()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+    assert not (daemon.run_dir / "secrets").exists()
+    remove(daemon, *briefs)
+
+
+def test_a_secret_named_by_its_id_is_in_use_too_and_what_a_container_brought_is_its_own(
+    daemon: Daemon, image: str
+) -> None:
+    made = make(daemon, "db").json()["ID"]
+    container = create(
+        daemon,
+        image,
+        "true",
+        Cove={"secrets": f"{made}:target=db,:target=own"},
+        CoveSecretData={"own": encoded(OTHER)},
+    )
+    refused = daemon.http("DELETE", "/cove/v1/secrets?name=db")
+    assert (refused.status, "in use by" in refused.message) == (409, True)
+    [owned] = {path.name.split(".")[0] for path in (daemon.data_root / "secrets").iterdir()} - {made}
+    body = {"Image": image, "Cmd": ["true"], "Cove": {"secrets": f"{owned}:target=theirs"}}
+    assert daemon.http("POST", "/containers/create", body).status == 404
+    remove(daemon, container)
+    assert daemon.http("DELETE", "/cove/v1/secrets?name=db").status == 204
+
+
+def test_only_who_has_secrets_in_memory_is_given_new_ones() -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as base:
+        root = Path(base, "secrets")
+        container = cast(
+            Container,
+            SimpleNamespace(
+                id="a" * 64,
+                short_id="a" * 12,
+                spec=SimpleNamespace(extension=Extension(secrets=(SecretUse(name="db", target="db"),))),
+            ),
+        )
+        words = iter((b"first", b"second", b"third"))
+        files = SecretFiles(cast(Secrets, SimpleNamespace(read=lambda _: next(words))), root)
+
+        async def body() -> None:
+            await files.refresh(container, None)
+            assert not root.exists()
+            await files.fill(container, None)
+            await files.refresh(container, None)  # between a start's beginning and its record
+            assert (root / container.id / "db").read_bytes() == b"second"
+            await files.withdraw(container)
+            await files.refresh(container, None)  # between an end and its record
+            assert not root.exists()
+
+        asyncio.run(body())
