@@ -84,7 +84,7 @@ def run_pytest(targets: list[str], limit_s: float) -> tuple[int, dict[str, str]]
     """pytest's exit status, and each test's worst outcome."""
     with tempfile.NamedTemporaryFile("r", prefix="cove-test-", encoding="utf-8") as report:
         env = dict(os.environ, COVE_TEST_REPORT=report.name, PYTHONPATH=str(ROOT / "scripts"))
-        command = [sys.executable, "-m", "pytest", "-p", "run_tests", "--durations=5", *targets]
+        command = [sys.executable, "-m", "pytest", "-p", "run_tests", "-rs", "--durations=5", *targets]
         status = run_command(command, limit_s, env)
         outcomes: dict[str, str] = {}
         for line in report:
