@@ -6,7 +6,7 @@ import asyncio
 import re
 import time
 
-from cove.api import cove_changes, cove_pods, cove_secrets, cove_storage, cove_v1, errors
+from cove.api import cove_changes, cove_pods, cove_recreate, cove_secrets, cove_storage, cove_v1, errors
 from cove.api.docker import ROUTES
 from cove.api.docker.context import NEWEST, OLDEST, Api, version_text
 from cove.api.gate import Gate
@@ -32,6 +32,7 @@ class App:
                 *cove_v1.ROUTES,
                 *cove_pods.ROUTES,
                 *cove_changes.ROUTES,
+                *cove_recreate.ROUTES,
                 *cove_secrets.ROUTES,
                 *cove_storage.ROUTES,
             )

@@ -64,9 +64,10 @@ CONTAINERS = (
         "restart",
     ),
     *("rm", "start", "stats", "stop", "systemd", "top", "unpause", "update", "wait", "container inspect"),
+    "recreate",
 )
 IMAGES = ("run", "create", "plan", "save", "tag", "rmi", "history", "images", "image inspect")
-ONLY_FIRST = ("run", "create", "plan", "exec", "rename", "tag", "top", "commit")
+ONLY_FIRST = ("run", "create", "plan", "exec", "rename", "tag", "top", "commit", "recreate")
 
 
 def complete(words: Sequence[str], client: Client | None) -> list[str]:

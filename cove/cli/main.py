@@ -37,6 +37,7 @@ COMMANDS = (
     ("wait", "containers", "Wait until containers end and print their exit codes"),
     ("rename", "containers", "Rename a container"),
     ("update", "containers", "Change a container's limits"),
+    ("recreate", "recreate", "Put another container in a container's place, with something different"),
     ("port", "containers", "List a container's published ports"),
     ("top", "containers", "List a container's processes"),
     ("diff", "containers", "List what a container changed in its file system"),
@@ -66,7 +67,7 @@ GROUPS = {
     "container": (
         "Everything about containers",
         {
-            **{name: (module, name) for name, module, _ in COMMANDS[:22]},
+            **{name: (module, name) for name, module, _ in COMMANDS[:23]},
             "ls": ("containerlist", "ps"),
             "list": ("containerlist", "ps"),
             "ps": ("containerlist", "ps"),

@@ -166,18 +166,26 @@ def plan_mounts(
     config: ImageConfig,
     inherited: Sequence[MountPoint],
     new_volume_name: Callable[[], str],
+    carried: Sequence[MountPoint] = (),
 ) -> list[PlannedMount | MountPoint]:
     """All mounts, each target once: the caller's win over --volumes-from, these over the image's volumes.
 
-    Anonymous volumes get their names here. Raises Invalid for a target that two of the caller's mounts share.
+    Anonymous volumes get their names here. `carried` are mounts of the container whose place this one takes: they
+    come before a new anonymous volume. Raises Invalid for a target that two of the caller's mounts share.
     """
     by_target: dict[str, PlannedMount | MountPoint] = {}
+    kept = {point.target: point for point in carried}
     for mount in spec.mounts:
         target = check_target(mount.target)
         if target in by_target:
             raise Invalid(f"Duplicate mount point: {target}")
         cleaned: Mount = msgspec.structs.replace(mount, target=target)
-        by_target[target] = _planned(cleaned, new_volume_name)
+        if target in kept and isinstance(mount, Volume) and not mount.name:
+            by_target[target] = kept[target]
+        else:
+            by_target[target] = _planned(cleaned, new_volume_name)
+    for target, point in kept.items():
+        by_target.setdefault(target, point)
     for point in inherited:
         by_target.setdefault(point.target, point)
     for volume in config.volumes:

@@ -40,6 +40,7 @@ from cove.engine.names import check_name, choose_name, new_id
 from cove.engine.parts import Parts
 from cove.engine.pods import Pods, settle_pod
 from cove.engine.reconcile import reconcile
+from cove.engine.recreate import Asked, Origin, Recreations
 from cove.engine.secret_use import SecretRoom, settle_secrets
 from cove.engine.start import plan_only, warm_filters
 from cove.engine.types import (
@@ -92,6 +93,7 @@ class Engine:
         self._archives = Archives(parts)
         self._commits = Commits(parts, self._lifecycle)
         self._connections = Connections(parts, self._lifecycle)
+        self._recreations = Recreations(parts, self._lifecycle, background, self.create)
         parts.forget_execs = self._execs.forget_container
         self.images = parts.images
         self.networks = parts.networks
@@ -208,23 +210,27 @@ class Engine:
     # --- create -------------------------------------------------------------------------------
 
     async def create(
-        self, spec: ContainerSpec, secret_data: Mapping[str, bytes] = _NO_DATA
+        self,
+        spec: ContainerSpec,
+        secret_data: Mapping[str, bytes] = _NO_DATA,
+        origin: Origin | None = None,
     ) -> tuple[Container, Sequence[str]]:
         """Create a container; returns it with warnings. Nothing is left when it raises.
 
-        `secret_data` are the contents of its secrets that have no name, by target.
+        `secret_data` are the contents of its secrets that have no name, by target; `origin` is what it takes over
+        from the container whose place it is to take.
         """
         name = check_name(spec.name) if spec.name else choose_name(self._parts.registry)
         if name in self._parts.registry:
             raise self._parts.registry.taken(name)
-        container_id = new_id()
+        container_id = origin.container_id if origin is not None else new_id()
         async with AsyncExitStack() as undo:
             try:
-                if spec.extension.pod and not spec.extension.infra:
+                if spec.extension.pod and not spec.extension.infra and origin is None:
                     spec = settle_pod(self._parts, spec)
                 if spec.extension.secrets:
                     spec = await settle_secrets(self._parts, spec, secret_data, container_id, undo)
-                container, warnings = await self._prepare(spec, name, container_id, undo)
+                container, warnings = await self._prepare(spec, name, container_id, undo, origin)
                 if spec.extension.depends_on:
                     warnings = [*warnings, *check_depends(name, spec, find_by(self._parts))]
                 container = self._parts.limited(container)
@@ -242,13 +248,22 @@ class Engine:
         return container, warnings
 
     async def _prepare(
-        self, spec: ContainerSpec, name: str, container_id: str, undo: AsyncExitStack
+        self,
+        spec: ContainerSpec,
+        name: str,
+        container_id: str,
+        undo: AsyncExitStack,
+        origin: Origin | None,
     ) -> tuple[Container, Sequence[str]]:
-        image = self._parts.images.find_image(spec.image)
+        if origin is not None and origin.image_id:
+            image = self._parts.images.image_by_id(origin.image_id)
+        else:
+            image = self._parts.images.find_image(spec.image)
         spec = with_defaults(spec, self._parts.settings)
         spec, warnings = self._parts.check(settle_links(self._settle_joined(spec), self.find))
-        inherited = self._inherited_mounts(spec)
-        planned = plan_mounts(spec, image.config, inherited, lambda: secrets.token_hex(32))
+        carried = origin.mounts if origin is not None else ()
+        inherited = self._inherited_mounts(spec) if origin is None or origin.inherits else ()
+        planned = plan_mounts(spec, image.config, inherited, lambda: secrets.token_hex(32), carried)
         container = plan_container(
             spec,
             image,
@@ -261,6 +276,8 @@ class Engine:
         )
         if spec.extension.init == "auto" and spec.init is None and not is_init(container.args):
             container = msgspec.structs.replace(container, spec=msgspec.structs.replace(spec, init=True))
+        if origin is not None:
+            container = msgspec.structs.replace(container, recreated=origin.recreated)
         self._parts.claims[container_id] = volume_names(planned)
         loose = anonymous_names(planned)
         if loose:
@@ -362,6 +379,10 @@ class Engine:
     async def change(self, reference: str, changes: Changes) -> Container:
         """Change published ports, labels, health checks or start order of a container, running or not."""
         return await change(self._parts, self._lifecycle, self._id_of(reference), changes)
+
+    async def recreate(self, reference: str, asked: Asked) -> tuple[Container, Sequence[str]]:
+        """Have another container take this one's place; returns it with warnings. It goes on if the caller leaves."""
+        return await self._recreations.recreate(self._id_of(reference), asked)
 
     async def prune(self, accepts: Callable[[View], bool]) -> Pruned:
         """Remove the containers that don't run and that `accepts` lets through."""

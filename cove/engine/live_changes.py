@@ -58,6 +58,7 @@ def changed(container: Container, changes: Changes) -> Container:
             asked = msgspec.structs.replace(asked, test=(), probe=extension.probe)
         if asked != HealthCheck():
             check = merge_health(asked, check)
+            spec = msgspec.structs.replace(spec, healthcheck=merge_health(asked, spec.healthcheck))
     exposed = dict.fromkeys((*container.exposed_ports, *(_key(port) for port in ports)))
     spec = msgspec.structs.replace(
         spec, ports=ports, labels=own, extension=extension, request=_with_ports(spec.request, ports)

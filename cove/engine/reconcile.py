@@ -19,6 +19,7 @@ import msgspec
 from cove.engine.lifecycle import Lifecycle, ended_state
 from cove.engine.notices import publish_run
 from cove.engine.parts import Parts
+from cove.engine.recreate import begin_recoveries, end_recoveries
 from cove.engine.removal import remove_container, sweep_orphans
 from cove.engine.restart import plan_restart, wants_start_after_boot
 from cove.engine.types import View
@@ -38,6 +39,8 @@ async def reconcile(parts: Parts, lifecycle: Lifecycle) -> list[str]:
     Trouble with one container is logged and recorded as its error; the others are served all the same.
     """
     await sweep_orphans(parts)
+    unfinished = await begin_recoveries(parts)
+    spared = {one.record.old for one in unfinished if one.wants_old}
     views = parts.registry.views()
     found = await asyncio.gather(*(_find_task(parts, view) for view in views))
     adopted = [(view, task) for view, (task, _) in zip(views, found, strict=True) if task is not None]
@@ -55,7 +58,13 @@ async def reconcile(parts: Parts, lifecycle: Lifecycle) -> list[str]:
     for view, _ in ended:
         parts.logs.follow(view.container, running=False)
     parts.logs.shipper.resume()
-    return [view.container.id for view, why in ended if await _settle(parts, view, why)]
+    starts = [
+        view.container.id
+        for view, why in ended
+        if await _settle(parts, view, why, spared=view.container.id in spared)
+    ]
+    starts += await end_recoveries(parts, lifecycle, unfinished)
+    return [i for i in dict.fromkeys(starts) if parts.registry.get(i) is not None]
 
 
 async def _settle_secrets(parts: Parts, running: Sequence[View]) -> None:
@@ -121,9 +130,11 @@ async def _adopt(parts: Parts, lifecycle: Lifecycle, view: View, task: Task) -> 
             log.error("container %s stays paused: %s", view.container.short_id, error)
 
 
-async def _settle(parts: Parts, view: View, why_gone: str) -> bool:
-    """Record how a container ended while nobody watched; whether it's to be started again."""
+async def _settle(parts: Parts, view: View, why_gone: str, *, spared: bool = False) -> bool:
+    """Record how a container ended while nobody watched; whether it's to be started again. --rm leaves alone who is
+    `spared`."""
     container, state = view
+    removed = container.spec.auto_remove and not spared
     ran = state.status in _RUNS
     if ran:
         status = read_exit(parts.settings.state_dir(container.id)) or _killed(why_gone)
@@ -133,7 +144,7 @@ async def _settle(parts: Parts, view: View, why_gone: str) -> bool:
             log.error("container %s has ended, but holds on: %s", container.short_id, error)
         endpoints = state.endpoints
         state = ended_state(state, status)
-        if not container.spec.auto_remove:
+        if not removed:
             await parts.registry.set_state(container.id, state)
         parts.publish(
             container,
@@ -142,7 +153,7 @@ async def _settle(parts: Parts, view: View, why_gone: str) -> bool:
             execDuration=str(max(0, status.finished_ns - state.started_ns) // 10**9),
         )
         publish_run(parts, container, endpoints, begun=False)
-        if container.spec.auto_remove:
+        if removed:
             await _remove(parts, View(container, state))
             return False
         if plan_restart(container.spec.restart, state) is not None:
@@ -153,7 +164,7 @@ async def _settle(parts: Parts, view: View, why_gone: str) -> bool:
         return False
     elif state.status == "restarting":
         return True
-    elif state.has_been_started and container.spec.auto_remove:
+    elif state.has_been_started and removed:
         await _remove(parts, view)
         return False
     if wants_start_after_boot(container.spec.restart, state):

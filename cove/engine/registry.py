@@ -17,6 +17,7 @@ import msgspec
 from cove.engine.types import View
 from cove.model.container import Container, State
 from cove.model.errors import Conflict, HostError, Invalid, NotFound
+from cove.model.recreation import Recreation
 from cove.store.interface import Delete, KeyValue, Op, Put, Store, absent
 
 T = TypeVar("T")
@@ -24,11 +25,13 @@ _CONTAINERS = "containers/"
 _STATES = "states/"
 _NAMES = "names/"
 _LOOSE = "loose/"
+_RECREATIONS = "recreations/"
 
 _encode = msgspec.json.Encoder().encode
 _decode_container = msgspec.json.Decoder(Container).decode
 _decode_state = msgspec.json.Decoder(State).decode
 _decode_names = msgspec.json.Decoder(tuple[str, ...]).decode
+_decode_recreation = msgspec.json.Decoder(Recreation).decode
 
 
 class Registry:
@@ -149,6 +152,68 @@ class Registry:
         self._names[new_name] = container_id
         self._views[container_id] = View(renamed, self._views[container_id].state)
         return renamed
+
+    async def note_recreation(self, record: Recreation) -> None:
+        """Commit that a container is about to be re-created; Conflict when it is being so already."""
+        key = _RECREATIONS + record.old
+        result = await self._store.txn([absent(key)], [Put(key, _encode(record))])
+        if not result.succeeded:
+            raise Conflict(f"container {record.name} is being re-created already: wait until that is done")
+
+    async def forget_recreation(self, record: Recreation) -> None:
+        """It is finished or taken back; twice is fine."""
+        await self._store.txn([], [Delete(_RECREATIONS + record.old)])
+
+    async def list_recreations(self) -> list[Recreation]:
+        """Those that were under way when the last daemon ended."""
+        return [_read(kv, _decode_recreation) for kv in await self._store.range(_RECREATIONS)]
+
+    async def exchange(self, record: Recreation) -> Recreation:
+        """Commit that the new container has the name and the old one stands aside, or the reverse, as one.
+
+        Raises NotFound when one of them is gone, Conflict when it was renamed or a name is taken.
+        """
+        back = record.exchanged
+        held = {
+            record.old: record.aside if back else record.name,
+            record.new: record.name if back else record.fresh,
+        }
+        wanted = {
+            record.old: record.name if back else record.aside,
+            record.new: record.fresh if back else record.name,
+        }
+        views = {}
+        for container_id, name in held.items():
+            view = self._views.get(container_id)
+            if view is None:
+                raise NotFound(f"container {name} was removed while it was re-created")
+            if view.container.name != name:
+                raise Conflict(
+                    f"container {name} was renamed to {view.container.name} while it was re-created"
+                )
+            views[container_id] = view
+        free = next(name for name in wanted.values() if name not in held.values())
+        if free in self._names:
+            raise self.taken(free)
+        renamed = {i: msgspec.structs.replace(v.container, name=wanted[i]) for i, v in views.items()}
+        left = next(name for name in held.values() if name not in wanted.values())
+        turned = msgspec.structs.replace(record, exchanged=not back)
+        result = await self._store.txn(
+            [absent(_NAMES + free)],
+            [
+                *(Put(_CONTAINERS + i, _encode(container)) for i, container in renamed.items()),
+                *(Put(_NAMES + name, i.encode()) for i, name in wanted.items()),
+                Delete(_NAMES + left),
+                Put(_RECREATIONS + record.old, _encode(turned)),
+            ],
+        )
+        if not result.succeeded:
+            raise self.taken(free)
+        self._names.pop(left, None)
+        for container_id, container in renamed.items():
+            self._names[container.name] = container_id
+            self._views[container_id] = View(container, self._views[container_id].state)
+        return turned
 
     async def delete(self, container_id: str, *, loose: Sequence[str] = ()) -> None:
         """Forget a container and its name, and note the volumes that are to go with it; twice is fine."""

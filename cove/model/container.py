@@ -18,6 +18,7 @@ import msgspec
 
 from cove.model.base import Model as Model
 from cove.model.extension import Extension, OnUnhealthy, Probe
+from cove.model.recreation import Recreated
 
 # --- mounts -------------------------------------------------------------------------------
 
@@ -323,6 +324,7 @@ class Container(Model, frozen=True, kw_only=True):
     layer_bytes: int = 0
     log: LogConfig = LogConfig(driver="local")
     healthcheck: HealthCheck | None = None
+    recreated: Recreated | None = None  # it took another container's place
 
     @property
     def short_id(self) -> str:

@@ -203,6 +203,12 @@ def inspect_json(
     extension = extension_json(container.spec.extension)
     if extension:
         found["Cove"] = extension
+    if container.recreated is not None:
+        found["CoveRecreated"] = {
+            "From": container.recreated.origin,
+            "At": rfc3339(container.recreated.at_ns),
+            "Changed": list(container.recreated.changed),
+        }
     if size is not None:
         found["SizeRw"], found["SizeRootFs"] = size
     return found
