@@ -65,7 +65,7 @@ def _extension(given: dict[str, str], old: Extension) -> Extension | None:
     for key in given:
         if key not in LIVE:
             raise Invalid(
-                f"Cove.{key}: can't be changed on a container that is there: create it again with it"
+                f"Cove.{key}: can't be changed on a container that is there: create it again with it, by cove recreate"
             )
     before = {key: value for key, value in extension_json(old).items() if key in LIVE}
     new = decode_extension({**before, **given}, {})

@@ -122,6 +122,16 @@ _UPDATE_FLAGS = (
 )
 
 
+# what only another container can have
+_RECREATED = {
+    flag: f"it can't be changed on a container that is there; cove recreate {flag} … creates it again with it"
+    for short, long, *_, text in CREATE_FLAGS
+    if text and long not in ("name", "cidfile", "pull", "quiet", "platform", "attach", "pod")
+    for flag in (f"--{long}", f"-{short}" if short else "")
+    if flag and long not in {known[1] for known in _UPDATE_FLAGS}
+}
+
+
 def run_update(client: Client, options: Options) -> int:
     """cove update"""
     changes = createbody.build_changes(options)
@@ -318,6 +328,7 @@ COMMANDS = {
         "Change limits, published ports, labels and health checks of containers, running or not.",
         "cove update --memory 512m --memory-swap 1g web\ncove update --publish-add 8443:443 --label-add tier=web web",
         _UPDATE_FLAGS,
+        hints=_RECREATED,
     ),
     "port": _command(
         "port",

@@ -11,7 +11,7 @@ from cove.cli.fail import CliError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     # short, long, kind, what the help calls the value, help. Kinds: bool; str: the last one counts;
@@ -25,7 +25,18 @@ FALSE = ("false", "0", "f", "F", "FALSE", "False")
 class Command:
     """One command: its function, its arguments and what its help says."""
 
-    __slots__ = ("example", "flags", "function", "most", "name", "needed", "stops", "summary", "usage")
+    __slots__ = (
+        "example",
+        "flags",
+        "function",
+        "hints",
+        "most",
+        "name",
+        "needed",
+        "stops",
+        "summary",
+        "usage",
+    )
 
     def __init__(
         self,
@@ -39,6 +50,7 @@ class Command:
         most: int | None = None,
         stops: bool = False,
         example: str = "",
+        hints: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self.function = function
@@ -49,6 +61,7 @@ class Command:
         self.most = needed if most is None else most  # and at most; -1: any number
         self.stops = stops  # flags end at the first positional argument
         self.example = example
+        self.hints = hints or {}  # flags of other commands, -e or --env: what to do instead
 
 
 class Options:
@@ -177,6 +190,8 @@ def _check_count(command: Command, args: Sequence[str]) -> None:
 
 
 def _unknown(command: Command, shown: str, longs: dict[str, Flag]) -> str:
+    if shown in command.hints:
+        return f"{shown}: {command.hints[shown]}"
     best = nearest(shown.lstrip("-"), list(longs)) if shown.startswith("--") else ""
     hint = f"did you mean --{best}?" if best else f"cove {command.name} --help lists the flags"
     return f"{shown}: {command.name} has no such flag; {hint}"

@@ -10,7 +10,9 @@ class Recreated(Model, frozen=True, kw_only=True):
 
     origin: str  # the id of the container whose place it took
     at_ns: int
-    changed: tuple[str, ...] = ()  # what was asked for, by the create body's names: HostConfig.Memory, Env.MODE
+    changed: tuple[
+        str, ...
+    ] = ()  # what was asked for, by the create body's names: HostConfig.Memory, Env.MODE
 
 
 class Recreation(Model, frozen=True, kw_only=True):

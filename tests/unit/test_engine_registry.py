@@ -13,6 +13,7 @@ import pytest
 from cove.engine.registry import Registry
 from cove.model.container import Container, ContainerSpec, State
 from cove.model.errors import Conflict, Invalid, NotFound
+from cove.model.recreation import Recreation
 from cove.store.sqlite import SqliteStore
 
 A, B = "aa" + "0" * 62, "ab" + "0" * 62
@@ -108,5 +109,37 @@ def test_deleting_twice_is_fine_and_a_state_of_a_deleted_one_is_refused(tmp_path
         await registry.delete(A)
         with pytest.raises(NotFound):
             await registry.set_state(A, State(status="running"))
+
+    with_registry(tmp_path, work)
+
+
+def test_an_exchange_gives_the_name_over_as_one_and_back(tmp_path: Path) -> None:
+    record = Recreation(old=A, new=B, name="web", fresh="web.new", aside="web.old", ran=True)
+
+    async def work(registry: Registry) -> None:
+        await registry.insert(container(A, "web"), State())
+        await registry.insert(container(B, "web.new"), State())
+        await registry.note_recreation(record)
+        with pytest.raises(Conflict, match="being re-created already"):
+            await registry.note_recreation(record)
+        turned = await registry.exchange(record)
+        assert (registry.find("web").container.id, registry.find("web.old").container.id) == (B, A)
+        assert "web.new" not in registry
+        assert await registry.list_recreations() == [turned]
+        back = await registry.exchange(turned)
+        assert back == record
+        assert (registry.find("web").container.id, registry.find("web.new").container.id) == (A, B)
+        assert "web.old" not in registry
+        await registry.rename(A, "moved")
+        with pytest.raises(Conflict, match="was renamed to moved"):
+            await registry.exchange(back)
+        await registry.delete(B)
+        with pytest.raises(Conflict, match="renamed"):
+            await registry.exchange(back)
+        await registry.rename(A, "web")
+        with pytest.raises(NotFound, match="was removed"):
+            await registry.exchange(back)
+        await registry.forget_recreation(back)
+        assert await registry.list_recreations() == []
 
     with_registry(tmp_path, work)

@@ -149,7 +149,7 @@ def decode_recreation(
         )
     changes["healthcheck"] = with_probe(check, extension.probe)
     targets = [check_target(target) for target in remove.mounts or ()]
-    _removed(targets, "Mounts", (mount.target for mount in old.mounts))
+    _removed(targets, "Mounts", (check_target(m.target) for m in (*old.mounts, *spec.mounts)))
     fresh = {check_target(mount.target) for mount in given.mounts}
     gone = fresh | set(targets)
     changes["mounts"] = (*(m for m in spec.mounts if check_target(m.target) not in gone), *given.mounts)
