@@ -389,8 +389,8 @@ class Engine:
         deleted = []
         reclaimed = 0
         for view in self.prunable(accepts):
-            size = await self._parts.writable_size(view.container)
             try:
+                size = await self.writable_size(view.container.id)
                 await self._lifecycle.remove(view.container.id, force=False, volumes=False)
             except (Conflict, NotFound):
                 continue  # somebody started or removed it meanwhile
@@ -651,7 +651,7 @@ class Engine:
 
     async def writable_size(self, reference: str) -> int:
         """Bytes in the container's writable layer."""
-        return await self._parts.writable_size(self.find(reference).container)
+        return await self._work_on(reference, lambda view: self._parts.writable_size(view.container))
 
     def info(self) -> HostInfo:
         states = [view.state.status for view in self._parts.registry.views()]

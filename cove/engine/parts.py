@@ -34,7 +34,7 @@ from cove.image.overlayfs import in_user_namespace
 from cove.image.types import Use
 from cove.metrics.meters import Meters
 from cove.model.container import Container, ContainerSpec, Endpoint, Resources
-from cove.model.errors import CoveError, HostError, Invalid
+from cove.model.errors import CoveError, HostError, Invalid, NotFound
 from cove.model.objects import Event, Image, VolumeRecord
 from cove.network.model import NetworkSettings
 from cove.network.networks import Networks
@@ -51,7 +51,14 @@ from cove.runtime.shifted import ShiftedRoots
 from cove.runtime.spec import check_spec
 from cove.runtime.users import Resolved, UserFiles, read_layered_user_files, resolve
 from cove.storage.drivers import Drivers
-from cove.storage.layers import Layers, LayerUsage, WritableLayer, prepare_writable, writable_layer
+from cove.storage.layers import (
+    Layers,
+    LayerUsage,
+    WritableLayer,
+    free_trash,
+    prepare_writable,
+    writable_layer,
+)
 from cove.storage.plugin_client import SOCKET_DIRECTORY
 from cove.storage.project_quota import ProjectQuotas
 from cove.storage.secrets import Secrets
@@ -125,6 +132,8 @@ class Parts:
             store = await SqliteStore.open(settings.data_root / "state.db")
             undo.push_async_callback(store.close)
             cgroups.setup()  # a daemon that is refused its store makes nothing on the host
+            with contextlib.suppress(FileNotFoundError):
+                free_trash(settings.data_root / "trash")
             trash = await Trash.open(settings.data_root / "trash")
             undo.push_async_callback(trash.close)
             images = await Images.open(settings.data_root / "images", store)
@@ -442,7 +451,9 @@ class Parts:
                 self.write_files(view.container, view.state.endpoints)
 
     async def writable_size(self, container: Container) -> int:
-        """Bytes in the writable layer."""
+        """Bytes in the writable layer. Raises NotFound when the container has been removed."""
+        if self.registry.get(container.id) is None:
+            raise NotFound(f"No such container: {container.id}")
         await self.ensure_layer(container)
         if container.layer == "project" and (found := self.layer_usage(container)) is not None:
             return found.used_bytes

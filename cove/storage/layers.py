@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -117,15 +118,21 @@ class Layers:
         async with self._locks.setdefault(container_dir, asyncio.Lock()):
             if not os.path.ismount(container_dir / _PLACE):
                 name = f"the writable layer of {container_dir.name[:12]}"
-                await mount(name, image_filesystem(container_dir / _IMAGE), container_dir / _PLACE)
+                image = image_filesystem(container_dir / _IMAGE)
+                await _finish(mount(name, image, container_dir / _PLACE))
 
     async def take_down(self, container_dir: Path) -> None:
-        """Before a container's directory goes into the trash, whatever its layer is; idempotent."""
+        """Before a container's directory goes into the trash, whatever its layer is; idempotent.
+
+        The caller gives the directory up before it awaits anything else: who still looks at the files of a container
+        that is being removed would mount its layer again, and in the trash nothing may be mounted.
+        """
         place = container_dir / _PLACE
-        self._locks.pop(container_dir, None)
         if os.path.lexists(place):
-            with contextlib.suppress(OSError):
-                await asyncio.to_thread(unmount, str(place))
+            async with self._locks.setdefault(container_dir, asyncio.Lock()):
+                with contextlib.suppress(OSError):
+                    await _finish(asyncio.to_thread(unmount, str(place)))
+                self._locks.pop(container_dir, None)
         elif self._quotas is not None and (project := project_of(container_dir / "upper")):
             with contextlib.suppress(OSError):  # the next start sweeps
                 self._quotas.free(project)
@@ -142,3 +149,20 @@ class Layers:
         except OSError:
             return None
         return None
+
+
+def free_trash(trash: Path) -> None:
+    """At a daemon's start: nothing is mounted in what was given up. Raises OSError."""
+    for entry in os.scandir(trash):
+        if entry.is_dir(follow_symlinks=False) and os.path.ismount(place := Path(entry.path, _PLACE)):
+            unmount(str(place))
+
+
+async def _finish(work: Coroutine[Any, Any, None]) -> None:
+    """Wait for what a thread does to the end, through a cancellation too: the lock is held for as long."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise

@@ -10,7 +10,7 @@ from tests.apikit import create
 from tests.consistency import check_consistent
 from tests.daemon import Daemon, Response
 
-TURNS = 25
+TURNS = 18
 _CALM = (200, 201, 204, 304, 400, 403, 404, 409)
 
 
@@ -73,6 +73,32 @@ def test_no_error_of_the_hosts_is_told_when_a_container_went_away_meanwhile(
     daemon.http("DELETE", f"/containers/{lasting}")
     for name in ("taken", "kept0", "kept1"):
         daemon.http("DELETE", f"/images/{name}?force=1")
+    assert not wrong, "\n".join(wrong)
+    check_consistent(daemon)
+
+
+def test_sizes_are_told_and_containers_pruned_while_containers_go(fresh_daemon: Daemon, image: str) -> None:
+    daemon = fresh_daemon
+    wrong: list[str] = []
+
+    def come_and_go(generator: random.Random) -> list[Response]:
+        body = {"Image": image, "Cmd": ["true"], "HostConfig": {"StorageOpt": {"size": "8m"}}}
+        made = daemon.http("POST", "/containers/create", body)
+        if made.status != 201 or generator.random() < 0.3:
+            return [made]  # for the prune
+        return [made, daemon.http("DELETE", f"/containers/{made.json()['Id']}?force=1")]
+
+    def read(generator: random.Random) -> list[Response]:
+        answer = daemon.http("GET", generator.choice(("/containers/json?all=1&size=1", "/system/df")))
+        if answer.status != 200:
+            wrong.append(answer.message)
+        return [answer]
+
+    def prune(_: random.Random) -> list[Response]:
+        return [daemon.http("POST", "/containers/prune")]
+
+    wrong += _at_once(come_and_go, come_and_go, read, read, prune, prune)
+    daemon.http("POST", "/containers/prune")
     assert not wrong, "\n".join(wrong)
     check_consistent(daemon)
 

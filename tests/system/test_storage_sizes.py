@@ -6,6 +6,7 @@ The other way is in tests/lab/test_project_quota.py, on a kernel that has these 
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,16 @@ def test_a_layer_that_was_unmounted_is_found_again(fresh_daemon: Daemon, image: 
     assert not stray.exists()
     remove(daemon, container)
     eventually(lambda: not loops(daemon.data_root))
+
+
+def test_what_is_mounted_in_the_trash_is_taken_off_at_the_start(fresh_daemon: Daemon) -> None:
+    daemon = fresh_daemon
+    daemon.terminate()
+    place = daemon.data_root / "trash" / "0123-4" / "layer"
+    place.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", place], check=True)
+    daemon.start()
+    eventually(lambda: not os.listdir(daemon.data_root / "trash"))
 
 
 def test_a_daemon_killed_amid_sized_things_leaves_nothing_half_made(fresh_daemon: Daemon, image: str) -> None:

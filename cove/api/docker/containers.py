@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any, Literal
 
@@ -89,7 +90,8 @@ async def list_containers(api: Api, request: Request) -> Response:
             "link_names": link_names.get(view.container.id, ()),
         }
         if with_size:
-            found.append(summary_json(view, size=await size_of(api, view), **shown))
+            with contextlib.suppress(NotFound):  # removed meanwhile
+                found.append(summary_json(view, size=await size_of(api, view), **shown))
         else:
             found.append(api.summaries.encode(view, **shown))
         if len(found) == limit:
