@@ -92,7 +92,7 @@ class Lifecycle:
             try:
                 await self._launch(view, live, restart_count=0, failures=0)
             except CoveError:
-                if view.container.spec.auto_remove:
+                if view.container.spec.auto_remove and not live.restarting:
                     await self._remove_locked(self._view(container_id), live, volumes=True)
                 raise
 

@@ -85,7 +85,7 @@ class Live:
         self.next_exit: list[asyncio.Future[WaitResult]] = []
         self.removed: list[asyncio.Future[WaitResult]] = []
         self.restart_timer: asyncio.TimerHandle | None = None
-        self.restarting = 0  # restarts by hand under way: they will start it again, so --rm spares it
+        self.restarting = 0  # restarts and re-creations under way: --rm spares it until they are done
         self.resumed = False  # its restart is the daemon's start: it waits for what it depends on
         self.saw_oom = False  # the event was published for this run
         self.watchers: list[asyncio.Task[None]] = []  # OOM events, health: they end with the run

@@ -122,6 +122,9 @@ class Recreations:
                 if done.done():
                     raise
                 done.set_exception(error)
+            except BaseException:  # the daemon ends; its next start goes by the record
+                done.cancel()
+                raise
             else:
                 if not done.done():
                     done.set_result(result)
@@ -152,20 +155,16 @@ class Recreations:
         await self._parts.registry.note_recreation(record)
         try:
             spec = msgspec.structs.replace(asked.spec, name=record.fresh)
-            _, warnings = await self._create(spec, data, origin)
+            made, warnings = await self._create(spec, data, origin)
             await self._stop(record.old)
             record = await self._exchange(record)
             if record.ran:
-                with contextlib.suppress(NotModified):
-                    await self._lifecycle.start(record.new)
+                await self._start(record.new)
         except Exception:
             await self._take_back(record)
             raise
-        found = self._parts.registry.get(record.new)
         await finish(self._parts, self._lifecycle, record)
-        if found is None:
-            raise NotFound(f"container {record.name} ended at once, and --rm removed it")
-        return found.container, warnings
+        return msgspec.structs.replace(made, name=record.name), warnings
 
     def _kept_secrets(self, old: Container, spec: ContainerSpec) -> dict[str, bytes]:
         """The contents of the old container's own secrets that the new one has, too."""
@@ -185,6 +184,22 @@ class Recreations:
         finally:
             live.restarting -= 1
 
+    async def _start(self, container_id: str) -> None:
+        """--rm takes the new container along only once its start is known to have worked: a daemon that finds the
+        names exchanged and the new one gone takes that for its end."""
+        live = self._lifecycle.live(container_id)
+        live.restarting += 1
+        try:
+            with contextlib.suppress(NotModified):
+                await self._lifecycle.start(container_id)
+        finally:
+            live.restarting -= 1
+        async with live.lock:
+            view = self._parts.registry.get(container_id)
+        if view is not None and view.container.spec.auto_remove and view.state.status == "exited":
+            with contextlib.suppress(NotFound, Conflict):
+                await self._lifecycle.remove(container_id, force=False, volumes=True)
+
     async def _exchange(self, record: Recreation) -> Recreation:
         """Both names under both locks, for who changes a record has read it before."""
         old, new = self._lifecycle.live(record.old), self._lifecycle.live(record.new)
@@ -200,10 +215,12 @@ class Recreations:
         try:
             if record.exchanged:
                 record = await self._exchange(record)
-        except CoveError as error:  # a new one with --rm went with its failed start
+        except CoveError as error:  # somebody removed or renamed one of them meanwhile
             log.warning("container %s: %s", record.name, error)
-            with contextlib.suppress(CoveError):
-                await self._parts.registry.rename(record.old, record.name)
+            await self._parts.registry.forget_recreation(record)
+            if self._parts.registry.get(record.old) is not None:
+                with contextlib.suppress(CoveError):
+                    await self._parts.registry.rename(record.old, record.name)
         await discard_new(self._lifecycle, record)
         try:
             if record.ran:
@@ -289,7 +306,12 @@ async def begin_recoveries(parts: Parts) -> list[Unfinished]:
     for record in await parts.registry.list_recreations():
         recovery = plan_recovery(record, parts.registry.get(record.old), parts.registry.get(record.new))
         if recovery == "back" and record.exchanged:
-            record = await parts.registry.exchange(record)
+            try:
+                record = await parts.registry.exchange(record)
+            except CoveError as error:  # a name was taken by a rename of somebody's: both containers stay
+                log.error("re-creation of container %s can't be taken back: %s", record.name, error)
+                await parts.registry.forget_recreation(record)
+                continue
             publish_exchange(parts, record)
         log.warning("re-creation of container %s was cut off: %s", record.name, _SAID[recovery])
         found.append(Unfinished(record, recovery))

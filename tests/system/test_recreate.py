@@ -119,6 +119,42 @@ def test_one_that_does_not_run_is_not_started_and_one_that_is_joined_stays(
     remove(daemon, joined, new)
 
 
+def test_one_with_rm_that_ends_at_once_or_cannot_start(daemon: Daemon, image: str) -> None:
+    old = run(daemon, image, *ENDLESS, name="brief", **FAST, AutoRemove=True, RestartPolicy={"Name": "no"})
+    assert recreate(daemon, "brief", Cmd=["/no/such"]).status == 400
+    assert inspect(daemon, "brief")["Id"] == old
+    new = recreate(daemon, "brief", Cmd=["true"])
+    assert new.status == 201, new.message
+    eventually(lambda: not exists(daemon, new.json()["Id"]), "--rm")
+    assert names(daemon) == []
+
+
+def test_a_member_of_a_pod_stays_in_it_and_its_holder_is_refused(daemon: Daemon, image: str) -> None:
+    made = daemon.http("POST", "/cove/v1/pods?name=p", {})
+    assert made.status == 201, made.message
+    run(daemon, image, *ENDLESS, name="member", NetworkMode="", **FAST, Cove={"pod": "p"})
+    new = recreate(daemon, "member", Env=["A=1"])
+    assert new.status == 201, new.message
+    [member] = daemon.http("GET", "/cove/v1/pods/inspect?name=p").json()["Containers"]
+    assert (member["Id"], member["State"]) == (new.json()["Id"], "running")
+    refused = recreate(daemon, "p-infra")
+    assert refused.status == 409 and "holds a pod" in refused.message
+    assert daemon.http("DELETE", "/cove/v1/pods?name=p&force=1").status == 204
+
+
+def test_two_at_once_and_a_policy_that_would_start_it_again(daemon: Daemon, image: str) -> None:
+    old = run(daemon, image, *ENDLESS, name="both", **FAST, RestartPolicy={"Name": "always"})
+    calls = [Call(daemon, "POST", "/cove/v1/recreate?container=both", {"Env": [f"N={n}"]}) for n in range(4)]
+    answers = [call.result() for call in calls]
+    statuses = sorted(answer.status for answer in answers if answer is not None)
+    assert statuses[0] == 201 and set(statuses) <= {201, 404, 409}, statuses
+    assert names(daemon) == ["/both"]
+    shown = inspect(daemon, "both")
+    assert shown["Id"] != old and shown["State"]["Status"] == "running"
+    assert shown["HostConfig"]["RestartPolicy"]["Name"] == "always"
+    remove(daemon, "both")
+
+
 def test_its_own_secrets_come_along_and_settings_are_merged(daemon: Daemon, image: str) -> None:
     old = run(
         daemon,
@@ -233,6 +269,13 @@ def test_the_command_line_says_the_same(daemon: Daemon, image: str) -> None:
     assert (shown["HostConfig"]["Memory"], shown["Config"]["Labels"]) == (64 << 20, {"tier": "web"})
     assert shown["HostConfig"]["NetworkMode"] == "none"
     assert shown["Mounts"] == []
+    hinted = subprocess.run(
+        [ROOT / "bin/cove", "-H", daemon.host, "update", "--env", "A=3", "cli"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert hinted.returncode == 125 and "cove recreate --env … creates it again with it" in hinted.stderr
     remove(daemon, "cli")
     for volume in daemon.http("GET", "/volumes").json()["Volumes"]:
         daemon.http("DELETE", f"/volumes/{volume['Name']}")
