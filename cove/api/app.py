@@ -6,7 +6,16 @@ import asyncio
 import re
 import time
 
-from cove.api import cove_changes, cove_pods, cove_recreate, cove_secrets, cove_storage, cove_v1, errors
+from cove.api import (
+    cove_changes,
+    cove_kube,
+    cove_pods,
+    cove_recreate,
+    cove_secrets,
+    cove_storage,
+    cove_v1,
+    errors,
+)
 from cove.api.docker import ROUTES
 from cove.api.docker.context import NEWEST, OLDEST, Api, version_text
 from cove.api.gate import Gate
@@ -31,6 +40,7 @@ class App:
                 *ROUTES,
                 *cove_v1.ROUTES,
                 *cove_pods.ROUTES,
+                *cove_kube.ROUTES,
                 *cove_changes.ROUTES,
                 *cove_recreate.ROUTES,
                 *cove_secrets.ROUTES,

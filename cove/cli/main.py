@@ -129,6 +129,15 @@ GROUPS = {
             "inspect": ("inspect", "pod inspect"),
         },
     ),
+    "kube": (
+        "Kubernetes files, played here",
+        {
+            "play": ("kube", "kube play"),
+            "apply": ("kube", "kube play"),
+            "down": ("kube", "kube down"),
+            "generate": ("kube", "kube generate"),
+        },
+    ),
     "secret": (
         "Contents that containers get in memory, and that nothing shows",
         {

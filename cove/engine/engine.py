@@ -38,6 +38,7 @@ from cove.engine.live_changes import Changes, change
 from cove.engine.mounts import settle_mounts
 from cove.engine.names import check_name, choose_name, new_id
 from cove.engine.parts import Parts
+from cove.engine.plays import Plays
 from cove.engine.pods import Pods, settle_pod
 from cove.engine.reconcile import reconcile
 from cove.engine.recreate import Asked, Origin, Recreations
@@ -100,6 +101,7 @@ class Engine:
         self.volumes = parts.volumes
         self.secrets = SecretRoom(parts)
         self.pods = Pods(parts, self)
+        self.plays = Plays(parts, self.pods, self, self.logs)
         self.meters = parts.meters
         self.events: Bus = parts.events
         self._started_ns = time.time_ns()
@@ -139,6 +141,7 @@ class Engine:
             engine._id = await parts.daemon_id()
             starts = await reconcile(parts, engine._lifecycle)
             await engine._execs.reconcile()
+            await engine.plays.settle()
             for container_id in starts:
                 engine._lifecycle.resume_restart(container_id)
             engine._background.spawn(

@@ -99,7 +99,7 @@ class Pods:
             entrypoint=(),
             command=PROGRAM,
             hostname=spec.hostname or name[:63],
-            ipc_mode="shareable",
+            ipc_mode="host" if spec.ipc_mode == "host" else "shareable",
             init=False,
             extension=msgspec.structs.replace(spec.extension, pod=name, infra=True),
         )

@@ -219,7 +219,7 @@ MOUNT = {
         name="",
         mountPath="",
         readOnly="",
-        subPath="not of a hostPath",
+        subPath="not of a hostPath, nor of one in memory",
         mountPropagation="of a hostPath: None, HostToContainer or Bidirectional",
     ),
     **_no("variables aren't replaced in paths: use subPath", "subPathExpr"),

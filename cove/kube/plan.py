@@ -54,16 +54,13 @@ def _plan(documents: Sequence[Any], options: Options) -> Plan:
         if one.kind in ("ConfigMap", "Secret"):
             read = read_config_map if one.kind == "ConfigMap" else read_secret
             configs[one.kind, one.name] = read(one.name, one.at)
-    volumes: dict[str, VolumePlan] = {}
+    volumes = {one.name: _claim(one) for one in objects if one.kind == "PersistentVolumeClaim"}
     pods: list[PodPlan] = []
     warnings: list[str] = []
     for one in objects:
-        if one.kind == "PersistentVolumeClaim":
-            volumes[one.name] = _claim(one)
+        if one.kind in ("ConfigMap", "Secret", "PersistentVolumeClaim"):
             continue
-        for pod, made, told in (
-            one.plan_pods(configs, options) if one.kind not in ("ConfigMap", "Secret") else ()
-        ):
+        for pod, made, told in one.plan_pods(configs, options):
             pods.append(pod)
             warnings += told
             for volume in made:

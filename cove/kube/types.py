@@ -5,9 +5,11 @@ A `body` is that of Docker's `POST /containers/create`, so that what is made is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from cove.model.container import Container
 
 LABEL = "kube.cove"  # on all that a play makes: KIND/NAME
 CONTAINER_LABEL = "kube.cove.container"
@@ -93,3 +95,12 @@ class Options:
 
     network: str = ""
     publish: tuple[str, ...] = ()  # [ADDRESS:]PORT:CONTAINER_PORT[/PROTOCOL]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """A pod: `infra` holds it; without one it's a container by itself."""
+
+    name: str
+    infra: Container | None
+    containers: Sequence[Container]

@@ -144,6 +144,8 @@ def plan_mounts(
             mount |= {"Type": "volume", "Source": volume.plan.name}
             settings: dict[str, Any] = {} if volume.fill else {"NoCopy": True}
             if path:
+                if volume.plan.options:
+                    raise at.get("subPath").error("of a volume in memory it isn't honoured: mount the whole")
                 settings["Subpath"] = path
                 if path not in volume.plan.files:
                     volume.directories.add(path)
