@@ -36,7 +36,7 @@ COMMANDS = (
     ("unpause", "containers", "Thaw containers"),
     ("wait", "containers", "Wait until containers end and print their exit codes"),
     ("rename", "containers", "Rename a container"),
-    ("update", "containers", "Change a container's limits"),
+    ("update", "containers", "Change limits, ports, labels and health checks of a container"),
     ("recreate", "recreate", "Put another container in a container's place, with something different"),
     ("port", "containers", "List a container's published ports"),
     ("top", "containers", "List a container's processes"),
