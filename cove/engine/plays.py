@@ -16,7 +16,6 @@ import os
 import secrets
 import stat
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,17 +138,18 @@ class Plays:
             key = _KEYS + secrets.token_hex(8)
             await self._parts.store.txn([], [Put(key, msgspec.json.encode(note))])
             warnings: list[str] = []
-            async with AsyncExitStack() as undo:
-                undo.push_async_callback(self._parts.store.txn, [], [Delete(key)])
-                async with AsyncExitStack() as made:
-                    for volume in volumes:
-                        await self._make_volume(volume, volume in fresh, made)
-                    for pod in pods:
-                        await asyncio.to_thread(_make_host_paths, pod.host_paths)
-                        warnings += await self._make_pod(pod, made)
-                    for pod in pods if start else ():
-                        await self._start(pod, work)
-                    made.pop_all()
+            try:
+                for volume in volumes:
+                    await self._make_volume(volume, volume in fresh)
+                for pod in pods:
+                    await asyncio.to_thread(_make_host_paths, pod.host_paths)
+                    warnings += await self._make_pod(pod)
+                for pod in pods if start else ():
+                    await self._start(pod, work)
+            except BaseException:
+                await self._take_back(key, note)
+                raise
+            await self._parts.store.txn([], [Delete(key)])
             return warnings
 
     @contextlib.contextmanager
@@ -166,13 +166,12 @@ class Plays:
                 del self._busy[name]
             work.ended.set()
 
-    async def _make_volume(self, plan: VolumePlan, fresh: bool, made: AsyncExitStack) -> None:
+    async def _make_volume(self, plan: VolumePlan, fresh: bool) -> None:
         volumes = self._parts.volumes
         record = volumes.find(plan.name)
         if record is None:
             labels = {**plan.labels, LABEL: plan.owner}
             record = await volumes.create(plan.name, "", plan.options, labels)
-            made.push_async_callback(self._parts.discard_volume, plan.name)
             self._parts.publish_volume(record, "create")
         if not volumes.needs_mount(plan.name):
             where = Path(volumes.source(plan.name).source)
@@ -183,9 +182,8 @@ class Plays:
                     f"{plan.owner}: volume {plan.name}: {error.filename}: {error.strerror}"
                 ) from error
 
-    async def _make_pod(self, pod: PlayedPod, made: AsyncExitStack) -> Sequence[str]:
+    async def _make_pod(self, pod: PlayedPod) -> Sequence[str]:
         _, warnings = await self._pods.create(pod.name, pod.infra)
-        made.push_async_callback(self._discard_pod, pod.name)
         told = list(warnings)
         for spec in pod.containers:
             _, warnings = await self._containers.create(spec)
@@ -263,16 +261,25 @@ class Plays:
         for entry in await self._parts.store.range(_KEYS):
             try:
                 note = msgspec.json.decode(entry.value, type=_Note)
-                for name, owner in note.pods.items():
+            except msgspec.MsgspecError as error:
+                log.error("the store's %s can't be read: %s", entry.key, error)
+                continue
+            await self._take_back(entry.key, note)
+
+    async def _take_back(self, key: str, note: _Note) -> None:
+        """Remove what a play had come to make. Where that fails, the note stays for the next start of the daemon."""
+        try:
+            for name, owner in reversed(note.pods.items()):
+                with contextlib.suppress(Conflict):  # somebody else's by now
                     if self._owned(name, owner):
                         await self._discard_pod(name)
-                for name, owner in note.volumes.items():
-                    record = self._parts.volumes.find(name)
-                    if record is not None and record.labels.get(LABEL) == owner:
-                        await self._parts.discard_volume(name)
-                await self._parts.store.txn([], [Delete(entry.key)])
-            except (CoveError, msgspec.MsgspecError) as error:
-                log.error("a play that was cut short can't be taken back: %s", error)
+            for name, owner in note.volumes.items():
+                record = self._parts.volumes.find(name)
+                if record is not None and record.labels.get(LABEL) == owner:
+                    await self._parts.discard_volume(name)
+            await self._parts.store.txn([], [Delete(key)])
+        except CoveError as error:
+            log.error("a play that failed can't be taken back: %s", error)
 
 
 def _check_host_path(path: HostPath) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from tests.apikit import create, eventually, exists, inspect, logs, state
 from tests.daemon import Daemon
-from tests.system.test_faults_reboot import free_port
+from tests.system.test_faults_reboot import cut_power, free_port
 from tests.system.test_pods import drop
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -432,3 +432,16 @@ def test_a_pod_starts_again_with_its_init_containers(daemon: Daemon, play: Play)
     assert daemon.http("POST", "/cove/v1/pods/start?name=shop").status == 204
     assert state(daemon, "shop-fill")["StartedAt"] != before
     assert state(daemon, "shop-web")["Running"]
+
+
+def test_a_pod_is_back_after_a_boot(fresh_daemon: Daemon, image: str) -> None:
+    text = REMAINS.replace("IMAGE", image)
+    assert played(fresh_daemon, text).status == 201
+    eventually(lambda: b"filled\n" in logs(fresh_daemon, "shop-side"))
+    cut_power(fresh_daemon, keep_run_dir=False)
+    fresh_daemon.start()
+    names = ("shop-infra", "shop-web", "shop-side")
+    eventually(lambda: all(state(fresh_daemon, name)["Running"] for name in names))
+    eventually(lambda: logs(fresh_daemon, "shop-side").count(b"filled\n") == 2)
+    assert played(fresh_daemon, text, "down").json()["Removed"] == ["pod shop", "volume shop-www"]
+    drop(fresh_daemon)
