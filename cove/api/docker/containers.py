@@ -11,7 +11,7 @@ import msgspec
 from cove.api.docker import wire
 from cove.api.docker.context import ARCHITECTURES, Api
 from cove.api.docker.decode import decode_create, parse_platform
-from cove.api.docker.encode import health_word, inspect_json, networks_json, summary_json
+from cove.api.docker.encode import health_word, inspect_json, networks_json
 from cove.api.docker.fields import check_fields
 from cove.api.docker.filters import (
     CONTAINER_KEYS,
@@ -20,6 +20,7 @@ from cove.api.docker.filters import (
 )
 from cove.api.docker.limits import decode_resources, decode_restart
 from cove.api.docker.pruning import CONTAINER_PRUNE_KEYS, select_containers
+from cove.api.docker.summary import summary_json
 from cove.api.http import NO_CONTENT, Request, Response, encode_json, json_response
 from cove.api.router import Route
 from cove.engine.types import View

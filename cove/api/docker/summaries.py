@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from cove.api.docker.encode import status_text, summary_json
+from cove.api.docker.summary import status_text, summary_json
 from cove.api.http import encode_json
 from cove.engine.health import Health
 from cove.engine.types import View

@@ -13,9 +13,9 @@ from typing import Any
 
 from cove.api.docker.containers import size_of
 from cove.api.docker.context import Api
-from cove.api.docker.encode import summary_json
 from cove.api.docker.images import count_uses
 from cove.api.docker.images import summary_json as image_json
+from cove.api.docker.summary import summary_json
 from cove.api.docker.volumes import volume_json
 from cove.api.http import Request, Response, json_response
 from cove.api.router import Route
