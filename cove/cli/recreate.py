@@ -30,6 +30,13 @@ _REMOVE = {
 
 RECREATE_FLAGS = (
     ("", "image", "str", "IMAGE", "Take this image, e.g. debian:13 (default: the very image that it has)"),
+    (
+        "",
+        "keep-files",
+        "bool",
+        "",
+        "Keep the files that it wrote outside of volumes; it is down while they are read",
+    ),
     ("", "env-rm", "list", "NAME", "Set an environment variable no more"),
     ("", "label-rm", "list", "NAME", "Label it so no more"),
     ("", "mount-rm", "list", "TARGET", "Mount nothing at TARGET any more; a volume stays"),
@@ -64,6 +71,8 @@ def build_recreation(options: Options, environment: Mapping[str, str]) -> dict[s
     if not body["HostConfig"]:
         del body["HostConfig"]
     remove = {name: options.all(flag) for flag, name in _REMOVE.items() if flag in options}
+    if options.on("keep-files"):
+        body["CoveKeepFiles"] = True
     if remove:
         body["CoveRemove"] = remove
     return body
@@ -85,7 +94,7 @@ COMMANDS = {
         run_recreate,
         "[OPTIONS] CONTAINER [COMMAND] [ARG...]",
         "Put another container in a container's place, with what is given different and all else the same: name, "
-        "volumes, networks. Files that it wrote outside of volumes are lost. If it can't start, the old one goes on.",
+        "volumes, networks. If it can't start, the old one goes on.",
         flags=RECREATE_FLAGS,
         needed=1,
         most=-1,

@@ -12,6 +12,8 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from cove.engine.create import merge_env
 from cove.engine.layerfacts import find_layer_facts
 from cove.engine.lifecycle import Lifecycle
@@ -106,18 +108,29 @@ class Commits:
         base = self._parts.images.image_by_id(container.image_id)
         config = merged_config(dict(given), container_config(container, base.config), changes)
         wanted = Commit(config=config, comment=comment, author=author, created_by=" ".join(container.args))
-        layers = [self._parts.images.layers_dir / path for path in self._parts.images.layer_paths(base)]
-        await self._parts.ensure_layer(container)
-        upper = self._parts.layer(container).upper
         async with self._still(view, pause):
-            facts = await asyncio.to_thread(find_layer_facts, upper, layers[::-1])
-            async with contextlib.aclosing(read_layer(upper, facts.opaque, facts.left_out)) as chunks:
-                image = await self._parts.images.commit(chunks, base, wanted, name)
+            image = await self._read(container, base, wanted, name)
             self._parts.publish_image(image, "create", image.id)
             if name:
                 self._parts.publish_image(image, "tag", name)
             self._parts.publish(container, "commit", comment=comment, imageID=image.id, imageRef=name)
         return image
+
+    async def keep_files(self, container: Container) -> Image:
+        """A nameless image with the files of a container that has ended, and its image's own configuration."""
+        base = self._parts.images.image_by_id(container.image_id)
+        config = msgspec.json.decode(self._parts.images.raw_config(base)).get("config") or {}
+        return await self._read(
+            container, base, Commit(config=config, created_by="cove recreate --keep-files"), ""
+        )
+
+    async def _read(self, container: Container, base: Image, wanted: Commit, name: str) -> Image:
+        layers = [self._parts.images.layers_dir / path for path in self._parts.images.layer_paths(base)]
+        await self._parts.ensure_layer(container)
+        upper = self._parts.layer(container).upper
+        facts = await asyncio.to_thread(find_layer_facts, upper, layers[::-1])
+        async with contextlib.aclosing(read_layer(upper, facts.opaque, facts.left_out)) as chunks:
+            return await self._parts.images.commit(chunks, base, wanted, name)
 
     @contextlib.asynccontextmanager
     async def _still(self, view: View, pause: bool) -> AsyncIterator[None]:

@@ -94,7 +94,7 @@ class Engine:
         self._archives = Archives(parts)
         self._commits = Commits(parts, self._lifecycle)
         self._connections = Connections(parts, self._lifecycle)
-        self._recreations = Recreations(parts, self._lifecycle, background, self.create)
+        self._recreations = Recreations(parts, self._lifecycle, background, self._commits, self.create)
         parts.forget_execs = self._execs.forget_container
         self.images = parts.images
         self.networks = parts.networks

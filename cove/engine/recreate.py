@@ -18,11 +18,12 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import msgspec
 
+from cove.engine.commit import Commits
 from cove.engine.lifecycle import Lifecycle
 from cove.engine.live import Background
 from cove.engine.names import new_id
@@ -49,6 +50,9 @@ class Asked:
         False  # the spec's image is looked up; else the new container has the very image of the old one
     )
     new_sources: bool = False  # --volumes-from is looked up; else what it gave is carried over
+    keep_files: bool = (
+        False  # what the old container changed in its files comes along, in a layer of an image
+    )
     unmounted: tuple[str, ...] = ()  # targets whose mount goes
     changed: tuple[str, ...] = ()  # as in Recreated
 
@@ -104,11 +108,15 @@ def plan_recovery(record: Recreation, old: View | None, new: View | None) -> Rec
 class Recreations:
     """Re-creations of a running daemon."""
 
-    def __init__(self, parts: Parts, lifecycle: Lifecycle, background: Background, create: Create) -> None:
+    def __init__(
+        self, parts: Parts, lifecycle: Lifecycle, background: Background, commits: Commits, create: Create
+    ) -> None:
         self._parts = parts
         self._lifecycle = lifecycle
         self._background = background
+        self._commits = commits
         self._create = create
+        self._busy: set[str] = set()  # both ids of each re-creation under way
 
     async def recreate(self, container_id: str, asked: Asked) -> tuple[Container, Sequence[str]]:
         """Raises Conflict for a container that others join, and what create, stop and start raise: then the old
@@ -133,12 +141,27 @@ class Recreations:
         return await done
 
     async def _recreate(self, container_id: str, asked: Asked) -> tuple[Container, Sequence[str]]:
+        if container_id in self._busy:
+            raise Conflict(
+                f"container {container_id[:12]} is being re-created already: wait until that is done"
+            )
+        fresh_id = new_id()
+        ids = {container_id, fresh_id}
+        self._busy |= ids
+        try:
+            return await self._take_place(container_id, fresh_id, asked)
+        finally:
+            self._busy -= ids
+
+    async def _take_place(
+        self, container_id: str, fresh_id: str, asked: Asked
+    ) -> tuple[Container, Sequence[str]]:
         view = self._parts.registry.find(container_id)
         old = view.container
         _check(view, self._parts.registry.views())
         record = Recreation(
             old=old.id,
-            new=new_id(),
+            new=fresh_id,
             name=old.name,
             fresh=f"{old.name[:_NAME_CHARS]}.new-{old.id[:12]}",
             aside=f"{old.name[:_NAME_CHARS]}.old-{old.id[:12]}",
@@ -155,7 +178,11 @@ class Recreations:
         await self._parts.registry.note_recreation(record)
         try:
             spec = msgspec.structs.replace(asked.spec, name=record.fresh)
-            made, warnings = await self._create(spec, data, origin)
+            if asked.keep_files:
+                await self._stop(record.old)
+                made, warnings = await self._create_with_files(old, spec, data, origin)
+            else:
+                made, warnings = await self._create(spec, data, origin)
             await self._stop(record.old)
             record = await self._exchange(record)
             if record.ran:
@@ -174,6 +201,20 @@ class Recreations:
             for use in old.spec.extension.secrets
             if not use.name and use.target in wanted
         }
+
+    async def _create_with_files(
+        self, old: Container, spec: ContainerSpec, data: Mapping[str, bytes], origin: Origin
+    ) -> tuple[Container, Sequence[str]]:
+        """The image of the files is removed at once: it goes with the last container that was made from it."""
+        image = await self._commits.keep_files(old)
+        try:
+            return await self._create(spec, data, replace(origin, image_id=image.id))
+        finally:
+            if not any(image.names) and image.id != old.image_id:
+                with contextlib.suppress(CoveError):
+                    await self._parts.images.remove(
+                        image.id, force=True, prune=False, in_use=self._parts.image_users
+                    )
 
     async def _stop(self, container_id: str) -> None:
         live = self._lifecycle.live(container_id)

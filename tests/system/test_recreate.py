@@ -149,10 +149,31 @@ def test_two_at_once_and_a_policy_that_would_start_it_again(daemon: Daemon, imag
     statuses = sorted(answer.status for answer in answers if answer is not None)
     assert statuses[0] == 201 and set(statuses) <= {201, 404, 409}, statuses
     assert names(daemon) == ["/both"]
+    assert not any("Traceback" in line for line in daemon.log_text().splitlines())
     shown = inspect(daemon, "both")
     assert shown["Id"] != old and shown["State"]["Status"] == "running"
     assert shown["HostConfig"]["RestartPolicy"]["Name"] == "always"
     remove(daemon, "both")
+
+
+def test_files_are_kept_where_that_is_asked_for(daemon: Daemon, image: str) -> None:
+    run(daemon, image, *ENDLESS, name="files", **FAST, Env=["A=1", "B=1"])
+    before = {one["Id"] for one in daemon.http("GET", "/images/json?all=1").json()}
+    for number in range(2):
+        in_container(daemon, "files", "sh", "-c", f"echo {number} >/kept{number}; rm -f /bin/vi")
+        answer = recreate(daemon, "files", CoveKeepFiles=True, CoveRemove={"Env": ["AB"[number]]})
+        assert answer.status == 201, answer.message
+    assert in_container(daemon, "files", "cat", "/kept0", "/kept1") == "0\n1\n"
+    assert in_container(daemon, "files", "sh", "-c", "ls /bin/vi 2>/dev/null; true") == ""
+    shown = inspect(daemon, "files")
+    assert shown["Config"]["Image"] == image
+    assert not {"A=1", "B=1"} & set(shown["Config"]["Env"])
+    failed = recreate(daemon, "files", CoveKeepFiles=True, Cmd=["/no/such"])
+    assert failed.status == 400
+    assert in_container(daemon, "files", "cat", "/kept1") == "1\n"
+    assert recreate(daemon, "files", CoveKeepFiles=True, Image=image).status == 400
+    remove(daemon, "files")
+    assert {one["Id"] for one in daemon.http("GET", "/images/json?all=1").json()} == before
 
 
 def test_its_own_secrets_come_along_and_settings_are_merged(daemon: Daemon, image: str) -> None:
@@ -207,9 +228,9 @@ def test_addresses_that_were_asked_for_stay(daemon: Daemon, image: str) -> None:
     daemon.http("DELETE", "/networks/fixed")
 
 
-@pytest.mark.parametrize("auto_remove", [False, True])
+@pytest.mark.parametrize(("auto_remove", "keep_files"), [(False, False), (True, False), (False, True)])
 def test_a_daemon_killed_at_each_step_leaves_one_of_the_two(
-    fresh_daemon: Daemon, image: str, auto_remove: bool
+    fresh_daemon: Daemon, image: str, auto_remove: bool, keep_files: bool
 ) -> None:
     daemon, name = fresh_daemon, "web"
     old = run(
@@ -223,12 +244,13 @@ def test_a_daemon_killed_at_each_step_leaves_one_of_the_two(
         Volumes={"/data": {}},
         NetworkMode="bridge",
     )
-    in_container(daemon, old, "sh", "-c", "echo kept >/data/file")
+    in_container(daemon, old, "sh", "-c", "echo kept >/data/file; echo kept >/file")
     seen = []
     for number, action in enumerate(("create", "kill", "die", "stop", "rename", "start", "destroy")):
         call = None
         with contextlib.closing(daemon.client.events(decode=True, filters={"type": "container"})) as events:
-            call = Call(daemon, "POST", f"/cove/v1/recreate?container={name}", {"Env": [f"ROUND={number}"]})
+            body = {"Env": [f"ROUND={number}"], "CoveKeepFiles": keep_files}
+            call = Call(daemon, "POST", f"/cove/v1/recreate?container={name}", body)
             for event in events:
                 if event["Action"] == action:
                     daemon.kill9()
@@ -243,6 +265,8 @@ def test_a_daemon_killed_at_each_step_leaves_one_of_the_two(
         if answer is not None:
             assert answer.status == 201 and answer.json()["Id"] == shown["Id"]
         assert in_container(daemon, name, "cat", "/data/file") == "kept\n"
+        if keep_files:
+            assert in_container(daemon, name, "cat", "/file") == "kept\n"
         check_consistent(daemon)
         old = shown["Id"]
     assert (seen[0], seen[-2:]) == (False, [True, True]), seen

@@ -43,6 +43,7 @@ class RemoveBody(wire.Wire, frozen=True, kw_only=True):
 
 class RecreateBody(wire.CreateBody, frozen=True, kw_only=True):
     cove_remove: RemoveBody | None = None
+    cove_keep_files: bool | None = None
 
 
 # wire field: the spec's fields that it decides
@@ -124,6 +125,10 @@ def decode_recreation(
     decoded = decode_create(
         wire.CreateBody(**shape), name="", platform="", version=version, cpus=cpus, unknown=unknown
     )
+    if body.cove_keep_files and body.image:
+        raise Invalid(
+            "CoveKeepFiles: files are kept above the old image, and Image names another: leave one out"
+        )
     host = body.host_config or wire.HostConfig()
     spec, given = old.spec, decoded.spec
     extension = _extension(spec.extension, settings, remove)
@@ -162,6 +167,7 @@ def decode_recreation(
         spec=msgspec.structs.replace(spec, name="", **changes),
         secret_data=_secret_data(spec.extension, extension, string_map(body.cove_secret_data)),
         new_image=bool(body.image),
+        keep_files=bool(body.cove_keep_files),
         new_sources=host.volumes_from is not None,
         unmounted=tuple(gone),
         changed=tuple(_told(body, host, settings, remove)),
