@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack
 import msgspec
 
 from cove.model.container import Endpoint, EndpointSpec
-from cove.model.errors import Conflict
+from cove.model.errors import Conflict, NotFound
 from cove.network import segments
 from cove.network.endpoints import plan_interface, take_endpoint
 from cove.network.holdings import Bridge, Holdings
@@ -83,18 +83,24 @@ class Assembly:
         names = _interface_names(wanted, used)
         endpoints = []
         for (bridge, spec), name in zip(wanted, names, strict=True):
+            self._check_there(bridge)
             try:
                 endpoint = _new_endpoint(bridge, spec, name)
             except Conflict:
                 if self._reaper.idle:
                     raise
                 await self._reaper.flush()  # the address may be one that is being taken back
+                self._check_there(bridge)
                 endpoint = _new_endpoint(bridge, spec, name)
             self._holdings.pending[endpoint.endpoint_id] = endpoint
             undo.callback(self.bury, endpoint)
             await self._place(bridge, endpoint)
             endpoints.append(endpoint)
         return endpoints
+
+    def _check_there(self, bridge: Bridge) -> None:
+        if bridge.network.id not in self._holdings.bridges:  # removed while this waited
+            raise NotFound(f"network {bridge.network.name} not found")
 
     async def make(self, endpoints: Sequence[Endpoint], specs: Sequence[EndpointSpec]) -> int:
         """A namespace with these endpoints; a cancelled caller leaves none behind."""

@@ -99,12 +99,14 @@ async def readopt(
 
 
 async def free_stale(holdings: Holdings, store: Store, reaper: Reaper) -> None:
-    """Free the stored addresses of containers that aren't attached."""
-    stale = [
-        item.key
-        for item in await store.range("addresses/")
-        if item.value.decode(errors="replace") not in holdings.attached
-    ]
+    """Free the stored addresses that no attached container has: it has ended, or a crash cut its connecting off."""
+    kept = {
+        key
+        for attached in holdings.attached.values()
+        for endpoint in attached.endpoints
+        for key in address_keys(endpoint)
+    }
+    stale = [item.key for item in await store.range("addresses/") if item.key not in kept]
     await reaper.delete_keys(stale)
     for key in stale:
         holdings.free_address(*parse_address_key(key))

@@ -660,3 +660,29 @@ def test_a_network_is_found_by_nobody_until_it_is_on_record(host: None, tmp_path
             assert await nets._store.get(f"networks/{made.id}") is None
 
     go(body)
+
+
+def test_an_address_of_a_connecting_that_was_cut_off_is_free_after_the_restart(
+    host: None, tmp_path: Path
+) -> None:
+    async def body() -> None:
+        settings = replace(SETTINGS, pool_size=0)
+        async with networks(tmp_path, settings) as nets:
+            made = await nets.create("apart")
+            attachment = await nets.connect("one", DEFAULT, (), "one")
+            also = await nets.attach("one", EndpointSpec(network="apart"), attachment.namespace)
+            address = next(e.ipv4 for e in also.endpoints if e.network_id == made.id)
+        try:
+            async with networks(tmp_path, settings) as nets:
+                await nets.reconcile({"one": Alive(endpoints=attachment.endpoints, ports=())})  # as on record
+                keys = [item.key for item in await nets._store.range("addresses/")]
+                assert [key for key in keys if made.id in key] == []
+                assert len(keys) == 2
+                wanted = EndpointSpec(network="apart", ipv4=address)
+                async with container(nets, "two", on=(wanted,)) as two:
+                    assert two.endpoints[0].ipv4 == address
+                await nets.disconnect("one")
+        finally:
+            os.close(attachment.namespace)
+
+    go(body)
