@@ -7,6 +7,7 @@ system call filter; only then the first byte of a stranger's archive.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import socket
@@ -36,10 +37,10 @@ from cove.image.jobs import (
     decode_job,
     failure,
 )
-from cove.image.tarformat import END, Entry, encode_header, padding
+from cove.image.tarformat import END, Entry, encode_header, padding, show_name
 from cove.image.types import Limits
 from cove.image.unpack import Unpacker
-from cove.model.errors import CoveError, HostError
+from cove.model.errors import Conflict, CoveError, HostError
 
 _RECEIVE = 1 << 20
 _BATCH = 256 << 10
@@ -104,12 +105,20 @@ def main() -> None:
         except (BrokenPipeError, ConnectionResetError):
             raise
         except OSError as error:
-            peer.answer(failure(HostError(f"{error.filename or 'the worker'}: {error.strerror}")))
+            peer.answer(failure(_explain(error)))
         except MemoryError:
             peer.answer(failure(HostError("the worker needs more memory than it may have")))
     except (BrokenPipeError, ConnectionResetError):
         os._exit(1)  # whoever asked doesn't listen any more
     os._exit(0)  # threads may still wait for a stream that nobody needs
+
+
+def _explain(error: OSError) -> CoveError:
+    """The worker's own sentence of what the kernel refused."""
+    name = show_name(os.fsencode(error.filename)) if error.filename else "the worker"
+    if error.errno == errno.ESTALE:  # its directory is being deleted under the overlay
+        return Conflict(f"{name}: the container was removed meanwhile")
+    return HostError(f"{name}: {error.strerror}")
 
 
 def _do(peer: Peer, job: Job, pidfd: int, calls: sandbox.FileCalls) -> Answer:
