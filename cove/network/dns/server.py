@@ -332,21 +332,24 @@ class _Broker:
         self._ended = ended
         self._waiting: dict[int, asyncio.Future[socket.socket]] = {}
         self._number = 0
+        # Fewer than the socket's queue holds, so that no send is refused: a refusal would count against an upstream.
+        self._room = asyncio.Semaphore(64)
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(requests.fileno(), self._receive)
 
     async def open(self, beside: socket.socket, address: str, datagrams: bool) -> socket.socket:
         """A socket for this address in the namespace of another one. Raises OSError."""
-        self._number = (self._number + 1) & 0xFFFFFFFF
-        number = self._number
-        request = broker.REQUEST.pack(number, 6 if ":" in address else 4, datagrams)
-        socket.send_fds(self._requests, [request], [beside.fileno()])
-        future: asyncio.Future[socket.socket] = self._loop.create_future()
-        self._waiting[number] = future
-        try:
-            return await future
-        finally:
-            self._waiting.pop(number, None)
+        async with self._room:
+            self._number = (self._number + 1) & 0xFFFFFFFF
+            number = self._number
+            request = broker.REQUEST.pack(number, 6 if ":" in address else 4, datagrams)
+            socket.send_fds(self._requests, [request], [beside.fileno()])
+            future: asyncio.Future[socket.socket] = self._loop.create_future()
+            self._waiting[number] = future
+            try:
+                return await future
+            finally:
+                self._waiting.pop(number, None)
 
     def _receive(self) -> None:
         try:
