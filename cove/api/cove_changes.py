@@ -1,4 +1,4 @@
-"""POST /cove/v1/update: published ports, labels, health checks and start order of a container, running or not."""
+"""POST /cove/v1/update: published ports, labels, health checks, mounts and start order of a container."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from cove.api.docker.context import Api
 from cove.api.docker.decode import decode_health
 from cove.api.docker.endpoints import decode_ports, parse_port
 from cove.api.docker.extension import PREFIX, decode_extension, extension_json, with_probe
-from cove.api.docker.mounts import string_map
+from cove.api.docker.mounts import decode_added, string_map
 from cove.api.http import Request, Response, json_response
 from cove.api.router import Route
 from cove.engine.live_changes import Changes
+from cove.engine.live_mounts import AddedMount
 from cove.engine.types import View
 from cove.model.container import HealthCheck
 from cove.model.errors import Invalid
@@ -26,6 +27,8 @@ LIVE = frozenset(
 class ChangeBody(wire.Wire, frozen=True, kw_only=True):
     publish_add: dict[str, list[wire.PortBinding] | None] | None = None
     publish_remove: wire.Strings = None
+    mounts_add: list[wire.Mount] | None = None
+    mounts_remove: wire.Strings = None
     labels_add: wire.StringMap = None
     labels_remove: wire.Strings = None
     healthcheck: wire.Health | None = None
@@ -51,6 +54,8 @@ def decode_changes(body: ChangeBody, view: View, version: int) -> Changes:
         ports_remove=tuple(
             "{}/{}".format(*parse_port(text, "PublishRemove")) for text in body.publish_remove or ()
         ),
+        mounts_add=tuple(AddedMount(*one) for one in decode_added(body.mounts_add or (), version)),
+        mounts_remove=tuple(body.mounts_remove or ()),
         labels_add=labels,
         labels_remove=tuple(body.labels_remove or ()),
         healthcheck=check,

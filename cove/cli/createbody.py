@@ -296,6 +296,10 @@ def build_changes(options: Options) -> dict[str, Any]:
             bindings.append({"HostIp": ip, "HostPort": host_port})
     if "publish-rm" in options:
         changes["PublishRemove"] = options.all("publish-rm")
+    if "mount-add" in options:
+        changes["MountsAdd"] = [values.parse_mount(text) for text in options.all("mount-add")]
+    if "mount-rm" in options:
+        changes["MountsRemove"] = options.all("mount-rm")
     if "label-add" in options:
         changes["LabelsAdd"] = values.collect_labels(options.all("label-add"), ())
     if "label-rm" in options:

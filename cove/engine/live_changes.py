@@ -1,4 +1,4 @@
-"""What `cove update` changes beyond limits: published ports, labels, health checks, what a start waits for.
+"""What `cove update` changes beyond limits: published ports, labels, health checks, mounts, what a start waits for.
 
 Ports change first, as one (`Networks.republish`), then the record; a crash in between leaves the ports of the record
 that was committed last, for the next daemon goes by that.
@@ -7,6 +7,7 @@ that was committed last, for the next daemon goes by that.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ import msgspec
 
 from cove.engine.create import merge_health
 from cove.engine.lifecycle import Lifecycle
+from cove.engine.live_mounts import AddedMount, change_mounts
 from cove.engine.parts import Parts
 from cove.engine.start import all_ports
 from cove.model.container import Container, HealthCheck, PortBinding
@@ -29,6 +31,8 @@ class Changes:
 
     ports_add: tuple[PortBinding, ...] = ()
     ports_remove: tuple[str, ...] = ()
+    mounts_add: tuple[AddedMount, ...] = ()
+    mounts_remove: tuple[str, ...] = ()  # targets
     labels_add: Mapping[str, str] = field(default_factory=dict)
     labels_remove: tuple[str, ...] = ()
     healthcheck: HealthCheck | None = None  # merged into the one that there is
@@ -99,12 +103,18 @@ def _with_ports(request: msgspec.Raw, ports: Sequence[PortBinding]) -> msgspec.R
 async def change(parts: Parts, lifecycle: Lifecycle, container_id: str, changes: Changes) -> Container:
     """Apply changes to a container, running or not. Raises Invalid, Conflict, what `republish` raises."""
     live = lifecycle.live(container_id)
-    async with live.lock:
+    async with live.lock, AsyncExitStack() as undo:
         view = parts.registry.find(container_id)
         if view.state.status in ("removing", "dead"):
             raise Conflict("container is marked for removal and cannot be updated")
         container = changed(view.container, changes)
         state = view.state
+        if changes.mounts_add or changes.mounts_remove:
+            pid = live.task.pid if live.task is not None else 0
+            container, ids = await change_mounts(
+                parts, view, container, pid, changes.mounts_add, changes.mounts_remove, undo
+            )
+            state = msgspec.structs.replace(state, live_mounts=ids)
         moved = live.task is not None and container.spec.ports != view.container.spec.ports
         if moved:
             wanted = container.spec.ports if not container.spec.publish_all else all_ports(container)
@@ -117,6 +127,8 @@ async def change(parts: Parts, lifecycle: Lifecycle, container_id: str, changes:
             if moved:
                 await parts.networks.republish(container_id, view.state.ports)
             raise
+        undo.pop_all()
+        parts.claims.pop(container_id, None)
         if live.task is not None and live.health is None:
             lifecycle.begin_health(container, live, live.task)
     parts.publish(container, "update")

@@ -110,7 +110,20 @@ class ReadLayer(Message, tag="layer", frozen=True, kw_only=True):
     left_out: tuple[str, ...] = ()
 
 
-Job = Unpack | Save | ReadLayer | StatPath | ReadArchive | WriteArchive | CopyUp
+class AttachMount(Message, tag="attach-mount", frozen=True, kw_only=True):
+    """Attach a detached tree of mounts, the descriptor `tree`, at a path of a running container."""
+
+    target: str
+    tree: int
+
+
+class DetachMounts(Message, tag="detach-mounts", frozen=True, kw_only=True):
+    """Detach mounts of a running container: their ids by target."""
+
+    mounts: dict[str, int]
+
+
+Job = Unpack | Save | ReadLayer | StatPath | ReadArchive | WriteArchive | CopyUp | AttachMount | DetachMounts
 
 
 # --- reports and answers ------------------------------------------------------------------
@@ -163,7 +176,11 @@ class Failed(Message, tag="failed", frozen=True, kw_only=True):
     sentence: str
 
 
-Answer = Progress | Unpacked | Found | Done | Failed
+class MountAttached(Message, tag="attached", frozen=True, kw_only=True):
+    mount_id: int
+
+
+Answer = Progress | Unpacked | Found | MountAttached | Done | Failed
 
 
 def decode_job(data: bytes) -> Job:

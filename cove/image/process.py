@@ -17,10 +17,12 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from cove.image import archive, delta, frames, overlayfs, sandbox, trees
+from cove.image import archive, delta, frames, livemounts, overlayfs, sandbox, trees
 from cove.image.jobs import (
     Answer,
+    AttachMount,
     CopyUp,
+    DetachMounts,
     Done,
     Found,
     Job,
@@ -142,6 +144,8 @@ def _do(peer: Peer, job: Job, pidfd: int, calls: sandbox.FileCalls) -> Answer:
         opaque, left_out = ({os.fsencode(path) for path in paths} for paths in (job.opaque, job.left_out))
         peer.send(delta.layer_stream(root, opaque=opaque, left_out=left_out))
         return Done()
+    if isinstance(job, AttachMount | DetachMounts):
+        return _change_mounts(job, pidfd, calls)
     destination = os.open(job.destination, os.O_RDONLY | os.O_DIRECTORY) if isinstance(job, CopyUp) else -1
     _enter(job.place, pidfd)
     _close_walls(calls)
@@ -158,6 +162,19 @@ def _do(peer: Peer, job: Job, pidfd: int, calls: sandbox.FileCalls) -> Answer:
     assert isinstance(job, ReadArchive)
     peer.answer(found)
     peer.send(archive.tar_stream(place, shown=b"" if job.bare else None))
+    return Done()
+
+
+def _change_mounts(job: AttachMount | DetachMounts, pidfd: int, calls: sandbox.FileCalls) -> Answer:
+    namespace = livemounts.Namespace()
+    namespace.enter(pidfd)
+    sandbox.set_limits()
+    sandbox.keep_capabilities(livemounts.CAPABILITIES)
+    calls.allow(livemounts.SYSTEM_CALLS)
+    calls.apply()
+    if isinstance(job, AttachMount):
+        return livemounts.attach(job, namespace)
+    livemounts.detach(job, namespace)
     return Done()
 
 

@@ -9,6 +9,7 @@ is dead and reaped.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import signal
@@ -17,7 +18,7 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -26,11 +27,14 @@ import msgspec
 from cove.image.crowd import Crowd
 from cove.image.jobs import (
     Answer,
+    AttachMount,
     BindMount,
     CopyUp,
+    DetachMounts,
     Failed,
     Found,
     Job,
+    MountAttached,
     OverlayPlace,
     Place,
     Progress,
@@ -51,6 +55,7 @@ _PIECE = 256 << 10
 _ANSWER_MAX = 256 << 20
 _BUFFER = 1 << 20
 _LOOK_S = 0.005  # between looks whether a worker has begun
+_MOUNT_S = 30  # for a change of mounts, the wait for a place among the workers included
 _crowd = Crowd()
 
 
@@ -117,11 +122,38 @@ async def copy_up(tree: Tree, path: str, destination: Path) -> None:
         await worker.last()
 
 
+async def attach_mount(pid: int, tree: int, target: str) -> int:
+    """Attach a detached tree of mounts in the mount namespace of a container's process; the mount's id.
+    Invalid: the target can't be. Conflict, HostError."""
+    async with _bounded(), Worker(AttachMount(target=target, tree=tree), pid=pid, handed=(tree,)) as worker:
+        answer = await worker.last()
+        assert isinstance(answer, MountAttached)
+        return answer.mount_id
+
+
+async def detach_mounts(pid: int, mounts: Mapping[str, int]) -> None:
+    """Detach mounts by target and id, all or none. Conflict: one isn't what it was. HostError."""
+    async with _bounded(), Worker(DetachMounts(mounts=dict(mounts)), pid=pid) as worker:
+        await worker.last()
+
+
+@contextlib.asynccontextmanager
+async def _bounded() -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(_MOUNT_S):
+            yield
+    except TimeoutError:
+        raise Unavailable(
+            f"the container's mounts could not be changed within {_MOUNT_S} s: try again"
+        ) from None
+
+
 class Worker:
     """One worker process with one job; an async context manager that ends it."""
 
-    def __init__(self, job: Job, *, pid: int = 0) -> None:
+    def __init__(self, job: Job, *, pid: int = 0, handed: Sequence[int] = ()) -> None:
         self._job = job
+        self._handed = handed  # descriptors that the process gets, by the same numbers
         self._pid = pid
         self._process: subprocess.Popen[bytes] | None = None
         self._process_fd = -1
@@ -185,7 +217,7 @@ class Worker:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER)
             for end in (control, data):
                 end.setblocking(False)
-            pass_fds = [their_control.fileno(), their_data.fileno()]
+            pass_fds = [their_control.fileno(), their_data.fileno(), *self._handed]
             if self._pid:
                 pidfd = _open_pid(self._pid)
                 pass_fds.append(pidfd)

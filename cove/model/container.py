@@ -375,6 +375,7 @@ class State(Model, frozen=True, kw_only=True):
     has_been_started: bool = False
     endpoints: tuple[Endpoint, ...] = ()
     ports: tuple[PortBinding, ...] = ()  # with the host ports that were chosen
+    live_mounts: dict[str, int] = {}  # added while it runs: the mount ids by target
     held: bool = False  # paused for a commit alone: a daemon that finds it so lets it go on
     failure: StepFailure | None = None  # of the last start, where one of its steps failed
     unhealthy: OnUnhealthy = "none"  # what is being done about a run that became unhealthy, or ended it

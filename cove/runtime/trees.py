@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import re
+import struct
 import threading
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,10 +21,11 @@ from cove.runtime import users
 from cove.runtime.idmap import idmap_tree, open_user_namespace
 from cove.runtime.plan_inputs import Slot
 
-_SYS_OPEN_TREE = 428  # the same number on every architecture
+_SYS_OPEN_TREE, _SYS_MOUNT_SETATTR = 428, 442  # the same numbers on every architecture
 _OPEN_TREE_CLONE, _AT_RECURSIVE, _AT_EMPTY_PATH = 1, 0x8000, 0x1000
 _CLONE_FS, _CLONE_NEWNS = 0x200, 0x20000
 _AT_FDCWD = -100
+_ATTR_RDONLY = 0x1
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 _MS_RDONLY, _MS_REC, _MS_PRIVATE = 0x1, 0x4000, 1 << 18
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -67,6 +69,37 @@ def open_tree(path: str, *, recursive: bool, subpath: str = "") -> int:
     if isinstance(answer[0], OSError):
         raise answer[0]
     return answer[0]
+
+
+def open_live(mount: MountPoint) -> int:
+    """The tree of a bind or a volume that a running container is to get, private, read-only as a start would make it;
+    the caller closes it. Raises Invalid, Unavailable."""
+    try:
+        tree = open_tree(mount.source, recursive=mount.recursive, subpath=mount.subpath)
+        try:
+            _set_attributes(tree, 0, _MS_PRIVATE, recursive=True)
+            if mount.readonly:
+                _set_attributes(
+                    tree, _ATTR_RDONLY, 0, recursive=mount.recursive and mount.readonly_below != "no"
+                )
+        except BaseException:
+            os.close(tree)
+            raise
+        return tree
+    except OSError as error:
+        if error.errno == errno.ENOSYS:
+            raise Unavailable(f"mount {mount.target}: on a running container it needs Linux 5.12") from None
+        raise Invalid(
+            f"mount {mount.target}: source {mount.source}: {(error.strerror or '').lower()}"
+        ) from None
+
+
+def _set_attributes(tree: int, to_set: int, propagation: int, *, recursive: bool) -> None:
+    """mount_setattr(2)."""
+    attributes = struct.pack("=4Q", to_set, 0, propagation, 0)
+    bits = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+    call = (ctypes.c_long(_SYS_MOUNT_SETATTR), ctypes.c_int(tree), b"", ctypes.c_uint(bits))
+    _check(_libc.syscall(*call, attributes, ctypes.c_size_t(len(attributes))), "mount_setattr")
 
 
 def open_slot(slot: Slot) -> int:

@@ -355,3 +355,20 @@ def test_names_on_a_network_of_ones_own(remapped: Daemon) -> None:
         for container in made:
             container.remove(force=True)
         network.remove()
+
+
+def test_mounts_of_a_running_container_are_not_changed(remapped: Daemon) -> None:
+    container = remapped.client.containers.run(IMAGE, ["sleep", "1000"], detach=True)
+    body = {"MountsAdd": [{"Type": "volume", "Source": "late", "Target": "/late"}]}
+    path = f"/cove/v1/update?container={container.id}"
+    try:
+        refused = remapped.http("POST", path, body)
+        assert refused.status == 503 and "stop it first" in refused.json()["message"]
+        container.kill()
+        container.wait()
+        assert remapped.http("POST", path, body).status == 200
+        container.start()
+        assert container.exec_run(["touch", "/late/file"]).exit_code == 0
+    finally:
+        container.remove(force=True)
+    remapped.client.volumes.get("late").remove()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -61,6 +62,14 @@ def decode_mounts(config: wire.Config, host: wire.HostConfig, version: int) -> t
         if _clean(target) not in named:
             mounts.append(Volume(name="", target=target, driver=_driver(host.volume_driver)))
     return tuple(mounts)
+
+
+def decode_added(mounts: Sequence[wire.Mount], version: int) -> list[tuple[Mount, dict[str, Any]]]:
+    """Mounts of `update`, each with what inspect is to show. Raises `Invalid` with the path."""
+    return [
+        (_decode_mount(mount, f"MountsAdd[{index}]", version), msgspec.to_builtins(_hide(mount)))
+        for index, mount in enumerate(mounts)
+    ]
 
 
 def _clean(target: str) -> str:
