@@ -61,7 +61,10 @@ class Namespace:
 def attach(job: AttachMount, namespace: Namespace) -> MountAttached:
     """Attach the tree. Raises Invalid for a target that can't be, HostError."""
     is_directory = stat.S_ISDIR(os.fstat(job.tree).st_mode)
-    target = _walk(job.target, make=True, is_directory=is_directory)
+    try:
+        target = _walk(job.target, make=True, is_directory=is_directory)
+    except FileNotFoundError:
+        raise _moved(job.target) from None
     _check_target(target, job.target)
     if stat.S_ISDIR(os.fstat(target).st_mode) != is_directory:
         kinds = ("a directory", "a file") if is_directory else ("a file", "a directory")
@@ -77,6 +80,8 @@ def attach(job: AttachMount, namespace: Namespace) -> MountAttached:
         b"",
         ctypes.c_uint(flags),
     )
+    if result < 0 and ctypes.get_errno() == errno.ENOENT:
+        raise _moved(job.target)
     _check(result, f"mount {job.target}")
     mount_id, _ = _identify(job.tree)
     try:
@@ -85,8 +90,12 @@ def attach(job: AttachMount, namespace: Namespace) -> MountAttached:
         found = 0
     if found != mount_id:
         namespace.detach(job.tree)
-        raise Conflict(f"mount {job.target}: the target was moved away meanwhile: try again")
+        raise _moved(job.target)
     return MountAttached(mount_id=mount_id)
+
+
+def _moved(target: str) -> Conflict:
+    return Conflict(f"mount {target}: the target was moved away meanwhile: try again")
 
 
 def detach(job: DetachMounts, namespace: Namespace) -> None:
