@@ -68,22 +68,28 @@ async def _run(kind: str, hooks: Iterable[oci.Hook], text: bytes) -> None:
 async def _run_hook(hook: oci.Hook, text: bytes) -> str:
     """Run one; "" or why it failed."""
     environment = dict(item.partition("=")[::2] for item in hook.env) if hook.env else dict(os.environ)
+    # In memory, not through a pipe: a hook that doesn't read it may have ended before it could be written.
+    state = os.memfd_create("state", os.MFD_CLOEXEC)
     try:
+        os.write(state, text)
+        os.lseek(state, 0, os.SEEK_SET)
         process = await asyncio.create_subprocess_exec(
             *(hook.args or (hook.path,)),
             executable=hook.path,
             env=environment,
-            stdin=asyncio.subprocess.PIPE,
+            stdin=state,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
         )
     except OSError as error:
         return (error.strerror or str(error)).lower()
+    finally:
+        os.close(state)
     limit_s = float(hook.timeout or MAX_HOOK_S)
     try:
         async with asyncio.timeout(limit_s):
-            shown = await _converse(process, text)
+            shown = await _read_output(process)
             status = await process.wait()
     except TimeoutError:
         return f"did not end within {limit_s:g} s"
@@ -99,13 +105,9 @@ async def _run_hook(hook: oci.Hook, text: bytes) -> str:
     return f"{reason}, output: {output}" if output else reason
 
 
-async def _converse(process: asyncio.subprocess.Process, text: bytes) -> bytes:
-    """Hand over the state, and take the output, of which the first bytes are kept."""
-    assert process.stdin is not None and process.stdout is not None
-    with contextlib.suppress(ConnectionError):  # a hook needn't read it
-        process.stdin.write(text)
-        await process.stdin.drain()
-    process.stdin.close()
+async def _read_output(process: asyncio.subprocess.Process) -> bytes:
+    """All of its output, of which the first bytes are kept."""
+    assert process.stdout is not None
     kept = b""
     while piece := await process.stdout.read(65536):
         kept += piece[: _SHOWN_BYTES - len(kept)]
