@@ -415,10 +415,10 @@ def test_the_example_of_the_docs_does_what_the_page_says(
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
         assert (done.stdout, done.stderr) == (shown, "")
         if command == "cove kube play web.yaml":
+            eventually(lambda: state(daemon, "web-pod-server")["Health"]["Status"] == "healthy")
             with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
                 sock.sendall(b"GET / HTTP/1.0\r\n\r\n")
                 assert b"200 OK" in sock.recv(4096)
-            eventually(lambda: state(daemon, "web-pod-server")["Health"]["Status"] == "healthy")
     assert (containers(daemon), volumes(daemon)) == ([], [])
 
 
