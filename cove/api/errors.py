@@ -10,6 +10,7 @@ STATUS: dict[type[errors.CoveError], int] = {
     errors.Conflict: 409,
     errors.Invalid: 400,
     errors.NotModified: 304,
+    errors.Unauthorized: 401,
     errors.Forbidden: 403,
     errors.Unavailable: 503,
     errors.NotImplementedHere: 501,

@@ -43,6 +43,12 @@ class Forbidden(CoveError):
     code = "forbidden"
 
 
+class Unauthorized(CoveError):
+    """Somebody else, a registry, doesn't know the caller: give other credentials."""
+
+    code = "unauthorized"
+
+
 class Unavailable(CoveError):
     """This host or build can't do it: the sentence names the missing feature."""
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cove import __version__
+from cove.api.docker import wire
 from cove.api.docker.context import ARCHITECTURES, NEWEST, OLDEST, Api, version_text
 from cove.api.docker.filters import parse_filters
 from cove.api.docker.text import parse_time, rfc3339
@@ -217,7 +218,24 @@ async def prune_build_cache(api: Api, request: Request) -> Response:
     return json_response({"CachesDeleted": None, "SpaceReclaimed": 0})
 
 
+async def auth(api: Api, request: Request) -> Response:
+    """Ask a registry whether it takes a user's password; nothing is kept."""
+    body = await wire.read(request, wire.AuthBody, required=True)
+    if body.identitytoken or body.registrytoken:
+        raise Invalid("identitytoken: a token can't be checked here; give username and password")
+    if not body.username:
+        raise Invalid("username: is missing")
+    from cove.image.login import Credentials, check_login  # http.client and ssl: for the few who log in
+
+    credentials = Credentials(
+        username=body.username, password=body.password or "", server=body.serveraddress or ""
+    )
+    await asyncio.to_thread(check_login, credentials, api.engine.settings.insecure_registries)
+    return json_response({"Status": "Login Succeeded", "IdentityToken": ""})
+
+
 ROUTES: tuple[Route[Api], ...] = (
+    ("POST", "/auth", auth),
     ("GET", "/_ping", ping),
     ("HEAD", "/_ping", ping_head),
     ("GET", "/version", version),

@@ -78,7 +78,6 @@ ROUTES: tuple[Route[Api], ...] = (
     ("GET", "/plugins/{name}/json", no_such_plugin),
     ("DELETE", "/plugins/{name}", no_such_plugin),
     ("POST", "/build", no_builder),
-    ("POST", "/auth", no_registry),
     ("GET", "/images/search", no_registry),
     ("POST", "/images/{name}/push", no_registry),
     ("GET", "/distribution/{name}/json", no_registry),

@@ -306,6 +306,16 @@ class CreateBody(Config, frozen=True, kw_only=True):
     cove_secret_data: StringMap = None  # contents of secrets in base64, by target: never kept, never shown
 
 
+class AuthBody(Wire, frozen=True, kw_only=True):
+    username: str | None = msgspec.field(default=None, name="username")
+    password: str | None = msgspec.field(default=None, name="password")
+    email: str | None = msgspec.field(default=None, name="email")
+    serveraddress: str | None = msgspec.field(default=None, name="serveraddress")
+    auth: str | None = msgspec.field(default=None, name="auth")
+    identitytoken: str | None = msgspec.field(default=None, name="identitytoken")
+    registrytoken: str | None = msgspec.field(default=None, name="registrytoken")
+
+
 class ExecCreateBody(Wire, frozen=True, kw_only=True):
     user: str | None = None
     privileged: bool | None = None
