@@ -59,7 +59,7 @@ def test_a_running_project_is_looked_at_and_worked_in(project: Project, tmp_path
     [image, _] = project.rows("images")
     assert (image["Repository"], image["Tag"]) == ("busybox", "latest")
     assert "shop_data" in project("volumes", "--quiet").lines
-    assert project("config", "--services").lines == ["app", "side"]
+    assert sorted(project("config", "--services").lines) == ["app", "side"]
 
     assert project("exec", "-T", "app", "cat", input=b"given\n").out == "given\n"
     assert project("exec", "-T", "--env", "A=b", "--workdir", "/tmp", "app", "sh", "-c", "echo $A; pwd; exit 7",
