@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from cove.engine.create import merge_env
+from cove.engine.health import healthcheck_json
 from cove.engine.layerfacts import find_layer_facts
 from cove.engine.lifecycle import Lifecycle
 from cove.engine.parts import Parts
@@ -23,7 +24,7 @@ from cove.image.changes import apply_changes
 from cove.image.references import parse_tagged
 from cove.image.types import Commit
 from cove.image.worker import read_layer
-from cove.model.container import Container, HealthCheck
+from cove.model.container import Container
 from cove.model.errors import Conflict, CoveError
 from cove.model.objects import Image, ImageConfig
 
@@ -47,7 +48,7 @@ def container_config(container: Container, image: ImageConfig) -> Config:
         "OnBuild": list(image.on_build),
     }
     if container.healthcheck is not None:
-        found["Healthcheck"] = _health(container.healthcheck)
+        found["Healthcheck"] = healthcheck_json(container.healthcheck)
     return {key: value for key, value in found.items() if value}
 
 
@@ -68,18 +69,6 @@ def merged_config(given: Config, container: Config, changes: Sequence[str]) -> C
     if new.get("Healthcheck"):
         merged["Healthcheck"] = {**container.get("Healthcheck", {}), **new["Healthcheck"]}
     return merged
-
-
-def _health(check: HealthCheck) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "Test": list(check.test),
-        "Interval": check.interval_ns,
-        "Timeout": check.timeout_ns,
-        "StartPeriod": check.start_period_ns,
-        "StartInterval": check.start_interval_ns,
-        "Retries": check.retries,
-    }
-    return {key: value for key, value in found.items() if value}
 
 
 class Commits:

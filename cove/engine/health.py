@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from cove.engine import probes
 from cove.engine.parts import Parts
@@ -53,6 +53,19 @@ class Health:
     def record(self) -> HealthRecord:
         """What is kept once the run has ended."""
         return HealthRecord(failing_streak=self.failing_streak, results=tuple(self.results))
+
+
+def healthcheck_json(health: HealthCheck) -> dict[str, Any]:
+    """What was given, as Docker's API and image configurations have it: a zero is left out."""
+    found = {
+        "Test": list(health.test),
+        "Interval": health.interval_ns,
+        "Timeout": health.timeout_ns,
+        "StartPeriod": health.start_period_ns,
+        "StartInterval": health.start_interval_ns,
+        "Retries": health.retries,
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def ended_health(record: HealthRecord) -> Health:

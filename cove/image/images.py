@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +36,7 @@ from cove.image.types import Commit, LayerProgress, Limits, Loaded, LoadEvent, R
 from cove.image.worker import Worker
 from cove.model.errors import Conflict, HostError, NotFound
 from cove.model.objects import Image
+from cove.model.waiting import finish
 from cove.store.interface import MAX_OPERATIONS, Delete, Op, Put, Store
 
 _log = logging.getLogger(__name__)
@@ -459,13 +460,13 @@ class Images(Catalog):
             yield staging
         finally:
             self._busy -= 1
-            await _finish(asyncio.to_thread(self._content.throw, staging=staging))
+            await finish(asyncio.to_thread(self._content.throw, staging=staging))
             await self._collect()
 
     async def _collect(self) -> None:
         """Take away what no image refers to, unless a load or a save may still rely on it."""
         if not self._busy:
-            await _finish(self._collect_now())
+            await finish(self._collect_now())
         self._trash_waits = True
         if not self._reapers:
             reaper = asyncio.ensure_future(self._empty_trash())
@@ -501,16 +502,6 @@ class Images(Catalog):
 
 def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-async def _finish(work: Awaitable[None]) -> None:
-    """Wait for work that must be done, through a cancellation too."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise
 
 
 def _names_the_id(reference: str, image: Image) -> bool:

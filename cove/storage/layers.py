@@ -11,13 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from cove.model.errors import HostError, Unavailable
+from cove.model.waiting import finish
 from cove.storage.mount_process import mount
 from cove.storage.mounter import unmount
 from cove.storage.project_quota import ProjectQuotas, project_of
@@ -119,7 +119,7 @@ class Layers:
             if not os.path.ismount(container_dir / _PLACE):
                 name = f"the writable layer of {container_dir.name[:12]}"
                 image = image_filesystem(container_dir / _IMAGE)
-                await _finish(mount(name, image, container_dir / _PLACE))
+                await finish(mount(name, image, container_dir / _PLACE))
 
     async def take_down(self, container_dir: Path) -> None:
         """Before a container's directory goes into the trash, whatever its layer is; idempotent.
@@ -131,7 +131,7 @@ class Layers:
         if os.path.lexists(place):
             async with self._locks.setdefault(container_dir, asyncio.Lock()):
                 with contextlib.suppress(OSError):
-                    await _finish(asyncio.to_thread(unmount, str(place)))
+                    await finish(asyncio.to_thread(unmount, str(place)))
                 self._locks.pop(container_dir, None)
         elif self._quotas is not None and (project := project_of(container_dir / "upper")):
             with contextlib.suppress(OSError):  # the next start sweeps
@@ -156,13 +156,3 @@ def free_trash(trash: Path) -> None:
     for entry in os.scandir(trash):
         if entry.is_dir(follow_symlinks=False) and os.path.ismount(place := Path(entry.path, _PLACE)):
             unmount(str(place))
-
-
-async def _finish(work: Coroutine[Any, Any, None]) -> None:
-    """Wait for what a thread does to the end, through a cancellation too: the lock is held for as long."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        raise

@@ -13,11 +13,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from cove.model.errors import Conflict, CoveError
+from cove.model.waiting import NamedLocks
 from cove.store.interface import Delete, Put, Store
 
 _KEYS = "volume-mounts/"
@@ -39,8 +39,7 @@ class VolumeMounts:
         self._attach = attach
         self._detach = detach
         self._users: dict[str, dict[str, str]] = {}  # volume -> user -> host path
-        self._locks: dict[str, asyncio.Lock] = {}
-        self._lockers: Counter[str] = Counter()  # how many hold or wait for a lock
+        self._locks = NamedLocks()
         self._leaving: set[tuple[str, str]] = set()  # let go of, and not taken up again since
         self._tasks: dict[asyncio.Task[None], str] = {}  # to the volume's name
 
@@ -101,7 +100,7 @@ class VolumeMounts:
         leaving = [task for task, volume in self._tasks.items() if volume == name]
         if leaving:
             await asyncio.wait(leaving)
-        async with self._lock(name):
+        async with self._locks.alone(name):
             users = self.users(name)
             if users:
                 raise InUse(f"volume {name} is in use - [{', '.join(users)}]")
@@ -117,20 +116,8 @@ class VolumeMounts:
 
     # --- inside ---------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def _lock(self, name: str) -> AsyncIterator[None]:
-        lock = self._locks.setdefault(name, asyncio.Lock())
-        self._lockers[name] += 1
-        try:
-            async with lock:
-                yield
-        finally:
-            self._lockers[name] -= 1
-            if not self._lockers[name]:
-                del self._lockers[name], self._locks[name]
-
     async def _take(self, name: str, user: str) -> str:
-        async with self._lock(name):
+        async with self._locks.alone(name):
             users = self._users.setdefault(name, {})
             self._leaving.discard((name, user))
             if users.get(user):
@@ -144,13 +131,13 @@ class VolumeMounts:
             return path
 
     async def _leave(self, name: str, user: str) -> None:
-        async with self._lock(name):
+        async with self._locks.alone(name):
             if (name, user) in self._leaving:
                 self._leaving.discard((name, user))
                 await self._take_off(name, user)
 
     async def _let_go(self, name: str, user: str) -> None:
-        async with self._lock(name):
+        async with self._locks.alone(name):
             await self._take_off(name, user)
 
     async def _take_off(self, name: str, user: str) -> None:

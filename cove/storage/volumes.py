@@ -16,15 +16,14 @@ import logging
 import os
 import secrets
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
 from cove.model.errors import Conflict, CoveError, HostError, Invalid, NotFound
 from cove.model.objects import VolumeRecord
+from cove.model.waiting import NamedLocks
 from cove.storage.drivers import Drivers, DriverVolume, VolumeDriver
 from cove.storage.mount_process import mount, unmount
 from cove.storage.project_quota import ProjectQuotas, project_of
@@ -79,8 +78,7 @@ class Volumes:
         self._store = store
         self._trash = trash
         self._records: dict[str, VolumeRecord] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
-        self._lockers: Counter[str] = Counter()  # how many hold or wait for a lock
+        self._locks = NamedLocks()
 
     @classmethod
     async def open(
@@ -206,7 +204,7 @@ class Volumes:
         wanted = dict(options or {})
         if driver not in ("", DRIVER):
             return await self._create_elsewhere(name, driver, wanted, dict(labels or {}), anonymous)
-        async with self._alone(name):
+        async with self._locks.alone(name):
             existing = self._records.get(name)
             if existing is None and not driver and not anonymous:
                 existing = await self._adopt_elsewhere(name)
@@ -228,7 +226,7 @@ class Volumes:
 
         Raises NotFound (not with `force`) and Conflict while a container uses it (with `force`, too).
         """
-        async with self._alone(name):
+        async with self._locks.alone(name):
             if name not in self._records:
                 if force:
                     return
@@ -261,7 +259,7 @@ class Volumes:
     async def resize(self, name: str, size: str) -> VolumeRecord:
         """Change a sized volume's limit. Raises Invalid, NotFound, Conflict (it's in use, or fuller than that)."""
         what = f"update {name}"
-        async with self._alone(name):
+        async with self._locks.alone(name):
             record = self.get(name)
             wanted = parse_size(size, what)
             if record.sized == "project" and self._quotas is not None:
@@ -302,19 +300,6 @@ class Volumes:
         return Pruned(tuple(names), reclaimed)
 
     # --- inside ---------------------------------------------------------------------------
-
-    @asynccontextmanager
-    async def _alone(self, name: str) -> AsyncIterator[None]:
-        """One change of one volume at a time."""
-        lock = self._locks.setdefault(name, asyncio.Lock())
-        self._lockers[name] += 1
-        try:
-            async with lock:
-                yield
-        finally:
-            self._lockers[name] -= 1
-            if not self._lockers[name]:
-                del self._lockers[name], self._locks[name]
 
     async def _create(
         self, name: str, options: dict[str, str], labels: dict[str, str], anonymous: bool
@@ -444,7 +429,7 @@ class Volumes:
     async def _create_elsewhere(
         self, name: str, driver: str, options: dict[str, str], labels: dict[str, str], anonymous: bool
     ) -> VolumeRecord:
-        async with self._alone(name):
+        async with self._locks.alone(name):
             existing = self._records.get(name)
             if existing is not None:
                 if existing.driver != driver:

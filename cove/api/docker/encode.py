@@ -15,13 +15,12 @@ import msgspec
 from cove.api.docker.extension import extension_json
 from cove.api.docker.limited import limited_json
 from cove.api.docker.text import rfc3339
-from cove.engine.health import Health
+from cove.engine.health import Health, healthcheck_json
 from cove.engine.types import Settings, View
 from cove.model.container import (
     Container,
     Endpoint,
     EndpointSpec,
-    HealthCheck,
     MountPoint,
     Resources,
     State,
@@ -303,19 +302,6 @@ def config_json(container: Container, echo: Echo) -> Json:
     if health is not None:
         config["Healthcheck"] = healthcheck_json(health)
     return config
-
-
-def healthcheck_json(health: HealthCheck) -> Json:
-    """What was given, as Docker has it: a zero is left out."""
-    found = {
-        "Test": list(health.test),
-        "Interval": health.interval_ns,
-        "Timeout": health.timeout_ns,
-        "StartPeriod": health.start_period_ns,
-        "StartInterval": health.start_interval_ns,
-        "Retries": health.retries,
-    }
-    return {name: value for name, value in found.items() if value}
 
 
 def host_config_json(container: Container, echo: Echo) -> Json:

@@ -12,12 +12,12 @@ from typing import Any
 import msgspec
 
 from cove.api.docker.context import Api
-from cove.api.docker.encode import healthcheck_json
 from cove.api.docker.filters import boolean, matches_labels, parse_filters, prune_before
 from cove.api.docker.pruning import IMAGE_PRUNE_KEYS, select_images
 from cove.api.docker.text import NEVER, parse_rfc3339_seconds, rfc3339
 from cove.api.http import Request, Response, Stream, encode_json, json_response
 from cove.api.router import Route
+from cove.engine.health import healthcheck_json
 from cove.image.references import parse_reference
 from cove.image.types import LayerProgress, LoadEvent, Removed, Use
 from cove.model.errors import CoveError, Invalid, NotFound, NotImplementedHere
