@@ -10,7 +10,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,14 @@ from typing import Any
 import msgspec
 
 from cove.image import manifests
-from cove.image.catalog import CONFIG, LAYER, NAME, Catalog
+from cove.image.adding import Adding
+from cove.image.catalog import CONFIG, NAME
 from cove.image.changes import apply_changes
 from cove.image.content import Content
-from cove.image.jobs import Done, Member, Progress, Save, Unpack, Unpacked
-from cove.image.manifests import ArchiveIndex, FoundImage, LayerBlob
+from cove.image.jobs import Done, Progress, Save
+from cove.image.manifests import ArchiveIndex, FoundImage
 from cove.image.pruning import plan_prune
-from cove.image.records import ImageRecord, LayerRecord, encode_record, hex_of
+from cove.image.records import encode_record, hex_of
 from cove.image.references import (
     id_prefix,
     parse_reference,
@@ -34,26 +34,16 @@ from cove.image.removal import Known, Removal, plan_removal
 from cove.image.saving import WantedImage, plan_save
 from cove.image.types import Commit, LayerProgress, Limits, Loaded, LoadEvent, Removed, Use
 from cove.image.worker import Worker
-from cove.model.errors import Conflict, HostError, NotFound
+from cove.model.errors import Conflict, NotFound
 from cove.model.objects import Image
-from cove.model.waiting import finish
-from cove.store.interface import MAX_OPERATIONS, Delete, Op, Put, Store
+from cove.store.interface import Delete, Op, Put, Store
 
 _log = logging.getLogger(__name__)
 Uses = Callable[[str], Sequence[Use]]
 
 
-class Images(Catalog):
+class Images(Adding):
     """See the module. Made by `open`, ended by `close`."""
-
-    def __init__(self, content: Content, store: Store, limits: Limits) -> None:
-        super().__init__(content, store, limits)
-        self._lock = asyncio.Lock()  # one change at a time; never held while an archive is read
-        self._busy = 0  # loads and saves under way: they rely on layers, so none is deleted meanwhile
-        self._reapers: set[asyncio.Task[None]] = set()
-        self._trash_waits = False
-        self._garbage_layers: set[str] = set()
-        self._garbage_blobs: set[str] = set()
 
     @classmethod
     async def open(cls, root: Path, store: Store, *, limits: Limits | None = None) -> Images:
@@ -67,11 +57,6 @@ class Images(Catalog):
             blobs=images._wanted_blobs(),
         )
         return images
-
-    async def close(self) -> None:
-        """Wait for the deletions that go on behind."""
-        while self._reapers:
-            await asyncio.wait(self._reapers)
 
     # --- load and import ----------------------------------------------------------------------
 
@@ -112,12 +97,12 @@ class Images(Catalog):
             stem = progress.name.removeprefix("blobs/sha256/").removesuffix("/layer.tar")
             push(LayerProgress(id=stem[:12], current=progress.current, total=progress.total))
 
-        async with self._staging() as staging:
-            members = await self._unpack(staging, chunks, report, single=False)
+        async with self.staging() as staging:
+            members = await self.unpack(staging, chunks, report, single=False)
             known = self._known_digests()
             found = ArchiveIndex(members, known, self._limits).images(self.architecture)
             for one in found:
-                await self._add(staging, one)
+                await self.add(staging, one)
                 push_names = [name.familiar for name in one.names]
                 for name in push_names:
                     push(Loaded(image_id=one.image.id, name=name))
@@ -173,8 +158,8 @@ class Images(Catalog):
         """Unpack one layer and add the image whose configuration `document` makes of the layer's diff id; of none
         when a layer above others has nothing in it."""
         name = parse_tagged(reference) if reference else None
-        async with self._staging() as staging:
-            layers = await self._unpack(staging, chunks, lambda _: None, single=True)
+        async with self.staging() as staging:
+            layers = await self.unpack(staging, chunks, lambda _: None, single=True)
             if parent and layers[0].diff_id == manifests.EMPTY_DIFF_ID:
                 layers = ()
             data = msgspec.json.encode(document([layer.diff_id for layer in layers]))
@@ -188,116 +173,7 @@ class Images(Catalog):
                 names=(name,) if name else (),
                 parent=parent,
             )
-            return await self._add(staging, found)
-
-    async def _unpack(
-        self, staging: Path, chunks: AsyncIterator[bytes], report: Callable[[Progress], None], *, single: bool
-    ) -> tuple[Member, ...]:
-        budget = self._content.free_bytes() - self._limits.reserve_bytes
-        if budget <= 0:
-            raise HostError(
-                f"no space left on the image store's disk: {self._limits.reserve_bytes >> 20} MiB must stay free"
-            )
-        job = Unpack(
-            staging=str(staging),
-            known=() if single else tuple(self._known_digests()),
-            single=single,
-            budget_bytes=budget,
-            limits=self._limits,
-        )
-        async with Worker(job) as worker:
-            answer = await worker.feed_and_wait(chunks, report)
-        assert isinstance(answer, Unpacked)
-        return answer.members
-
-    async def _add(self, staging: Path, found: FoundImage) -> Image:
-        """Put an image's content in place and then on record; on failure neither is there.
-
-        Returns the image as it is on record then: it may be removed as soon as the lock is free.
-        """
-        async with self._lock:
-            layers: dict[str, LayerRecord] = {}
-            placed_blobs: list[str] = []
-            try:
-                for member in found.layers:
-                    diff_id = member.diff_id
-                    if member.known or diff_id in self._layers or diff_id in layers:
-                        continue
-                    record = self._layer_record(member)
-                    layers[diff_id] = record
-                    blob = record.blob.removeprefix("sha256:") if record.compression else ""
-                    await asyncio.to_thread(
-                        self._content.place_layer,
-                        staging,
-                        member.layer,
-                        record.name,
-                        blob=blob,
-                        opaque=member.opaque,
-                    )
-                manifest = await asyncio.to_thread(
-                    self._write_documents, staging, found, layers, placed_blobs
-                )
-                await self._commit_image(found, manifest, layers)
-                return self._images[found.image.id]
-            except BaseException:
-                blobs = [layer.blob for layer in layers.values() if layer.compression] + placed_blobs
-                self._garbage_layers.update(layer.name for layer in layers.values())
-                self._garbage_blobs.update(blobs)
-                raise
-
-    def _layer_record(self, member: Member) -> LayerRecord:
-        return LayerRecord(
-            name=self._content.new_layer_name(),
-            diff_id=member.diff_id,
-            blob=member.digest,
-            blob_bytes=member.size,
-            size_bytes=member.unpacked_bytes,
-            compression=member.compression,
-            moved=member.moved > 0,
-        )
-
-    def _write_documents(
-        self, staging: Path, found: FoundImage, new: dict[str, LayerRecord], written: list[str]
-    ) -> str:
-        """Write configuration and manifest; the manifest's digest."""
-        records = [new.get(diff_id) or self._layers[diff_id] for diff_id in found.image.diff_ids]
-        data = found.manifest
-        # A manifest that names blobs we keep in another form (plain here, gzip there) can't be kept.
-        if data is None or found.manifest_layers != tuple(record.blob for record in records):
-            blobs = [LayerBlob(digest=r.blob, size=r.blob_bytes, compression=r.compression) for r in records]
-            data = manifests.build_manifest(found.image.id, len(found.config), blobs)
-        written.append(self._content.write_blob(staging, found.config))
-        manifest = self._content.write_blob(staging, data)
-        written.append(manifest)
-        self._content.sync()
-        return manifest
-
-    async def _commit_image(self, found: FoundImage, manifest: str, layers: dict[str, LayerRecord]) -> None:
-        image_id = found.image.id
-        now = time.time_ns()
-        old = self._records.get(image_id)
-        if old is not None:
-            record = msgspec.structs.replace(old, hidden=False)
-        else:
-            record = ImageRecord(id=image_id, manifest=manifest, parent=found.parent)
-        if found.names:
-            record = msgspec.structs.replace(record, last_tagged_ns=now)
-        names = [name.familiar for name in found.names]
-        await self._store.txn(
-            [],
-            [
-                *(Put(LAYER + hex_of(diff_id), encode_record(layer)) for diff_id, layer in layers.items()),
-                Put(CONFIG + hex_of(image_id), encode_record(record)),
-                *(Put(NAME + name, image_id.encode()) for name in dict.fromkeys(names)),
-            ],
-        )
-        self._layers.update(layers)
-        self._records[image_id] = record
-        self._images[image_id] = found.image
-        if record.manifest != manifest:
-            self._garbage_blobs.add(manifest)  # the image was there, with a manifest of its own
-        self._set_names(dict.fromkeys(names, image_id))
-        self._refresh(image_id)
+            return await self.add(staging, found)
 
     # --- save ---------------------------------------------------------------------------------
 
@@ -312,17 +188,13 @@ class Images(Catalog):
         return self._save({image_id: sorted(names) for image_id, names in wanted.items()})
 
     async def _save(self, wanted: dict[str, list[str]]) -> AsyncGenerator[bytes, None]:
-        self._busy += 1
-        try:
+        async with self.busy():
             job = await asyncio.to_thread(self._save_job, wanted)
             async with Worker(job) as worker:
                 while piece := await worker.receive():
                     yield piece
                 answer = await worker.last()
                 assert isinstance(answer, Done)
-        finally:
-            self._busy -= 1
-            await self._collect()
 
     def _save_job(self, wanted: dict[str, list[str]]) -> Save:
         return plan_save(
@@ -375,7 +247,7 @@ class Images(Catalog):
             )
             removal = plan_removal(known, image.id, name, force=force, prune=prune)
             lines = await self._apply(removal, in_use)
-        await self._collect()
+        await self.collect()
         return lines
 
     async def prune(self, select: Callable[[Image], bool], in_use: Uses) -> tuple[list[Removed], int]:
@@ -416,7 +288,7 @@ class Images(Catalog):
             if not gone:
                 return
             await self._forget(gone, [])
-        await self._collect()
+        await self.collect()
 
     async def _apply(self, removal: Removal, in_use: Uses) -> list[Removed]:
         chains = {
@@ -448,56 +320,6 @@ class Images(Catalog):
         affected = {self._names.pop(name) for name in untag if name in self._names}
         for image_id in affected:
             self._refresh(image_id)
-
-    # --- bookkeeping --------------------------------------------------------------------------
-
-    @asynccontextmanager
-    async def _staging(self) -> AsyncGenerator[Path, None]:
-        """A load's directory; whatever is in it at the end is thrown away."""
-        staging = await asyncio.to_thread(self._content.new_staging)
-        self._busy += 1
-        try:
-            yield staging
-        finally:
-            self._busy -= 1
-            await finish(asyncio.to_thread(self._content.throw, staging=staging))
-            await self._collect()
-
-    async def _collect(self) -> None:
-        """Take away what no image refers to, unless a load or a save may still rely on it."""
-        if not self._busy:
-            await finish(self._collect_now())
-        self._trash_waits = True
-        if not self._reapers:
-            reaper = asyncio.ensure_future(self._empty_trash())
-            self._reapers.add(reaper)
-            reaper.add_done_callback(self._reapers.discard)
-
-    async def _collect_now(self) -> None:
-        # Under the lock, so that no image that is being added finds a blob that is about to go.
-        async with self._lock:
-            wanted = {diff_id for image in self._images.values() for diff_id in image.diff_ids}
-            loose = [layer for diff_id, layer in self._layers.items() if diff_id not in wanted]
-            if self._busy or not (loose or self._garbage_layers or self._garbage_blobs):
-                return
-            before = self._wanted_blobs()
-            for layer in loose:
-                del self._layers[layer.diff_id]
-            layers = self._garbage_layers | {layer.name for layer in loose}
-            blobs = (self._garbage_blobs | before) - self._wanted_blobs()
-            self._garbage_layers, self._garbage_blobs = set(), set()
-            for start in range(0, len(loose), MAX_OPERATIONS):
-                batch = loose[start : start + MAX_OPERATIONS]
-                await self._store.txn([], [Delete(LAYER + hex_of(layer.diff_id)) for layer in batch])
-            await asyncio.to_thread(self._content.throw, layers=layers, blobs=blobs)
-
-    async def _empty_trash(self) -> None:
-        try:
-            while self._trash_waits:
-                self._trash_waits = False
-                await asyncio.to_thread(self._content.empty_trash)
-        except OSError as error:
-            _log.warning("the image store's trash can't be emptied, the next start tries again: %s", error)
 
 
 def _now() -> str:

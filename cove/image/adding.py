@@ -1,0 +1,218 @@
+"""Put images on record, and take away what no record names: what loads, pulls, commits and builds share.
+
+Order that must hold: content is staged, unpacked and synced by a worker; `add` puts it in place and commits the
+records in one transaction; `collect` throws away what no image refers to, unless somebody is `busy` with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+
+from cove.image import manifests
+from cove.image.catalog import CONFIG, LAYER, NAME, Catalog
+from cove.image.content import Content
+from cove.image.jobs import Member, Progress, Unpack, Unpacked
+from cove.image.manifests import FoundImage, LayerBlob
+from cove.image.records import ImageRecord, LayerRecord, encode_record, hex_of
+from cove.image.types import Limits
+from cove.image.worker import Worker
+from cove.model.errors import HostError
+from cove.model.objects import Image
+from cove.model.waiting import finish
+from cove.store.interface import MAX_OPERATIONS, Delete, Put, Store
+
+_log = logging.getLogger(__name__)
+
+
+class Adding(Catalog):
+    """See the module."""
+
+    def __init__(self, content: Content, store: Store, limits: Limits) -> None:
+        super().__init__(content, store, limits)
+        self._lock = asyncio.Lock()  # one change at a time; never held while an archive is read
+        self._busy = 0  # loads and saves under way: they rely on layers, so none is deleted meanwhile
+        self._reapers: set[asyncio.Task[None]] = set()
+        self._trash_waits = False
+        self._garbage_layers: set[str] = set()
+        self._garbage_blobs: set[str] = set()
+
+    async def close(self) -> None:
+        """Wait for the deletions that go on behind."""
+        while self._reapers:
+            await asyncio.wait(self._reapers)
+
+    @asynccontextmanager
+    async def busy(self) -> AsyncGenerator[None, None]:
+        """While inside, nothing is collected: layers and blobs that are on record now stay readable."""
+        self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
+            await self.collect()
+
+    @asynccontextmanager
+    async def staging(self) -> AsyncGenerator[Path, None]:
+        """A load's directory; whatever is in it at the end is thrown away."""
+        staging = await asyncio.to_thread(self._content.new_staging)
+        self._busy += 1
+        try:
+            yield staging
+        finally:
+            self._busy -= 1
+            await finish(asyncio.to_thread(self._content.throw, staging=staging))
+            await self.collect()
+
+    async def unpack(
+        self, staging: Path, chunks: AsyncIterator[bytes], report: Callable[[Progress], None], *, single: bool
+    ) -> tuple[Member, ...]:
+        budget = self._content.free_bytes() - self._limits.reserve_bytes
+        if budget <= 0:
+            raise HostError(
+                f"no space left on the image store's disk: {self._limits.reserve_bytes >> 20} MiB must stay free"
+            )
+        job = Unpack(
+            staging=str(staging),
+            known=() if single else tuple(self._known_digests()),
+            single=single,
+            budget_bytes=budget,
+            limits=self._limits,
+        )
+        async with Worker(job) as worker:
+            answer = await worker.feed_and_wait(chunks, report)
+        assert isinstance(answer, Unpacked)
+        return answer.members
+
+    async def add(self, staging: Path, found: FoundImage) -> Image:
+        """Put an image's content in place and then on record; on failure neither is there.
+
+        Returns the image as it is on record then: it may be removed as soon as the lock is free.
+        """
+        async with self._lock:
+            layers: dict[str, LayerRecord] = {}
+            placed_blobs: list[str] = []
+            try:
+                for member in found.layers:
+                    diff_id = member.diff_id
+                    if member.known or diff_id in self._layers or diff_id in layers:
+                        continue
+                    record = self._layer_record(member)
+                    layers[diff_id] = record
+                    blob = record.blob.removeprefix("sha256:") if record.compression else ""
+                    await asyncio.to_thread(
+                        self._content.place_layer,
+                        staging,
+                        member.layer,
+                        record.name,
+                        blob=blob,
+                        opaque=member.opaque,
+                    )
+                manifest = await asyncio.to_thread(
+                    self._write_documents, staging, found, layers, placed_blobs
+                )
+                await self._commit_image(found, manifest, layers)
+                return self._images[found.image.id]
+            except BaseException:
+                blobs = [layer.blob for layer in layers.values() if layer.compression] + placed_blobs
+                self._garbage_layers.update(layer.name for layer in layers.values())
+                self._garbage_blobs.update(blobs)
+                raise
+
+    def _layer_record(self, member: Member) -> LayerRecord:
+        return LayerRecord(
+            name=self._content.new_layer_name(),
+            diff_id=member.diff_id,
+            blob=member.digest,
+            blob_bytes=member.size,
+            size_bytes=member.unpacked_bytes,
+            compression=member.compression,
+            moved=member.moved > 0,
+        )
+
+    def _write_documents(
+        self, staging: Path, found: FoundImage, new: dict[str, LayerRecord], written: list[str]
+    ) -> str:
+        """Write configuration and manifest; the manifest's digest."""
+        records = [new.get(diff_id) or self._layers[diff_id] for diff_id in found.image.diff_ids]
+        data = found.manifest
+        # A manifest that names blobs we keep in another form (plain here, gzip there) can't be kept.
+        if data is None or found.manifest_layers != tuple(record.blob for record in records):
+            blobs = [LayerBlob(digest=r.blob, size=r.blob_bytes, compression=r.compression) for r in records]
+            data = manifests.build_manifest(found.image.id, len(found.config), blobs)
+        written.append(self._content.write_blob(staging, found.config))
+        manifest = self._content.write_blob(staging, data)
+        written.append(manifest)
+        self._content.sync()
+        return manifest
+
+    async def _commit_image(self, found: FoundImage, manifest: str, layers: dict[str, LayerRecord]) -> None:
+        image_id = found.image.id
+        now = time.time_ns()
+        old = self._records.get(image_id)
+        if old is not None:
+            record = msgspec.structs.replace(old, hidden=False)
+        else:
+            record = ImageRecord(id=image_id, manifest=manifest, parent=found.parent)
+        if found.names:
+            record = msgspec.structs.replace(record, last_tagged_ns=now)
+        names = [name.familiar for name in found.names]
+        await self._store.txn(
+            [],
+            [
+                *(Put(LAYER + hex_of(diff_id), encode_record(layer)) for diff_id, layer in layers.items()),
+                Put(CONFIG + hex_of(image_id), encode_record(record)),
+                *(Put(NAME + name, image_id.encode()) for name in dict.fromkeys(names)),
+            ],
+        )
+        self._layers.update(layers)
+        self._records[image_id] = record
+        self._images[image_id] = found.image
+        if record.manifest != manifest:
+            self._garbage_blobs.add(manifest)  # the image was there, with a manifest of its own
+        self._set_names(dict.fromkeys(names, image_id))
+        self._refresh(image_id)
+
+    # --- collecting ---------------------------------------------------------------------------
+
+    async def collect(self) -> None:
+        """Take away what no image refers to, unless a load or a save may still rely on it."""
+        if not self._busy:
+            await finish(self._collect_now())
+        self._trash_waits = True
+        if not self._reapers:
+            reaper = asyncio.ensure_future(self._empty_trash())
+            self._reapers.add(reaper)
+            reaper.add_done_callback(self._reapers.discard)
+
+    async def _collect_now(self) -> None:
+        # Under the lock, so that no image that is being added finds a blob that is about to go.
+        async with self._lock:
+            wanted = {diff_id for image in self._images.values() for diff_id in image.diff_ids}
+            loose = [layer for diff_id, layer in self._layers.items() if diff_id not in wanted]
+            if self._busy or not (loose or self._garbage_layers or self._garbage_blobs):
+                return
+            before = self._wanted_blobs()
+            for layer in loose:
+                del self._layers[layer.diff_id]
+            layers = self._garbage_layers | {layer.name for layer in loose}
+            blobs = (self._garbage_blobs | before) - self._wanted_blobs()
+            self._garbage_layers, self._garbage_blobs = set(), set()
+            for start in range(0, len(loose), MAX_OPERATIONS):
+                batch = loose[start : start + MAX_OPERATIONS]
+                await self._store.txn([], [Delete(LAYER + hex_of(layer.diff_id)) for layer in batch])
+            await asyncio.to_thread(self._content.throw, layers=layers, blobs=blobs)
+
+    async def _empty_trash(self) -> None:
+        try:
+            while self._trash_waits:
+                self._trash_waits = False
+                await asyncio.to_thread(self._content.empty_trash)
+        except OSError as error:
+            _log.warning("the image store's trash can't be emptied, the next start tries again: %s", error)

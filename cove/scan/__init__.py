@@ -1,0 +1,1 @@
+"""What is in an image: packages, their vulnerabilities, secrets; and the documents that say so."""

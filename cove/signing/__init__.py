@@ -1,0 +1,1 @@
+"""Signatures of images in cosign's formats, and the policies that ask for them. No I/O."""
