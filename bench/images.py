@@ -2,8 +2,9 @@
 
 `bench/busybox`: Debian's busybox-static, some links and a file of log lines. `bench/large`: a
 synthetic system of about 170 MB in 10,000 files and four layers, sized and compressible as a
-Debian image is. Both are docker-archives, uncompressed as `docker save` writes them, and the same
-bytes on every machine (but for busybox itself).
+Debian image is. `bench/debian`: the image of `make run`. `bench/small`: 20,000 files of about a kilobyte. All are
+docker-archives, uncompressed as `docker save` writes them, and the same bytes on every machine (but for busybox
+itself and Debian's packages).
 """
 
 from __future__ import annotations
@@ -14,12 +15,17 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 BUSYBOX = "bench/busybox:latest"
 LARGE = "bench/large:latest"
+DEBIAN = "bench/debian:latest"
+SMALL = "bench/small:latest"
+SMALL_FILES = 20_000
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 VERSION = 3  # of the recipes below: a changed one makes new files
 APPLETS = ("cat", "head", "ls", "mount", "seq", "sh", "sleep", "true", "wc")
 LINES_SIZE = 1 << 20
@@ -80,6 +86,39 @@ def large_archive(cache: Path) -> Path:
             yield synthetic_layer(number, files, megabytes * 1_000_000)
 
     return archive_of(cache / f"large-{VERSION}.tar", LARGE, layers)
+
+
+def debian_archive(cache: Path) -> Path:
+    """The archive of bench/debian: the root of `make run`, bootstrapped where it isn't in the cache (half a minute)."""
+    root = cache.parent / "debian.tar"
+    if not root.exists():
+        recipe = f'. "{SCRIPTS}/debian.sh"; bootstrap bookworm "{root}"'
+        done = subprocess.run(
+            ["sh", "-euc", recipe], capture_output=True, text=True, cwd=SCRIPTS, timeout=600
+        )
+        if done.returncode != 0:
+            raise ImageError(f"Debian's root can't be made: {done.stderr.strip()[-300:]}")
+    return archive_of(cache / f"debian-{VERSION}.tar", DEBIAN, lambda: iter([root.read_bytes()]))
+
+
+def small_archive(cache: Path) -> Path:
+    """The archive of bench/small; made when it isn't in the cache (some seconds)."""
+    return archive_of(
+        cache / f"small-{VERSION}.tar",
+        SMALL,
+        lambda: iter([synthetic_layer(9, SMALL_FILES, SMALL_FILES * 1_000)]),
+    )
+
+
+def small_tree(directory: Path) -> Path:
+    """A build's context of 20,000 files in 400 directories, about a kilobyte each."""
+    chance = random.Random(10)
+    for index in range(SMALL_FILES):
+        folder = directory / f"src/d{index // 50:03d}"
+        if index % 50 == 0:
+            folder.mkdir(parents=True)
+        (folder / f"f{index:05d}").write_bytes(chance.randbytes(512).hex().encode())
+    return directory
 
 
 def synthetic_layer(number: int, files: int, size: int) -> bytes:

@@ -20,6 +20,16 @@ class Case:
 
 def all_cases() -> list[Case]:
     """Every case, in the order of DESIGN's table of speed."""
-    from bench.cases import crowd, daemon, data, life, many, memory, runtime
+    from bench.cases import build, crowd, daemon, data, life, many, memory, registry, runtime
 
-    return [*memory.CASES, *life.CASES, *many.CASES, *daemon.CASES, *data.CASES, *runtime.CASES, *crowd.CASES]
+    return [
+        *memory.CASES,
+        *life.CASES,
+        *many.CASES,
+        *daemon.CASES,
+        *data.CASES,
+        *registry.CASES,
+        *build.CASES,
+        *runtime.CASES,
+        *crowd.CASES,
+    ]
