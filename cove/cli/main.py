@@ -54,6 +54,8 @@ COMMANDS = (
     ("tag", "images", "Give an image another name"),
     ("rmi", "images", "Remove images"),
     ("history", "images", "Show how an image was made"),
+    ("login", "login", "Log in to a registry"),
+    ("logout", "login", "Forget a registry's password"),
     ("events", "system", "Show events as they happen"),
     ("info", "system", "Show the daemon's state"),
     ("version", "system", "Show versions"),
@@ -166,8 +168,6 @@ GROUPS = {
 NOT_HERE = {
     "pull": "this release reads no registry; cove load and cove import bring images",
     "push": "this release writes to no registry; cove save writes an archive",
-    "login": "this release knows no registries",
-    "logout": "this release knows no registries",
     "search": "this release knows no registries",
     "build": "this release builds no images; cove import makes one from a file system's archive",
 }
