@@ -8,6 +8,7 @@ import time
 
 from cove.api import (
     cove_changes,
+    cove_images,
     cove_kube,
     cove_pods,
     cove_recreate,
@@ -43,6 +44,7 @@ class App:
                 *cove_kube.ROUTES,
                 *cove_changes.ROUTES,
                 *cove_recreate.ROUTES,
+                *cove_images.ROUTES,
                 *cove_secrets.ROUTES,
                 *cove_storage.ROUTES,
             )

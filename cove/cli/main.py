@@ -88,6 +88,7 @@ GROUPS = {
             "inspect": ("inspect", "image inspect"),
             "prune": ("disk", "image prune"),
             **{name: ("images", name) for name in ("load", "import", "save", "tag", "history")},
+            "check": ("imagetools", "image check"),
         },
     ),
     "volume": (

@@ -17,7 +17,6 @@ from typing import Any
 import msgspec
 
 from cove.image import manifests
-from cove.image.adding import Adding
 from cove.image.catalog import CONFIG, NAME
 from cove.image.changes import apply_changes
 from cove.image.content import Content
@@ -33,6 +32,7 @@ from cove.image.references import (
 from cove.image.removal import Known, Removal, plan_removal
 from cove.image.saving import WantedImage, plan_save
 from cove.image.types import Commit, LayerProgress, Limits, Loaded, LoadEvent, Removed, Use
+from cove.image.upkeep import Upkeep
 from cove.image.worker import Worker
 from cove.model.errors import Conflict, NotFound
 from cove.model.objects import Image
@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 Uses = Callable[[str], Sequence[Use]]
 
 
-class Images(Adding):
+class Images(Upkeep):
     """See the module. Made by `open`, ended by `close`."""
 
     @classmethod

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from cove.image.tooljobs import ToolAnswer, ToolJob
 from cove.image.types import Limits, PathStat
 from cove.model import errors
 from cove.model.errors import CoveError, HostError
@@ -123,7 +124,18 @@ class DetachMounts(Message, tag="detach-mounts", frozen=True, kw_only=True):
     mounts: dict[str, int]
 
 
-Job = Unpack | Save | ReadLayer | StatPath | ReadArchive | WriteArchive | CopyUp | AttachMount | DetachMounts
+Job = (
+    Unpack
+    | Save
+    | ReadLayer
+    | StatPath
+    | ReadArchive
+    | WriteArchive
+    | CopyUp
+    | AttachMount
+    | DetachMounts
+    | ToolJob
+)
 
 
 # --- reports and answers ------------------------------------------------------------------
@@ -180,7 +192,7 @@ class MountAttached(Message, tag="attached", frozen=True, kw_only=True):
     mount_id: int
 
 
-Answer = Progress | Unpacked | Found | MountAttached | Done | Failed
+Answer = Progress | Unpacked | Found | MountAttached | Done | Failed | ToolAnswer
 
 
 def decode_job(data: bytes) -> Job:

@@ -40,6 +40,7 @@ from cove.image.jobs import (
     failure,
 )
 from cove.image.tarformat import END, Entry, encode_header, padding, show_name
+from cove.image.tooljobs import ToolJob
 from cove.image.types import Limits
 from cove.image.unpack import Unpacker
 from cove.model.errors import Conflict, CoveError, HostError
@@ -144,6 +145,10 @@ def _do(peer: Peer, job: Job, pidfd: int, calls: sandbox.FileCalls) -> Answer:
         opaque, left_out = ({os.fsencode(path) for path in paths} for paths in (job.opaque, job.left_out))
         peer.send(delta.layer_stream(root, opaque=opaque, left_out=left_out))
         return Done()
+    if isinstance(job, ToolJob):
+        from cove.image.toolprocess import do_tool
+
+        return do_tool(job, lambda: _close_walls(calls))
     if isinstance(job, AttachMount | DetachMounts):
         return _change_mounts(job, pidfd, calls)
     destination = os.open(job.destination, os.O_RDONLY | os.O_DIRECTORY) if isinstance(job, CopyUp) else -1
