@@ -12,6 +12,7 @@ from cove.api import (
     cove_kube,
     cove_pods,
     cove_recreate,
+    cove_scan,
     cove_secrets,
     cove_storage,
     cove_v1,
@@ -45,6 +46,7 @@ class App:
                 *cove_changes.ROUTES,
                 *cove_recreate.ROUTES,
                 *cove_images.ROUTES,
+                *cove_scan.ROUTES,
                 *cove_secrets.ROUTES,
                 *cove_storage.ROUTES,
             )

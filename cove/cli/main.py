@@ -56,6 +56,7 @@ COMMANDS = (
     ("history", "images", "Show how an image was made"),
     ("login", "login", "Log in to a registry"),
     ("logout", "login", "Forget a registry's password"),
+    ("sbom", "scan", "Write an image's bill of materials"),
     ("events", "system", "Show events as they happen"),
     ("info", "system", "Show the daemon's state"),
     ("version", "system", "Show versions"),

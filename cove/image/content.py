@@ -4,6 +4,7 @@
       blobs/sha256/HEX   configurations, manifests, and layers that came compressed: as they came
       layers/NAME/       a layer's files, as overlayfs wants them; `0` is empty, for images without layers
       frames/NAME        a plain layer's headers, so that it can be saved again (NAME.moved: see frames.py)
+      scans/NAME.FORMAT  what is in a layer (scanning.py)
       loading/TOKEN/     a load's own directory, all that its worker sees
       trash/TOKEN        renamed, then deleted
 
@@ -32,7 +33,7 @@ from cove.image.overlayfs import opaque_attribute
 from cove.model.errors import HostError
 
 EMPTY_LAYER = "0"
-_DIRECTORIES = ("blobs/sha256", "layers/0", "frames", "loading", "trash")
+_DIRECTORIES = ("blobs/sha256", "layers/0", "frames", "scans", "loading", "trash")
 _GET_FLAGS, _SET_FLAGS, _TOP_DIRECTORY = 0x80086601, 0x40086602, 0x20000  # linux/fs.h, ioctl_iflags(2)
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
@@ -44,6 +45,7 @@ class Content:
         self.root = root
         self.layers = root / "layers"
         self.frames = root / "frames"
+        self._scans = root / "scans"
         self._blobs = root / "blobs" / "sha256"
         self._emptying = threading.Lock()
         for name in _DIRECTORIES:
@@ -126,6 +128,14 @@ class Content:
     def has_layer(self, name: str) -> bool:
         return (self.layers / name).is_dir()
 
+    def scan_path(self, name: str, form: int) -> Path:
+        """Where what is in a layer is kept, in a form by its number."""
+        return self._scans / f"{name}.{form}"
+
+    def _throw_scans(self, name: str) -> None:
+        for path in self._scans.glob(f"{name}.*"):
+            self._throw(path)
+
     def free_bytes(self) -> int:
         """What can still be written to the disk."""
         found = os.statvfs(self.root)
@@ -141,6 +151,7 @@ class Content:
             self._throw(self.layers / name)
             self._throw(self.frames / name)
             self._throw(self.frames / f"{name}.moved")
+            self._throw_scans(name)
         for digest in blobs:
             self._throw(self._blobs / digest.removeprefix("sha256:"))
         if staging is not None:
@@ -157,6 +168,10 @@ class Content:
         for name in os.listdir(self.frames):
             if name.removesuffix(".moved") not in wanted:
                 self._throw(self.frames / name)
+        for name in os.listdir(self._scans):
+            layer, _, form = name.partition(".")
+            if layer not in wanted or not form.isdecimal():
+                self._throw(self._scans / name)
         self.empty_trash()
 
     def empty_trash(self) -> None:

@@ -31,6 +31,7 @@ from cove.image.references import (
 )
 from cove.image.removal import Known, Removal, plan_removal
 from cove.image.saving import WantedImage, plan_save
+from cove.image.scanning import Scanning
 from cove.image.types import Commit, LayerProgress, Limits, Loaded, LoadEvent, Removed, Use
 from cove.image.upkeep import Upkeep
 from cove.image.worker import Worker
@@ -45,11 +46,14 @@ Uses = Callable[[str], Sequence[Use]]
 class Images(Upkeep):
     """See the module. Made by `open`, ended by `close`."""
 
+    scanning: Scanning
+
     @classmethod
     async def open(cls, root: Path, store: Store, *, limits: Limits | None = None) -> Images:
         """Read the records, and remove whatever a crash left that no record names."""
         content = await asyncio.to_thread(Content, root)
         images = cls(content, store, limits or Limits())
+        images.scanning = Scanning(images, content)
         await images._read_records()
         await asyncio.to_thread(
             content.sweep,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from cove.image.scantypes import ScanJob
 from cove.image.tooljobs import ToolAnswer, ToolJob
 from cove.image.types import Limits, PathStat
 from cove.model import errors
@@ -135,6 +136,7 @@ Job = (
     | AttachMount
     | DetachMounts
     | ToolJob
+    | ScanJob
 )
 
 

@@ -39,6 +39,7 @@ from cove.image.jobs import (
     decode_job,
     failure,
 )
+from cove.image.scantypes import ScanJob
 from cove.image.tarformat import END, Entry, encode_header, padding, show_name
 from cove.image.tooljobs import ToolJob
 from cove.image.types import Limits
@@ -149,6 +150,11 @@ def _do(peer: Peer, job: Job, pidfd: int, calls: sandbox.FileCalls) -> Answer:
         from cove.image.toolprocess import do_tool
 
         return do_tool(job, lambda: _close_walls(calls))
+    if isinstance(job, ScanJob):
+        from cove.image import scanjobs
+
+        scanjobs.do(job, peer.send, calls)
+        return Done()
     if isinstance(job, AttachMount | DetachMounts):
         return _change_mounts(job, pidfd, calls)
     destination = os.open(job.destination, os.O_RDONLY | os.O_DIRECTORY) if isinstance(job, CopyUp) else -1

@@ -1,1 +1,1 @@
-"""What is in an image: packages, their vulnerabilities, secrets; and the documents that say so."""
+"""What is in an image: packages, vulnerabilities, secrets. Pure functions over files and bytes that are handed in."""
