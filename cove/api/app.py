@@ -14,6 +14,7 @@ from cove.api import (
     cove_recreate,
     cove_scan,
     cove_secrets,
+    cove_signatures,
     cove_storage,
     cove_v1,
     errors,
@@ -48,6 +49,7 @@ class App:
                 *cove_images.ROUTES,
                 *cove_scan.ROUTES,
                 *cove_secrets.ROUTES,
+                *cove_signatures.ROUTES,
                 *cove_storage.ROUTES,
             )
         )

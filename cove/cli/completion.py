@@ -66,7 +66,19 @@ CONTAINERS = (
     *("rm", "start", "stats", "stop", "systemd", "top", "unpause", "update", "wait", "container inspect"),
     "recreate",
 )
-IMAGES = ("run", "create", "plan", "save", "tag", "rmi", "history", "images", "image inspect")
+IMAGES = (
+    "run",
+    "create",
+    "plan",
+    "save",
+    "tag",
+    "rmi",
+    "history",
+    "images",
+    "image inspect",
+    "sign",
+    "verify",
+)
 ONLY_FIRST = ("run", "create", "plan", "exec", "rename", "tag", "top", "commit", "recreate")
 
 

@@ -57,6 +57,8 @@ COMMANDS = (
     ("login", "login", "Log in to a registry"),
     ("logout", "login", "Forget a registry's password"),
     ("sbom", "scan", "Write an image's bill of materials"),
+    ("sign", "signing", "Sign an image with a key"),
+    ("verify", "signing", "Check an image's signatures"),
     ("events", "system", "Show events as they happen"),
     ("info", "system", "Show the daemon's state"),
     ("version", "system", "Show versions"),
@@ -152,6 +154,13 @@ GROUPS = {
             "rm": ("secrets", "secret rm"),
             "remove": ("secrets", "secret rm"),
             "inspect": ("inspect", "secret inspect"),
+        },
+    ),
+    "key": (
+        "Keys to sign images with",
+        {
+            "generate": ("keys", "key generate"),
+            "public": ("keys", "key public"),
         },
     ),
     "system": (

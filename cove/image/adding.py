@@ -17,10 +17,11 @@ import msgspec
 
 from cove.image import manifests
 from cove.image.catalog import CONFIG, LAYER, NAME, Catalog
-from cove.image.content import Content
+from cove.image.content import EMPTY_LAYER, Content
 from cove.image.jobs import Member, Progress, Unpack, Unpacked
 from cove.image.manifests import FoundImage, LayerBlob
 from cove.image.records import ImageRecord, LayerRecord, encode_record, hex_of
+from cove.image.signatures import Signatures
 from cove.image.types import Limits
 from cove.image.worker import Worker
 from cove.model.errors import HostError
@@ -36,6 +37,7 @@ class Adding(Catalog):
 
     def __init__(self, content: Content, store: Store, limits: Limits) -> None:
         super().__init__(content, store, limits)
+        self.signatures = Signatures(store, content.layers / EMPTY_LAYER)
         self._lock = asyncio.Lock()  # one change at a time; never held while an archive is read
         self._busy = 0  # loads and saves under way: they rely on layers, so none is deleted meanwhile
         self._reapers: set[asyncio.Task[None]] = set()

@@ -95,6 +95,15 @@ class Catalog:
         """The digest of the image's manifest, as it came or as Cove wrote it."""
         return self._records[image.id].manifest
 
+    def image_digests(self, image: Image) -> tuple[str, ...]:
+        """The digests that stand for an image: its manifest's, and those that it was pulled or pushed by."""
+        pulled = (name.partition("@")[2] for name in image.repo_digests)
+        return tuple(dict.fromkeys((self._records[image.id].manifest, *pulled)))
+
+    def all_digests(self) -> set[str]:
+        """`image_digests` of every image, hidden ones too."""
+        return {digest for image in self._images.values() for digest in self.image_digests(image)}
+
     def history(self, image: Image) -> list[HistoryLine]:
         """How the image came to be, newest first."""
         return manifests.history_of(image, self.layer_sizes(image))

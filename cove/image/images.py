@@ -35,8 +35,9 @@ from cove.image.scanning import Scanning
 from cove.image.types import Commit, LayerProgress, Limits, Loaded, LoadEvent, Removed, Use
 from cove.image.upkeep import Upkeep
 from cove.image.worker import Worker
-from cove.model.errors import Conflict, NotFound
+from cove.model.errors import Conflict, Invalid, NotFound
 from cove.model.objects import Image
+from cove.signing.types import Signature
 from cove.store.interface import Delete, Op, Put, Store
 
 _log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Images(Upkeep):
         images = cls(content, store, limits or Limits())
         images.scanning = Scanning(images, content)
         await images._read_records()
+        await images.signatures.read(images.all_digests())
         await asyncio.to_thread(
             content.sweep,
             layers=[layer.name for layer in images._layers.values()],
@@ -233,6 +235,19 @@ class Images(Upkeep):
             self._set_names({name: image.id})
             return self._images[image.id]
 
+    async def add_signatures(self, reference: str, digest: str, signatures: Sequence[Signature]) -> int:
+        """Keep signatures of an image's manifest; how many are new. NotFound, Invalid, Conflict."""
+        async with self._lock:
+            image = self.find_image(reference)
+            if digest not in self.image_digests(image):
+                raise Invalid(f"{digest[:80]} isn't a manifest of {reference}: sign what the image has now")
+            return await self.signatures.add(digest, signatures)
+
+    async def remove_signatures(self, reference: str) -> int:
+        """Forget the signatures of an image that are kept here; how many there were. NotFound, Invalid."""
+        async with self._lock:
+            return await self.signatures.forget(self.image_digests(self.find_image(reference)))
+
     async def remove(self, reference: str, *, force: bool, prune: bool, in_use: Uses) -> list[Removed]:
         """Take a name off, or an image away with what nobody else needs. NotFound, Invalid, Conflict."""
         async with self._lock:
@@ -314,6 +329,7 @@ class Images(Upkeep):
         operations: list[Op] = [Delete(NAME + name) for name in untag]
         operations += [Put(CONFIG + hex_of(record.id), encode_record(record)) for record in hidden]
         operations += [Delete(CONFIG + hex_of(image_id)) for image_id in gone]
+        digests = self.all_digests()
         await self._store.txn([], operations)
         before = self._wanted_blobs()
         for record in hidden:
@@ -322,6 +338,7 @@ class Images(Upkeep):
             del self._images[image_id], self._records[image_id]
         self._garbage_blobs |= before - self._wanted_blobs()
         affected = {self._names.pop(name) for name in untag if name in self._names}
+        await self.signatures.forget(digests - self.all_digests())
         for image_id in affected:
             self._refresh(image_id)
 

@@ -13,6 +13,7 @@ from cove.image.tooljobs import ToolAnswer, ToolJob
 from cove.image.types import Limits, PathStat
 from cove.model import errors
 from cove.model.errors import CoveError, HostError
+from cove.signing.types import Question, Signature, Verdict
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -125,6 +126,15 @@ class DetachMounts(Message, tag="detach-mounts", frozen=True, kw_only=True):
     mounts: dict[str, int]
 
 
+class VerifySignatures(Message, tag="verify-signatures", frozen=True, kw_only=True):
+    """Answer a question about signatures; without any, whether the question's keys can be read. `root` is empty."""
+
+    root: str
+    question: Question
+    signatures: tuple[Signature, ...]
+    now_s: float
+
+
 Job = (
     Unpack
     | Save
@@ -137,6 +147,7 @@ Job = (
     | DetachMounts
     | ToolJob
     | ScanJob
+    | VerifySignatures
 )
 
 
@@ -194,7 +205,11 @@ class MountAttached(Message, tag="attached", frozen=True, kw_only=True):
     mount_id: int
 
 
-Answer = Progress | Unpacked | Found | MountAttached | Done | Failed | ToolAnswer
+class Verified(Message, tag="verified", frozen=True, kw_only=True):
+    verdict: Verdict
+
+
+Answer = Progress | Unpacked | Found | MountAttached | Verified | Done | Failed | ToolAnswer
 
 
 def decode_job(data: bytes) -> Job:

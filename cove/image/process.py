@@ -35,6 +35,8 @@ from cove.image.jobs import (
     StatPath,
     Unpack,
     Unpacked,
+    Verified,
+    VerifySignatures,
     WriteArchive,
     decode_job,
     failure,
@@ -155,6 +157,8 @@ def _do(peer: Peer, job: Job, pidfd: int, calls: sandbox.FileCalls) -> Answer:
 
         scanjobs.do(job, peer.send, calls)
         return Done()
+    if isinstance(job, VerifySignatures):
+        return _verify(job, calls)
     if isinstance(job, AttachMount | DetachMounts):
         return _change_mounts(job, pidfd, calls)
     destination = os.open(job.destination, os.O_RDONLY | os.O_DIRECTORY) if isinstance(job, CopyUp) else -1
@@ -174,6 +178,17 @@ def _do(peer: Peer, job: Job, pidfd: int, calls: sandbox.FileCalls) -> Answer:
     peer.answer(found)
     peer.send(archive.tar_stream(place, shown=b"" if job.bare else None))
     return Done()
+
+
+def _verify(job: VerifySignatures, calls: sandbox.FileCalls) -> Answer:
+    from cove.signing.verify import verify  # with cryptography, which no other job pays for
+
+    sandbox.unshare_all()
+    sandbox.pivot_into(job.root)
+    sandbox.set_limits(files=16)
+    sandbox.keep_capabilities(())
+    calls.apply()
+    return Verified(verdict=verify(job.question, job.signatures, now_s=job.now_s))
 
 
 def _change_mounts(job: AttachMount | DetachMounts, pidfd: int, calls: sandbox.FileCalls) -> Answer:

@@ -127,6 +127,7 @@ BUILDS: Sequence[Build] = (
         packages={"prometheus": "github.com/prometheus/prometheus/cmd/prometheus"},
         tags="remove_all_sd,enable_moby_sd",
     ),
+    GoBuild(name="cosign", packages={"cosign": "github.com/sigstore/cosign/v2/cmd/cosign"}),
     GoBuild(name="act", packages={"act": "github.com/nektos/act"}),
     GoBuild(name="gosdk", packages={"walk": "./walk", "reaper": "./reaper"}),
 )
