@@ -1,16 +1,32 @@
-"""/cove/v1/images: what Docker's API doesn't tell of images."""
+"""/cove/v1/images: what Docker's API doesn't tell of images, and the tools that make others of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from cove.api.docker.context import Api
 from cove.api.http import Request, Response, json_response
 from cove.api.router import Route
 from cove.image.checktypes import Report
+from cove.image.tooljobs import FileChange, SizedPath, Surveyed
+from cove.model.errors import Invalid
+from cove.model.objects import Image
+
+Json = dict[str, Any]
 
 
-def report_json(report: Report) -> dict[str, Any]:
+def _image(api: Api, request: Request, parameter: str = "image") -> Image:
+    name = request.query.get(parameter)
+    if not name:
+        raise Invalid(f"{parameter}: is missing: name an image, e.g. {parameter}=debian:latest")
+    return api.engine.images.find_image(name)
+
+
+# --- check ----------------------------------------------------------------------------------
+
+
+def report_json(report: Report) -> Json:
     return {
         "Images": report.images,
         "Layers": report.layers,
@@ -30,4 +46,163 @@ async def check(api: Api, request: Request) -> Response:
     return json_response(report_json(report))
 
 
-ROUTES: tuple[Route[Api], ...] = (("GET", "/cove/v1/images/check", check),)
+# --- where the bytes are --------------------------------------------------------------------
+
+
+async def tree(api: Api, request: Request) -> Response:
+    """Every layer and the images that end with it, as trees: what lies above a layer is its children."""
+    images = api.engine.images
+    sizes = {diff_id: size for diff_id, size, _ in images.layer_uses()}
+    roots: dict[str, Json] = {}
+    empty: list[Json] = []
+    shared = images.shared_sizes()
+    for image in sorted(images.list_images(), key=lambda one: (one.names, one.id)):
+        shown = {
+            "Id": image.id,
+            "Names": list(image.names),
+            "Size": image.size_bytes,
+            "UniqueSize": image.size_bytes - max(shared.get(image.id, 0), 0),
+        }
+        level, node = roots, None
+        for diff_id, size in zip(image.diff_ids, images.layer_sizes(image), strict=True):
+            node = level.setdefault(
+                diff_id,
+                {"DiffId": diff_id, "Size": size, "DiskSize": sizes[diff_id], "Images": [], "Above": {}},
+            )
+            level = node["Above"]
+        (node["Images"] if node is not None else empty).append(shown)
+    return json_response({"Layers": [_node_json(node) for node in roots.values()], "Empty": empty})
+
+
+def _node_json(top: Json) -> Json:
+    """Children as lists; by hand, for a stack is as deep as an image has layers."""
+    waiting = [top]
+    while waiting:
+        node = waiting.pop()
+        node["Above"] = list(node["Above"].values())
+        waiting += node["Above"]
+    return top
+
+
+def _sized_json(paths: Sequence[SizedPath]) -> list[Json]:
+    return [{"Path": one.path, "Size": one.bytes} for one in paths]
+
+
+def survey_json(image: Image, found: Surveyed, created_by: Sequence[str], users: Sequence[list[str]]) -> Json:
+    total = sum(layer.bytes for layer in found.layers)
+    wasted = sum(layer.hidden_bytes for layer in found.layers)
+    return {
+        "Id": image.id,
+        "Names": list(image.names),
+        "Size": total,
+        "WastedSize": wasted,
+        "Efficiency": round(1 - wasted / total, 4) if total else 1.0,
+        "Layers": [
+            {
+                "DiffId": diff_id,
+                "CreatedBy": made,
+                "Files": layer.files,
+                "Size": layer.bytes,
+                "HiddenFiles": layer.hidden_files,
+                "HiddenSize": layer.hidden_bytes,
+                "Deletions": layer.whiteouts,
+                "SharedWith": shared,
+                "Directories": _sized_json(layer.directories),
+                "Largest": _sized_json(layer.largest),
+            }
+            for diff_id, made, shared, layer in zip(
+                image.diff_ids, created_by, users, found.layers, strict=False
+            )
+        ],
+        "Wasted": [
+            {"Path": one.path, "Size": one.bytes, "Layer": one.layer + 1, "By": one.by + 1, "How": one.how}
+            for one in found.wasted
+        ],
+    }
+
+
+async def survey(api: Api, request: Request) -> Response:
+    """One image's layers: their largest directories and files, and what later layers replace or delete."""
+    images = api.engine.images
+    image = _image(api, request)
+    found = await images.survey(image)
+    made = [line.created_by or line.comment for line in image.history if not line.empty_layer]
+    made += [""] * (len(image.diff_ids) - len(made))
+    by_layer = {diff_id: users for diff_id, _, users in images.layer_uses()}
+    users = [
+        sorted(
+            {
+                other.names[0] if other.names else other.id
+                for other in by_layer[diff_id]
+                if other.id != image.id
+            }
+        )
+        if diff_id in by_layer
+        else []
+        for diff_id in image.diff_ids
+    ]
+    return json_response(survey_json(image, found, made, users))
+
+
+def _change_json(one: FileChange) -> Json:
+    return {
+        "Path": one.path,
+        "Kind": one.kind,
+        "Type": one.type,
+        "What": list(one.what),
+        "SizeBefore": one.size_before,
+        "SizeAfter": one.size_after,
+    }
+
+
+async def diff(api: Api, request: Request) -> Response:
+    """What differs between the images `from` and `to`, in their files and their settings."""
+    first, second = _image(api, request, "from"), _image(api, request, "to")
+    found, settings = await api.engine.images.compare(first, second)
+    return json_response(
+        {
+            "From": first.id,
+            "To": second.id,
+            "Files": [_change_json(one) for one in found.changes],
+            "Truncated": found.truncated,
+            "Config": settings,
+        }
+    )
+
+
+# --- others of them -------------------------------------------------------------------------
+
+
+async def squash(api: Api, request: Request) -> Response:
+    """Make an image whose layers from the layer `from` on (1: the lowest) are one."""
+    image = _image(api, request)
+    query = request.query
+    made = await api.engine.images.squash(
+        image,
+        first=query.integer("from", 1, low=1, high=1000) or 1,
+        reference=query.get("tag"),
+        comment=query.get("message"),
+    )
+    api.publish("image", "create", made.id, {"name": query.get("tag") or made.id})
+    return json_response(
+        {"Id": made.id, "Size": made.size_bytes, "Saved": image.size_bytes - made.size_bytes}, 201
+    )
+
+
+async def place(api: Api, request: Request) -> Response:
+    """Where an image's layers are on the daemon's host, lowest first, for who mounts them there."""
+    image = _image(api, request)
+    images = api.engine.images
+    return json_response(
+        {"Id": image.id, "Directory": str(images.layers_dir), "Layers": images.layer_paths(image)}
+    )
+
+
+ROUTES: tuple[Route[Api], ...] = (
+    ("GET", "/cove/v1/images/check", check),
+    ("GET", "/cove/v1/images/tree", tree),
+    ("GET", "/cove/v1/images/survey", survey),
+    ("GET", "/cove/v1/images/diff", diff),
+    ("POST", "/cove/v1/images/squash", squash),
+    ("GET", "/cove/v1/images/place", place),
+)

@@ -67,17 +67,17 @@ CONTAINERS = (
     "recreate",
 )
 IMAGES = (
-    "run",
-    "create",
-    "plan",
-    "save",
-    "tag",
-    "rmi",
-    "history",
-    "images",
-    "image inspect",
-    "sign",
-    "verify",
+    *("run", "create", "plan", "save", "tag", "rmi", "history", "images"),
+    *(
+        "image inspect",
+        "image tree",
+        "image diff",
+        "image squash",
+        "image mount",
+        "image unmount",
+        "image slim",
+    ),
+    *("sign", "verify"),
 )
 ONLY_FIRST = ("run", "create", "plan", "exec", "rename", "tag", "top", "commit", "recreate")
 

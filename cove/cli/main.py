@@ -91,7 +91,9 @@ GROUPS = {
             "inspect": ("inspect", "image inspect"),
             "prune": ("disk", "image prune"),
             **{name: ("images", name) for name in ("load", "import", "save", "tag", "history")},
-            "check": ("imagetools", "image check"),
+            **{name: ("imagetools", f"image {name}") for name in ("tree", "diff", "squash", "check")},
+            "mount": ("imagemount", "image mount"),
+            "unmount": ("imagemount", "image unmount"),
         },
     ),
     "volume": (

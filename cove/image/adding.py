@@ -7,11 +7,13 @@ records in one transaction; `collect` throws away what no image refers to, unles
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -21,6 +23,7 @@ from cove.image.content import EMPTY_LAYER, Content
 from cove.image.jobs import Member, Progress, Unpack, Unpacked
 from cove.image.manifests import FoundImage, LayerBlob
 from cove.image.records import ImageRecord, LayerRecord, encode_record, hex_of
+from cove.image.references import parse_tagged
 from cove.image.signatures import Signatures
 from cove.image.types import Limits
 from cove.image.worker import Worker
@@ -91,6 +94,35 @@ class Adding(Catalog):
             answer = await worker.feed_and_wait(chunks, report)
         assert isinstance(answer, Unpacked)
         return answer.members
+
+    async def add_single(
+        self,
+        chunks: AsyncIterator[bytes],
+        document: Callable[[Sequence[str]], dict[str, Any]],
+        reference: str,
+        *,
+        parent: str = "",
+        above: bool = False,
+    ) -> Image:
+        """Unpack one layer and add the image whose configuration `document` makes of the layer's diff id; of none
+        when a layer above others (a parent's, or `above`) has nothing in it."""
+        name = parse_tagged(reference) if reference else None
+        async with self.staging() as staging:
+            layers = await self.unpack(staging, chunks, lambda _: None, single=True)
+            if (parent or above) and layers[0].diff_id == manifests.EMPTY_DIFF_ID:
+                layers = ()
+            data = msgspec.json.encode(document([layer.diff_id for layer in layers]))
+            digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+            found = FoundImage(
+                image=manifests.parse_config(data, digest, self._limits),
+                config=data,
+                manifest=None,
+                manifest_layers=(),
+                layers=layers,
+                names=(name,) if name else (),
+                parent=parent,
+            )
+            return await self.add(staging, found)
 
     async def add(self, staging: Path, found: FoundImage) -> Image:
         """Put an image's content in place and then on record; on failure neither is there.

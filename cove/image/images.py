@@ -20,8 +20,9 @@ from cove.image import manifests
 from cove.image.catalog import CONFIG, NAME
 from cove.image.changes import apply_changes
 from cove.image.content import Content
+from cove.image.hostmounts import refuse_mounted
 from cove.image.jobs import Done, Progress, Save
-from cove.image.manifests import ArchiveIndex, FoundImage
+from cove.image.manifests import ArchiveIndex
 from cove.image.pruning import plan_prune
 from cove.image.records import encode_record, hex_of
 from cove.image.references import (
@@ -140,46 +141,18 @@ class Images(Upkeep):
                 "rootfs": {"type": "layers", "diff_ids": layer},
             }
 
-        return await self._add_single(chunks, document, reference)
+        return await self.add_single(chunks, document, reference)
 
     async def commit(
         self, chunks: AsyncIterator[bytes], base: Image, commit: Commit, reference: str = ""
     ) -> Image:
         """Make an image of `base` and one layer above it, which is left out when it's empty. Invalid, HostError."""
-        return await self._add_single(
+        return await self.add_single(
             chunks,
             lambda layer: manifests.committed_config(self.raw_config(base), layer, commit, _now()),
             reference,
             parent=base.id,
         )
-
-    async def _add_single(
-        self,
-        chunks: AsyncIterator[bytes],
-        document: Callable[[Sequence[str]], dict[str, Any]],
-        reference: str,
-        *,
-        parent: str = "",
-    ) -> Image:
-        """Unpack one layer and add the image whose configuration `document` makes of the layer's diff id; of none
-        when a layer above others has nothing in it."""
-        name = parse_tagged(reference) if reference else None
-        async with self.staging() as staging:
-            layers = await self.unpack(staging, chunks, lambda _: None, single=True)
-            if parent and layers[0].diff_id == manifests.EMPTY_DIFF_ID:
-                layers = ()
-            data = msgspec.json.encode(document([layer.diff_id for layer in layers]))
-            digest = await asyncio.to_thread(self._content.write_blob, staging, data)
-            found = FoundImage(
-                image=manifests.parse_config(data, digest, self._limits),
-                config=data,
-                manifest=None,
-                manifest_layers=(),
-                layers=layers,
-                names=(name,) if name else (),
-                parent=parent,
-            )
-            return await self.add(staging, found)
 
     # --- save ---------------------------------------------------------------------------------
 
@@ -265,6 +238,7 @@ class Images(Upkeep):
                 uses=in_use,
             )
             removal = plan_removal(known, image.id, name, force=force, prune=prune)
+            refuse_mounted(removal.delete)
             lines = await self._apply(removal, in_use)
         await self.collect()
         return lines

@@ -151,7 +151,7 @@ def _do(peer: Peer, job: Job, pidfd: int, calls: sandbox.FileCalls) -> Answer:
     if isinstance(job, ToolJob):
         from cove.image.toolprocess import do_tool
 
-        return do_tool(job, lambda: _close_walls(calls))
+        return do_tool(job, calls, peer.send)
     if isinstance(job, ScanJob):
         from cove.image import scanjobs
 

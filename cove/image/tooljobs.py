@@ -25,5 +25,79 @@ class Checked(ToolMessage, tag="checked", frozen=True, kw_only=True):
     report: Report
 
 
-ToolJob = CheckStore
-ToolAnswer = Checked
+class Survey(ToolMessage, tag="survey", frozen=True, kw_only=True):
+    """Where the bytes of a stack are: names of layers below `root`, lowest first."""
+
+    root: str
+    layers: tuple[str, ...]
+
+
+class SizedPath(ToolMessage, frozen=True, kw_only=True):
+    path: str
+    bytes: int
+
+
+class LayerFacts(ToolMessage, frozen=True, kw_only=True):
+    """One layer: all its files, and those of them that nobody sees in the image."""
+
+    files: int
+    bytes: int
+    hidden_files: int
+    hidden_bytes: int
+    whiteouts: int
+    directories: tuple[SizedPath, ...]  # those with most in them, what is below them included
+    largest: tuple[SizedPath, ...]
+
+
+class Wasted(ToolMessage, frozen=True, kw_only=True):
+    """A file or directory that a later layer replaced or deleted; layers count from the lowest."""
+
+    path: str
+    bytes: int
+    layer: int
+    by: int
+    how: str
+
+
+class Surveyed(ToolMessage, tag="surveyed", frozen=True, kw_only=True):
+    layers: tuple[LayerFacts, ...]
+    wasted: tuple[Wasted, ...]
+
+
+class Compare(ToolMessage, tag="compare", frozen=True, kw_only=True):
+    """What differs between two stacks."""
+
+    root: str
+    first: tuple[str, ...]
+    second: tuple[str, ...]
+
+
+class FileChange(ToolMessage, frozen=True, kw_only=True):
+    path: str
+    kind: str  # added, removed, changed
+    type: str  # of what is there now, or was
+    what: tuple[str, ...] = ()  # type, content, target, device, mode, owner, attributes, time
+    size_before: int
+    size_after: int
+
+
+class Compared(ToolMessage, tag="compared", frozen=True, kw_only=True):
+    changes: tuple[FileChange, ...]
+    truncated: bool  # there are more
+
+
+class ReadStack(ToolMessage, tag="read-stack", frozen=True, kw_only=True):
+    """Write a stack to the data socket as one layer; `whole`: there is nothing below it."""
+
+    root: str
+    layers: tuple[str, ...]
+    whole: bool
+    keep: tuple[str, ...] | None = None  # paths, and what is at them and on the way (None: everything)
+
+
+class StackRead(ToolMessage, tag="stack-read", frozen=True, kw_only=True):
+    pass
+
+
+ToolJob = CheckStore | Survey | Compare | ReadStack
+ToolAnswer = Checked | Surveyed | Compared | StackRead

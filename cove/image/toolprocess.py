@@ -1,12 +1,14 @@
 """The image tools' jobs, inside a worker: each walls itself in and then reads what strangers sent.
 
-Imported when such a job was read, before its walls close.
+Imported when such a job was read, before its walls close. Who looks at layers needs CAP_SYS_ADMIN for overlayfs'
+attributes (trusted.*, xattr(7)); its root is mounted read-only, and its filter lets no mount(2) through.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from cove.image import sandbox
@@ -14,19 +16,61 @@ from cove.image.checking import check_store
 from cove.image.checktypes import Problem
 from cove.image.layercheck import check_layer
 from cove.image.records import LayerRecord
-from cove.image.tooljobs import Checked, CheckStore, ToolAnswer, ToolJob
+from cove.image.squash import stack_stream
+from cove.image.survey import survey
+from cove.image.tooljobs import (
+    Checked,
+    CheckStore,
+    Compare,
+    ReadStack,
+    StackRead,
+    Survey,
+    ToolAnswer,
+    ToolJob,
+)
+from cove.image.treediff import compare
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+_READER = (sandbox.CAP_DAC_OVERRIDE, sandbox.CAP_SYS_ADMIN)
 
 
-def do_tool(job: ToolJob, close_walls: Callable[[], None]) -> ToolAnswer:
-    """Do one job; `close_walls` gives up what it doesn't need any more."""
-    return _check(job, close_walls)
+def do_tool(job: ToolJob, calls: sandbox.FileCalls, send: Callable[[Iterable[bytes]], None]) -> ToolAnswer:
+    """Do one job; `send` takes the bytes of a stream."""
+    _enter(job.root)
+    sandbox.set_limits()
+    sandbox.keep_capabilities(_READER)
+    calls.apply()
+    if isinstance(job, CheckStore):
+        return _check(job)
+    with ExitStack() as opened:
+        if isinstance(job, Survey):
+            return survey(_open(job.layers, opened))
+        if isinstance(job, Compare):
+            return compare(
+                (_open(job.first, opened), job.first),
+                (_open(job.second, opened), job.second),
+            )
+        assert isinstance(job, ReadStack)
+        send(stack_stream(_open(job.layers, opened), whole=job.whole))
+        return StackRead()
 
 
-def _check(job: CheckStore, close_walls: Callable[[], None]) -> Checked:
+def _enter(root: str) -> None:
     sandbox.unshare_all()
-    sandbox.pivot_into(job.root)
-    root = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
-    close_walls()
+    sandbox.pivot_into(root)
+    sandbox.mount("", "/", "", sandbox.MS_REMOUNT | sandbox.MS_BIND | sandbox.MS_RDONLY)
+
+
+def _open(layers: Sequence[str], opened: ExitStack) -> list[int]:
+    found = []
+    for layer in layers:
+        found.append(os.open(layer, _DIRECTORY))
+        opened.callback(os.close, found[-1])
+    return found
+
+
+def _check(job: CheckStore) -> Checked:
+    root = os.open("/", _DIRECTORY)
 
     def deep(layer: LayerRecord) -> Iterator[Problem]:
         return check_layer(root, layer, lambda _: None)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
 
 import msgspec
 
@@ -11,8 +14,11 @@ from cove.image.catalog import CONFIG, LAYER, NAME
 from cove.image.checking import read_listing, without
 from cove.image.checktypes import Records, Report
 from cove.image.records import ImageRecord, LayerRecord, hex_of
-from cove.image.tooljobs import Checked, CheckStore
+from cove.image.rewriting import config_changes, squashed_config
+from cove.image.tooljobs import Checked, CheckStore, Compare, Compared, ReadStack, Survey, Surveyed
 from cove.image.worker import Worker
+from cove.model.errors import Invalid
+from cove.model.objects import Image
 
 
 class Upkeep(Adding):
@@ -47,3 +53,59 @@ class Upkeep(Adding):
             layers=tuple(msgspec.json.decode(item.value, type=LayerRecord) for item in layers),
             names={item.key.removeprefix(NAME): item.value.decode() for item in names},
         )
+
+    async def survey(self, image: Image) -> Surveyed:
+        """Where the image's bytes are. HostError."""
+        async with self.busy():
+            job = Survey(root=str(self.layers_dir), layers=tuple(self.layer_paths(image)))
+            async with Worker(job) as worker:
+                answer = await worker.last()
+            assert isinstance(answer, Surveyed)
+            return answer
+
+    async def compare(self, first: Image, second: Image) -> tuple[Compared, list[dict[str, Any]]]:
+        """What differs in the files of two images, and in their settings. HostError."""
+        async with self.busy():
+            settings = config_changes(self.raw_config(first), self.raw_config(second))
+            job = Compare(
+                root=str(self.layers_dir),
+                first=tuple(self.layer_paths(first)),
+                second=tuple(self.layer_paths(second)),
+            )
+            async with Worker(job) as worker:
+                answer = await worker.last()
+            assert isinstance(answer, Compared)
+            return answer, settings
+
+    async def squash(self, image: Image, *, first: int = 1, reference: str = "", comment: str = "") -> Image:
+        """Make an image whose layers from the `first` on (counted from 1, the lowest) are one. Invalid, HostError."""
+        count = len(image.diff_ids)
+        if not 1 <= first <= max(count, 1):
+            raise Invalid(f"from: {first}: the image has {count} layers: name one of them, 1 is the lowest")
+        keep = first - 1
+        if not comment:
+            comment = f"merge {image.id} to its layer {keep}" if keep else f"create new from {image.id}"
+        async with self.busy():
+            base = self.raw_config(image)
+            upper = self.layer_paths(image)[keep:]
+            async with contextlib.aclosing(self._read_stack(upper, whole=not keep)) as chunks:
+                return await self.add_single(
+                    chunks,
+                    lambda layer: squashed_config(base, keep, layer, comment),
+                    reference,
+                    above=bool(keep),
+                )
+
+    async def _read_stack(
+        self, layers: Sequence[str], *, whole: bool, keep: Sequence[str] | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        job = ReadStack(
+            root=str(self.layers_dir),
+            layers=tuple(layers),
+            whole=whole,
+            keep=None if keep is None else tuple(keep),
+        )
+        async with Worker(job) as worker:
+            while piece := await worker.receive():
+                yield piece
+            await worker.last()
