@@ -54,8 +54,9 @@ class Clone(Data, tag="clone", frozen=True, kw_only=True):
     url: str  # without the fragment
     ref: str = ""
     subdirectory: str = ""
-    checksum: str = ""  # of the commit, checked
+    checksum: str = ""  # of the commit, checked; its first digits are enough
     keep_git: bool = False
+    submodules: bool = True
 
 
 class InlineFiles(Data, tag="inline", frozen=True, kw_only=True):
@@ -98,15 +99,20 @@ class Exec(Data, tag="exec", frozen=True, kw_only=True):
     security: Literal["", "sandbox", "insecure"] = ""
     files: tuple[
         tuple[str, bytes], ...
-    ] = ()  # heredocs: read-only files at these absolute paths (/dev/pipes/EOF)
-    hidden_env: tuple[str, ...] = ()  # variables that are set but aren't part of the key (proxy settings)
+    ] = ()  # heredocs: read-only files, mode 0755, at these absolute paths (/dev/pipes/EOF)
+    hidden_env: tuple[str, ...] = ()  # NAME=VALUE, set but not part of the key (proxy settings)
+    hosts: tuple[str, ...] = ()  # NAME:ADDRESS for /etc/hosts
 
 
 class Item(Data, frozen=True, kw_only=True):
     """One source of a Copy: a path or a wildcard (Go's filepath.Match) in a step's tree or snapshot."""
 
     source: int
-    path: str
+    path: str  # absolute
+    pivot: str = (
+        ""  # with `parents`: `path` is below this directory (or wildcard), which isn't made at the target
+    )
+    unpack: bool = False  # an archive is unpacked at the target
 
 
 class Copy(Data, tag="copy", frozen=True, kw_only=True):
@@ -123,7 +129,6 @@ class Copy(Data, tag="copy", frozen=True, kw_only=True):
     excludes: tuple[str, ...] = ()
     link: bool = False
     parents: bool = False
-    unpack: bool = False  # ADD: local archives are unpacked
     keep_owner: bool = False  # COPY --from: owners as they are in the source, unless `owner` says
 
 
@@ -174,6 +179,7 @@ class Line(Data, frozen=True, kw_only=True):
     text: str
     stage: str = ""
     step: int | None = None  # the step it became; None for one that only changes the configuration
+    trigger: bool = False  # an ONBUILD instruction of the base, run at this stage's FROM
 
 
 class HistoryItem(Data, frozen=True, kw_only=True):
