@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import fcntl
 import logging
+import os
 import select
 import socket
 import termios
@@ -30,7 +31,7 @@ from typing import Any, Protocol, cast
 import httptools
 
 from cove.api.chunked import ChunkedDecoder, MalformedChunk
-from cove.api.http import Body, ClientGone, Handler, Request, Response, Stream, error_response, reason
+from cove.api.http import Body, ClientGone, FileResponse, Handler, Request, Response, Stream, reason
 from cove.model.errors import Invalid
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ HEAD_TIMEOUT_S = 60.0  # from a request's first byte to its head's last
 LINGER_S = 5.0  # how long an answered client may go on sending a body that nobody wants
 TAKEN_WITHIN_S = 0.5  # how long a hijacked client is waited for to take the header
 TAKEN_PAUSE_S = 0.0005  # the first pause of that wait
+STALL_S = 60.0  # how long a client may take nothing of a file
+FILE_PIECE_BYTES = 1 << 20
 HELD_BYTES = 64 << 10  # bytes of following requests; above, the socket isn't read from
 
 
@@ -48,6 +51,9 @@ class Owner(Protocol):
     """Who knows all connections and owns the tasks of their requests: listener.HttpServer."""
 
     common_headers: str
+    idle_s: float  # how long a connection without a request stays open; 0: for ever
+
+    def refuse(self, status: int, message: str) -> Response: ...
 
     def add(self, connection: Connection) -> None: ...
 
@@ -80,16 +86,21 @@ class Connection(asyncio.Protocol):
         self._reading = True
         self._writable: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._idle: asyncio.TimerHandle | None = None
 
     # --- the transport's calls ---------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._server.add(self)
+        self._wait_idle()
 
     def data_received(self, data: bytes) -> None:
         if self._lingering:
             return
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
         if self._request is None:
             self._buffer += data
             self._parse()
@@ -117,6 +128,8 @@ class Connection(asyncio.Protocol):
         self._transport = None
         self._closing = True
         self._stop_timer()
+        if self._idle is not None:
+            self._idle.cancel()
         self._server.discard(self)
         self._wake_writer()
         request = self._request
@@ -145,6 +158,7 @@ class Connection(asyncio.Protocol):
         while buffer.startswith(b"\r\n"):  # RFC 9112, 2.2: empty lines before a request line
             del buffer[:2]
         if not buffer:
+            self._wait_idle()
             return
         end = buffer.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES + 4)
         if end < 0:
@@ -261,6 +275,11 @@ class Connection(asyncio.Protocol):
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._set_reading(wanted)
 
+    def _wait_idle(self) -> None:
+        """Close the connection when no request comes for long."""
+        if self._server.idle_s and self._idle is None:
+            self._idle = self._loop.call_later(self._server.idle_s, self._abort)
+
     def _head_timed_out(self) -> None:
         self._timer = None
         self._refuse(408, f"the request's head wasn't complete after {HEAD_TIMEOUT_S:.0f} seconds")
@@ -287,7 +306,7 @@ class Connection(asyncio.Protocol):
             return
         except Exception:
             log.exception("%s %s failed", request.method, request.route or request.path)
-            response = error_response(500, "the daemon failed at this request; its log has the details")
+            response = self._server.refuse(500, "the daemon failed at this request; its log has the details")
         if self._detached:
             return
         if self._stream is not None:
@@ -299,6 +318,8 @@ class Connection(asyncio.Protocol):
             assert response is not None, "a handler returned neither a response nor a stream"
             self._respond(request, response)
         try:
+            if isinstance(response, FileResponse):
+                await self._send_file(request, response)
             await self.drain()
         except ClientGone:
             return
@@ -311,9 +332,67 @@ class Connection(asyncio.Protocol):
         if response.status in (204, 304):
             self.write(head + b"\r\n")
         elif request.method == "HEAD":
-            self.write(head + b"Content-Length: %d\r\n\r\n" % len(response.body))
+            length = len(response.body) if response.length is None else response.length
+            self.write(head + b"Content-Length: %d\r\n\r\n" % length)
+        elif isinstance(response, FileResponse):
+            self.write(head + b"Content-Length: %d\r\n\r\n" % response.length)
         else:
             self.write(head + b"Content-Length: %d\r\n\r\n%b" % (len(response.body), response.body))
+
+    async def _send_file(self, request: Request, response: FileResponse) -> None:
+        """Send the body from its file: by sendfile(2) below the transport, or piece by piece through TLS.
+
+        Raises ClientGone, with the connection cut: whoever reads a Content-Length sees that bytes are missing.
+        """
+        sock: socket.socket | None = None
+        try:
+            offset, end = response.offset, response.offset + response.length
+            if request.method == "HEAD" or self._transport is None:
+                return
+            if self._transport.get_extra_info("ssl_object") is None:
+                self._transport.set_write_buffer_limits(high=0)  # pauses until the head is all out
+                await self.drain()
+                sock = cast(socket.socket, self._transport.get_extra_info("socket").dup())
+                sock.setblocking(False)
+            while offset < end:
+                piece = min(end - offset, FILE_PIECE_BYTES)
+                if sock is None:
+                    data = os.pread(response.fd, min(piece, HELD_BYTES), offset)
+                    self.write(data)
+                    sent = len(data)
+                    async with asyncio.timeout(STALL_S):
+                        await self.drain()
+                else:
+                    try:
+                        sent = os.sendfile(sock.fileno(), response.fd, offset, piece)
+                    except BlockingIOError:
+                        async with asyncio.timeout(STALL_S):
+                            await self._wait_writable(sock)
+                        continue
+                    await asyncio.sleep(0)  # others have their turn
+                if not sent:
+                    raise ClientGone("the file became shorter while it was sent")
+                offset += sent
+        except OSError as error:
+            self._abort()
+            raise ClientGone("the client closed the connection, or took nothing for long") from error
+        except asyncio.CancelledError:
+            self._abort()
+            raise
+        finally:
+            os.close(response.fd)
+            if sock is not None:
+                sock.close()
+                if self._transport is not None:
+                    self._transport.set_write_buffer_limits()
+
+    async def _wait_writable(self, sock: socket.socket) -> None:
+        ready: asyncio.Future[None] = self._loop.create_future()
+        self._loop.add_writer(sock, _set_ready, ready)
+        try:
+            await ready
+        finally:
+            self._loop.remove_writer(sock)
 
     def _head(
         self, request: Request, status: int, content_type: str, headers: Mapping[str, str] | None
@@ -344,6 +423,8 @@ class Connection(asyncio.Protocol):
             self._set_reading(True)
             if self._buffer:
                 self._parse()
+            if self._request is None:
+                self._wait_idle()
             if self._eof and self._request is None:  # what is left can't become a request
                 self._transport.close()
 
@@ -366,7 +447,7 @@ class Connection(asyncio.Protocol):
         request.keep_alive = False
         request.body = Body(0, self._on_demand)
         self._stop_timer()
-        self._respond(request, error_response(status, message))
+        self._respond(request, self._server.refuse(status, message))
         self._linger()
 
     # --- what a request may ask for (http.Writer) --------------------------------------
@@ -380,6 +461,9 @@ class Connection(asyncio.Protocol):
             await asyncio.shield(self._writable)
         if self._transport is None:
             raise ClientGone("the client closed the connection")
+
+    def about_client(self, what: str) -> Any:
+        return None if self._transport is None else self._transport.get_extra_info(what)
 
     async def start_stream(self, status: int, content_type: str, headers: Mapping[str, str] | None) -> Stream:
         request = self._request
@@ -473,6 +557,11 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _set_ready(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 def _wants_close(connection: str) -> bool:

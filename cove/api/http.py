@@ -38,7 +38,7 @@ class ClientGone(ConnectionError):
 class Response:
     """A complete answer: one status, one body, sent in one write."""
 
-    __slots__ = ("body", "content_type", "headers", "status")
+    __slots__ = ("body", "content_type", "headers", "length", "status")
 
     def __init__(
         self,
@@ -46,11 +46,28 @@ class Response:
         body: bytes = b"",
         content_type: str = "",
         headers: Mapping[str, str] | None = None,
+        length: int | None = None,
     ) -> None:
         self.status = status
         self.body = body
         self.content_type = content_type
         self.headers = headers
+        self.length = length  # of a HEAD's answer: what a GET would bring, in bytes (None: the body's own)
+
+
+class FileResponse(Response):
+    """An answer whose body is `length` bytes of an open file, from `offset` on; whoever sends it closes the file."""
+
+    __slots__ = ("fd", "offset")
+
+    length: int
+
+    def __init__(
+        self, status: int, fd: int, offset: int, length: int, content_type: str, headers: Mapping[str, str]
+    ) -> None:
+        super().__init__(status, b"", content_type, headers, length)
+        self.fd = fd
+        self.offset = offset
 
 
 _encoder = msgspec.json.Encoder()
@@ -252,6 +269,7 @@ class Writer(Protocol):
     ) -> Stream: ...
     async def hijack(self, head: bytes, *, settle: bool) -> tuple[socket.socket, bytes]: ...
     def bind_to_client(self, *, ends_clean: bool) -> None: ...
+    def about_client(self, what: str) -> Any: ...
 
 
 class Request:
@@ -341,6 +359,10 @@ class Request:
             head = "HTTP/1.1 200 OK\r\n"
         text = f"{head}Content-Type: {content_type}\r\n"
         return await self._writer.hijack(text.encode("latin-1"), settle=settle)
+
+    def about_client(self, what: str) -> Any:
+        """What the transport knows of the client: asyncio's `peername`, `peercert` …; None where it doesn't."""
+        return self._writer.about_client(what)
 
     def bind_to_client(self, *, ends_clean: bool = True) -> None:
         """From here on, the client's leaving cancels this request, whatever its method is.

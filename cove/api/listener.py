@@ -8,34 +8,54 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Coroutine, Iterable
+import ssl
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from cove.api.connection import Connection
-from cove.api.http import Handler
+from cove.api.http import Handler, Response, error_response
 
 BACKLOG = 1024
+SHAKE_S = 10.0  # for TLS's handshake
 FLUSH_S = 1.0  # for clients to take the last of their answers at the server's end
 
 
 class HttpServer:
-    """Serves `handler` on any number of sockets."""
+    """Serves `handler` on any number of sockets.
 
-    def __init__(self, handler: Handler, headers: Iterable[tuple[str, str]] = ()) -> None:
+    `idle_s`: how long a connection without a request stays open; 0: for ever. `most`: how many connections at once;
+    0: any number. `refuse` gives what HTTP itself forbids its form.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        headers: Iterable[tuple[str, str]] = (),
+        *,
+        idle_s: float = 0.0,
+        most: int = 0,
+        refuse: Callable[[int, str], Response] = error_response,
+    ) -> None:
+        self.idle_s = idle_s
+        self.refuse = refuse
+        self._most = most
         self.common_headers = "".join(f"{key}: {value}\r\n" for key, value in headers)
         self._handler = handler
         self._servers: list[asyncio.AbstractServer] = []
         self._connections: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def listen(self, sock: socket.socket) -> None:
-        """Accept on a bound socket, unix or TCP. The server owns it from here on."""
+    async def listen(self, sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
+        """Accept on a bound socket, unix or TCP. The server owns it from here on. `tls`: speak it in this process."""
         loop = asyncio.get_running_loop()
         sock.setblocking(False)
         if sock.family == socket.AF_UNIX:
             server = await loop.create_unix_server(self._accepted, sock=sock, backlog=BACKLOG)
         else:
-            server = await loop.create_server(self._accepted, sock=sock, backlog=BACKLOG)
+            shake_s = SHAKE_S if tls else None
+            server = await loop.create_server(
+                self._accepted, sock=sock, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=shake_s
+            )
         self._servers.append(server)
 
     @property
@@ -82,6 +102,8 @@ class HttpServer:
 
     def add(self, connection: Connection) -> None:
         self._connections.add(connection)
+        if self._most and len(self._connections) > self._most:
+            connection.cut()
 
     def discard(self, connection: Connection) -> None:
         self._connections.discard(connection)

@@ -165,6 +165,12 @@ GROUPS = {
             "public": ("keys", "key public"),
         },
     ),
+    "registry": (
+        "A registry on this machine",
+        {
+            "serve": ("registry", "registry serve"),
+        },
+    ),
     "system": (
         "The daemon as a whole",
         {

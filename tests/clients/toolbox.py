@@ -129,6 +129,10 @@ BUILDS: Sequence[Build] = (
     ),
     GoBuild(name="cosign", packages={"cosign": "github.com/sigstore/cosign/v2/cmd/cosign"}),
     GoBuild(name="act", packages={"act": "github.com/nektos/act"}),
+    GoBuild(
+        name="registry",
+        packages={"conformance": "github.com/opencontainers/distribution-spec/conformance"},
+    ),
     GoBuild(name="gosdk", packages={"walk": "./walk", "reaper": "./reaper"}),
 )
 

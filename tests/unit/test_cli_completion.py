@@ -32,7 +32,7 @@ def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
 @pytest.mark.parametrize(
     ("words", "found"),
     [
-        (["re"], ["recreate", "rename", "restart"]),
+        (["re"], ["recreate", "registry", "rename", "restart"]),
         (["volume", "c"], ["create"]),
         (["run", "--mem"], ["--memory", "--memory-reservation", "--memory-swap", "--memory-swappiness"]),
         (["-H", "unix:///x", "stop", "w"], ["web", "worker"]),

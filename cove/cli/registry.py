@@ -1,0 +1,86 @@
+"""registry: serves a registry, or looks after its content. It becomes a process of its own, as the daemon does."""
+
+from __future__ import annotations
+
+import os
+
+from cove.cli.fail import CliError
+from cove.cli.options import Command
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cove.cli.client import Client
+    from cove.cli.options import Flag, Options
+
+_ROOT: tuple[Flag, ...] = (
+    ("", "root", "str", "DIR", "Keep the registry's content in DIR (default: DATA-ROOT/registry)"),
+    ("", "data-root", "str", "DIR", "The daemon's directory (default: $COVE_DATA_ROOT, /var/lib/cove)"),
+    ("", "run-as", "str", "USER", "Become USER (default: the directory's owner, cove-registry, nobody)"),
+)
+SERVE: tuple[Flag, ...] = (
+    (
+        "",
+        "listen",
+        "list",
+        "ADDRESS",
+        "Answer on HOST:PORT or unix:///PATH; may be repeated (default: 127.0.0.1:5000)",
+    ),
+    *_ROOT,
+    ("", "read-only", "bool", "", "Take no pushes and no deletions"),
+    (
+        "",
+        "anonymous",
+        "str",
+        "WHAT",
+        "What callers without a login may do: none, pull or push (default: push on loopback)",
+    ),
+    ("", "reserve", "str", "SIZE", "Leave SIZE of the disk free, e.g. 10g (default: 1g)"),
+    ("", "max-blob", "str", "SIZE", "Take no blob larger than SIZE (default: 64g)"),
+    (
+        "",
+        "upload-expiry",
+        "str",
+        "TIME",
+        "Forget uploads that nobody goes on with for TIME, e.g. 2h (default: 24h)",
+    ),
+    ("", "quiet", "bool", "", "Write no line for each request"),
+)
+
+
+def run_registry(verb: str, options: Options) -> int:
+    """Become `python -m cove.registry VERB` with the options that were given."""
+    words = [verb]
+    for name, value in options.given.items():
+        for each in value if isinstance(value, list) else [value]:
+            if each is True:
+                words.append(f"--{name}")
+            elif each is not False:
+                words.append(f"--{name}={each}")
+    if os.environ.get("COVE_DATA_ROOT") and "data-root" not in options:
+        words.append(f"--data-root={os.environ['COVE_DATA_ROOT']}")
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    python = f"{root}/.venv/bin/python"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environment["PYTHONPATH"] = root
+    try:
+        os.execve(python, [python, "-P", "-m", "cove.registry", *words], environment)  # noqa: S606 - no shell is wanted
+    except OSError as error:
+        raise CliError(
+            f"cannot start the registry: {python}: {error.strerror}; run sh scripts/setup.sh run"
+        ) from None
+
+
+def _serve(client: Client, options: Options) -> int:
+    return run_registry("serve", options)
+
+
+COMMANDS = {
+    "registry serve": Command(
+        "registry serve",
+        _serve,
+        "[--listen ADDRESS]... [OPTIONS]",
+        "Serve a registry that docker, skopeo and cove push to and pull from, in the foreground.",
+        flags=SERVE,
+        example="cove registry serve --listen 127.0.0.1:5000",
+    ),
+}
