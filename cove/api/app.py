@@ -11,6 +11,7 @@ from cove.api import (
     cove_images,
     cove_kube,
     cove_pods,
+    cove_policy,
     cove_recreate,
     cove_scan,
     cove_secrets,
@@ -50,6 +51,7 @@ class App:
                 *cove_scan.ROUTES,
                 *cove_secrets.ROUTES,
                 *cove_signatures.ROUTES,
+                *cove_policy.ROUTES,
                 *cove_storage.ROUTES,
             )
         )

@@ -158,6 +158,14 @@ GROUPS = {
             "inspect": ("inspect", "secret inspect"),
         },
     ),
+    "policy": (
+        "Which images may be pulled and run",
+        {
+            "check": ("policy", "policy check"),
+            "show": ("policy", "policy show"),
+            "test": ("policy", "policy test"),
+        },
+    ),
     "key": (
         "Keys to sign images with",
         {

@@ -546,6 +546,8 @@ _NETWORKS = _rows(
 
 _REGISTRIES = _rows(
     "Registries and proxies",
+    _row("image-policy", _PATH, "", "let the policy of the file PATH say which images may be pulled and run",
+         "/etc/cove/policy.json", reload=True, own=True),
     _row("registry-mirrors", Words("URL"), (), "ask these mirrors first", ["https://mirror.example.com"],
          flag="registry-mirror", reload=True, ignored=_NO_REGISTRY),
     _row("insecure-registries", Words("HOST"), (), "speak plain HTTP to these", ["registry.example.com:5000"],

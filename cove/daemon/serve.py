@@ -132,6 +132,7 @@ class Daemon:
         async with self._reloading:
             fresh = self._source.read()
             settings = reloadable_settings(self._engine.settings, fresh)
+            policy = await self._engine.admission.read(settings.image_policy)
             now, later = changed_keys(self._config, fresh)
             merged = Config(
                 {**self._config.values, **{key.name: fresh.values[key.name] for key in now}}, fresh.given
@@ -142,6 +143,7 @@ class Daemon:
                 await self._serve_metrics(fresh.text("metrics-addr"))
             set_level("debug" if is_debug(fresh) else fresh.text("log-level"))
             self._config = merged
+            self._engine.admission.use(settings.image_policy, policy)
             self._engine.reload(settings, reload_attributes(merged))
         for key in later:
             log.warning("%s has changed in the configuration and counts from the next start on", key.name)

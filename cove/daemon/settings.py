@@ -77,6 +77,7 @@ def reloadable_settings(settings: Settings, config: Config) -> Settings:
         dns_options=config.words("dns-opts"),
         publish_address=config.text("ip"),
         host_gateways=config.words("host-gateway-ips"),
+        image_policy=config.text("image-policy"),
         registry_mirrors=config.words("registry-mirrors"),
         insecure_registries=config.words("insecure-registries"),
     )

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from cove.engine import host as host_facts
+from cove.engine.admission import Admission
 from cove.engine.archive import Archives
 from cove.engine.attach import attach_now, make_attach
 from cove.engine.changes import Change
@@ -39,7 +40,7 @@ from cove.engine.mounts import settle_mounts
 from cove.engine.names import check_name, choose_name, new_id
 from cove.engine.parts import Parts
 from cove.engine.plays import Plays
-from cove.engine.pods import Pods, settle_pod
+from cove.engine.pods import Pods, is_infra_image, settle_pod
 from cove.engine.reconcile import reconcile
 from cove.engine.recreate import Asked, Origin, Recreations
 from cove.engine.secret_use import SecretRoom, settle_secrets
@@ -119,6 +120,11 @@ class Engine:
         """How many containers and execs run."""
         return self._lifecycle.count_running() + self._execs.count_running()
 
+    @property
+    def admission(self) -> Admission:
+        """Which images may be pulled and run."""
+        return self._parts.admission
+
     def reload(self, settings: Settings, attributes: Mapping[str, str]) -> None:
         """Go by other settings from here on, and tell listeners; what was made at the start stays as it is."""
         self._parts.settings = self._parts.logs.settings = settings
@@ -139,6 +145,9 @@ class Engine:
         engine = cls(parts, Background())
         try:
             engine._id = await parts.daemon_id()
+            parts.admission.except_own(is_infra_image(settings.native))
+            policy = await parts.admission.read(settings.image_policy)
+            parts.admission.use(settings.image_policy, policy)
             starts = await reconcile(parts, engine._lifecycle)
             await engine._execs.reconcile()
             await engine.plays.settle()
@@ -238,6 +247,7 @@ class Engine:
                     warnings = [*warnings, *check_depends(name, spec, find_by(self._parts))]
                 container = self._parts.limited(container)
                 undo.push_async_callback(self._parts.discard_container_dir, container.id)
+                await self._parts.admission.check_container(container)
                 await self._parts.make_container_dir(container)
                 for image_id in (container.image_id, *(p.image_id for p in container.mounts if p.image_id)):
                     self._parts.images.image_by_id(image_id)  # still there: copying up takes its time
@@ -262,6 +272,7 @@ class Engine:
             image = self._parts.images.image_by_id(origin.image_id)
         else:
             image = self._parts.images.find_image(spec.image)
+        await self._parts.admission.check(image, spec.image)
         spec = with_defaults(spec, self._parts.settings)
         spec, warnings = self._parts.check(settle_links(self._settle_joined(spec), self.find))
         carried = origin.mounts if origin is not None else ()

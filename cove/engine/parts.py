@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from cove.engine.admission import Admission
 from cove.engine.files import ContainerFiles, write_files
 from cove.engine.links import has_links, linked_hosts
 from cove.engine.logs import ContainerLogs
@@ -96,6 +97,7 @@ class Parts:
         self.store = store
         self.registry = registry
         self.images = images
+        self.admission = Admission(images)
         self.volumes = volumes
         self.secrets = secrets
         self.secret_files = SecretFiles(secrets, settings.run_dir / "secrets")

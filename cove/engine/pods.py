@@ -11,10 +11,11 @@ needs no record of its own: it survives whatever containers survive, and `docker
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import tarfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +26,7 @@ from cove.engine.parts import Parts
 from cove.engine.types import View
 from cove.model.container import Container, ContainerSpec
 from cove.model.errors import Conflict, Invalid, NotFound, NotModified
+from cove.model.objects import Image
 
 SUFFIX = "-infra"
 IMAGE = "cove.local/pod"
@@ -146,13 +148,27 @@ class Pods:
         return image.id
 
 
+def is_infra_image(native: Path) -> Callable[[Image], bool]:
+    """Whether an image is this daemon's own for pods: of one layer, with nothing but its cove-init. Read at need."""
+
+    @functools.cache
+    def diff_id() -> str:
+        return f"sha256:{hashlib.sha256(_archive(native.read_bytes())).hexdigest()}"
+
+    return lambda image: len(image.diff_ids) == 1 and image.diff_ids[0] == diff_id()
+
+
 async def _chunks(program: bytes) -> AsyncIterator[bytes]:
+    yield _archive(program)
+
+
+def _archive(program: bytes) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         entry = tarfile.TarInfo(Path(PROGRAM[0]).name)
         entry.mode, entry.size = 0o555, len(program)
         archive.addfile(entry, io.BytesIO(program))
-    yield buffer.getvalue()
+    return buffer.getvalue()
 
 
 def find_infra(parts: Parts, name: str) -> View:

@@ -104,6 +104,7 @@ async def launch_container(parts: Parts, container: Container, attaches: Sequenc
 async def _launch(
     parts: Parts, container: Container, attaches: Sequence[Attach], undo: AsyncExitStack
 ) -> Running:
+    await parts.admission.check_container(container)
     check_linked(container, parts.registry.find)
     edits = Edits()
     if container.spec.device_requests:

@@ -57,6 +57,7 @@ class Settings:
     publish_address: str = ""  # of the host, for ports that name none; "": all
     host_gateways: tuple[str, ...] = ()  # what host-gateway stands for; (): the default bridge's addresses
     cdi_spec_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
+    image_policy: str = ""  # the file that says which images may be pulled and run
     # kept for a registry client
     registry_mirrors: tuple[str, ...] = ()
     insecure_registries: tuple[str, ...] = ()

@@ -181,7 +181,9 @@ def _do(peer: Peer, job: Job, pidfd: int, calls: sandbox.FileCalls) -> Answer:
 
 
 def _verify(job: VerifySignatures, calls: sandbox.FileCalls) -> Answer:
-    from cove.signing.verify import verify  # with cryptography, which no other job pays for
+    from cove.signing.verify import load_all, verify  # with cryptography, which no other job pays for
+
+    load_all()
 
     sandbox.unshare_all()
     sandbox.pivot_into(job.root)

@@ -96,6 +96,7 @@ class Finding(Model, frozen=True, kw_only=True):
     annotations: dict[str, str] = {}
     reason: Reason | Literal[""] = ""
     sentence: str = ""
+    until_s: float = 0  # a certificate's end, where it has to hold now
 
 
 class Verdict(Model, frozen=True, kw_only=True):
@@ -105,6 +106,7 @@ class Verdict(Model, frozen=True, kw_only=True):
     reason: Reason | Literal[""] = ""
     sentence: str = ""
     findings: tuple[Finding, ...] = ()
+    until_s: float = 0  # when a good answer has to be asked for again; 0: never
 
 
 def check_size(signature: Signature) -> Signature:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -25,7 +26,7 @@ from cove.signing.certificates import (
     parse_certificates,
     read_certificate,
 )
-from cove.signing.keys import PublicKey, parse_public_key
+from cove.signing.keys import KINDS, PublicKey, generate_key, parse_public_key
 from cove.signing.log import check_entry, parse_entry
 from cove.signing.payload import Claim, parse_payload, parse_statement, repository_of, same_annotations
 from cove.signing.types import (
@@ -85,6 +86,16 @@ class _Identity:
     log_key: PublicKey | None
 
 
+def load_all() -> None:
+    """Have loaded what cryptography would load at its first use: afterwards there may be no file to load it from."""
+    for name in ("hazmat.backends.openssl.backend", "x509.verification", "x509.extensions", "x509.oid"):
+        importlib.import_module(f"cryptography.{name}")
+    data = b"anything"
+    for kind in KINDS:
+        key = generate_key(kind)
+        assert key.public.verifies(key.sign(data), data), "the library can't do what it has to"
+
+
 def check_signers(signers: Sequence[Signer]) -> None:
     """Raises Invalid for a key or a certificate that can't be read."""
     for signer in signers:
@@ -104,8 +115,9 @@ def verify(question: Question, signatures: Sequence[Signature], *, now_s: float)
     for signature in signatures[:PER_IMAGE_MAX]:
         finding = _check(question, ready, signature, now_s)
         findings.append(finding)
-    if any(not finding.reason for finding in findings):
-        return Verdict(signed=True, findings=tuple(findings))
+    ends = [finding.until_s for finding in findings if not finding.reason]
+    if ends:
+        return Verdict(signed=True, findings=tuple(findings), until_s=0 if 0 in ends else max(ends))
     closest = min(findings, key=lambda f: _CLOSENESS.index(f.reason) if f.reason in _CLOSENESS else 99)
     return Verdict(signed=False, reason=closest.reason, sentence=closest.sentence, findings=tuple(findings))
 
@@ -151,23 +163,23 @@ def _check(
         annotations={key: str(value) for key, value in claim.optional.items()},
     )
     failures: list[tuple[Reason, str]] = []
-    who = ""
+    who, until_s = "", 0.0
     for signer in signers:
         failure = (
             _check_key(read, signer) if isinstance(signer, _Key) else _check_identity(read, signer, now_s)
         )
         if failure is None:
-            who = (
-                signer.name
-                if isinstance(signer, _Key)
-                else (read.certificate.shown if read.certificate else "")
-            )
+            who = read.certificate.shown if isinstance(signer, _Identity) and read.certificate else ""
+            if isinstance(signer, _Key):
+                who = signer.name
+            elif read.certificate and signer.log_key is None:
+                until_s = read.certificate.until_s
             break
         failures.append(failure)
     else:
         reason, sentence = min(failures, key=lambda f: _CLOSENESS.index(f[0]))
         return _with(finding, reason, sentence)
-    finding = _with(finding, "", "", signer=who)
+    finding = msgspec.structs.replace(finding, signer=who, until_s=until_s)
     matching = [digest for digest in claim.digests if digest in question.digests]
     if not matching:
         return _with(
