@@ -44,6 +44,7 @@ from cove.engine.pods import Pods, is_infra_image, settle_pod
 from cove.engine.reconcile import reconcile
 from cove.engine.recreate import Asked, Origin, Recreations
 from cove.engine.secret_use import SecretRoom, settle_secrets
+from cove.engine.siderun import SideRuns
 from cove.engine.start import plan_only, warm_filters
 from cove.engine.types import (
     AttachOptions,
@@ -103,6 +104,7 @@ class Engine:
         self.secrets = SecretRoom(parts)
         self.pods = Pods(parts, self)
         self.plays = Plays(parts, self.pods, self, self.logs)
+        self.side_runs = SideRuns(parts)
         self.meters = parts.meters
         self.events: Bus = parts.events
         self._started_ns = time.time_ns()
@@ -218,6 +220,10 @@ class Engine:
     def image_users(self, image_id: str) -> Sequence[Use]:
         """The containers that were made from an image, or mount it."""
         return self._parts.image_users(image_id)
+
+    def publish_image(self, image: Image, action: str, name: str) -> None:
+        """Tell listeners of an image that was made, or named."""
+        self._parts.publish_image(image, action, name)
 
     # --- create -------------------------------------------------------------------------------
 

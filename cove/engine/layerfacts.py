@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 from cove.engine.changes import MOUNT_POINTS, differs, is_opaque, open_root
+from cove.image.overlayfs import opaque_attribute
 from cove.model.errors import HostError
 from cove.storage.beneath import open_beneath
 
@@ -27,12 +28,37 @@ class LayerFacts(NamedTuple):
     left_out: list[str]
 
 
-def find_layer_facts(upper: Path, layers: Sequence[Path]) -> LayerFacts:
-    """Look through a writable layer. `layers` are the image's, highest first. Raises HostError."""
+def find_layer_facts(
+    upper: Path, layers: Sequence[Path], points: Collection[str] = MOUNT_POINTS
+) -> LayerFacts:
+    """Look through a writable layer. `layers` are the image's, highest first; at `points` Cove mounted something.
+    Raises HostError."""
     with ExitStack() as opened:
         root = open_root(upper, opened)
         lowers = [open_root(layer, opened) for layer in layers]
-        return LayerFacts(_find_opaque(root), _find_left_out(root, lowers))
+        return LayerFacts(_find_opaque(root), _find_left_out(root, lowers, points))
+
+
+def settle_opaque(upper: Path, layers: Sequence[Path]) -> list[str]:
+    """The directories that hide something of `layers`; others lose the mark, which the kernel gives to every new
+    directory (fs/overlayfs/dir.c, ovl_create_upper): the layer may come to lie upon others. Raises HostError."""
+    with ExitStack() as opened:
+        root = open_root(upper, opened)
+        lowers = [open_root(layer, opened) for layer in layers]
+        kept = []
+        for path in _find_opaque(root):
+            if any(_status(lower, path or ".") is not None for lower in lowers):
+                kept.append(path)
+                continue
+            try:
+                directory = open_beneath(root, path or ".", _DIRECTORY)
+                try:
+                    os.removexattr(directory, opaque_attribute())
+                finally:
+                    os.close(directory)
+            except OSError as error:
+                raise HostError(f"{upper}/{path}: {error.strerror}") from error
+        return kept
 
 
 def _find_opaque(root: int) -> list[str]:
@@ -59,11 +85,11 @@ def _find_opaque(root: int) -> list[str]:
     return sorted(found)
 
 
-def _find_left_out(root: int, lowers: Sequence[int]) -> list[str]:
+def _find_left_out(root: int, lowers: Sequence[int], points: Collection[str]) -> list[str]:
     """What Cove made to mount on: empty files and directories that the image lacks, and the directories around them
     that are as they are in the image."""
     found: set[str] = set()
-    for path in sorted(MOUNT_POINTS, key=lambda path: path.count("/"), reverse=True):
+    for path in sorted(points, key=lambda path: path.count("/"), reverse=True):
         relative = path.removeprefix("/")
         status = _status(root, relative)
         if status is None or not _is_bare(root, relative, status, found):

@@ -121,6 +121,7 @@ class Parts:
         self.claims: dict[str, set[str]] = {}  # by container that is being created: its volumes
         if isinstance(cgroups, CgroupsNone):
             cgroups.find_first = self._first_process
+        self.own_layers: dict[str, Sequence[str]] = {}  # by container: of those that are made from no image
         self._users: dict[str, UserFiles | None] = {}
         self.forget_execs: Callable[[str], None] = lambda container_id: None
 
@@ -360,8 +361,8 @@ class Parts:
         if any(covers_users(point.target) for point in container.mounts):
             return None
         upper = self.layer(container).upper
-        if os.path.lexists(upper / "etc"):
-            files = read_layered_user_files([str(upper), *self._layers_from_top(container.image_id)])
+        if os.path.lexists(upper / "etc") or container.id in self.own_layers:
+            files = read_layered_user_files([str(upper), *self._layers_from_top(container)])
         else:
             files = self._image_users(container.image_id)
         return resolve(files, container.user, container.spec.group_add) if files is not None else None
@@ -371,16 +372,25 @@ class Parts:
         if image_id not in self._users:
             if len(self._users) >= _CACHED_IMAGES:
                 self._users.clear()
-            self._users[image_id] = read_layered_user_files(self._layers_from_top(image_id))
+            layers = self.images.layer_paths(self.images.image_by_id(image_id))
+            self._users[image_id] = read_layered_user_files(
+                [str(self.images.layers_dir / layer) for layer in reversed(layers)]
+            )
         return self._users[image_id]
 
-    def _layers_from_top(self, image_id: str) -> list[str]:
-        image = self.images.image_by_id(image_id)
-        return [str(self.images.layers_dir / layer) for layer in reversed(self.images.layer_paths(image))]
+    def lower_layers(self, container: Container) -> Sequence[str]:
+        """The layers below the container's writable one, lowest first, relative to the images' `layers_dir`."""
+        own = self.own_layers.get(container.id)
+        if own is not None:
+            return own
+        return self.images.layer_paths(self.images.image_by_id(container.image_id))
 
-    def _root_mode(self, image_id: str) -> int:
+    def _layers_from_top(self, container: Container) -> list[str]:
+        return [str(self.images.layers_dir / layer) for layer in reversed(self.lower_layers(container))]
+
+    def _root_mode(self, container: Container) -> int:
         """The mode of the image's root directory; the writable layer's root shows it."""
-        layers = self._layers_from_top(image_id)
+        layers = self._layers_from_top(container)
         return stat.S_IMODE(os.stat(layers[0]).st_mode) if layers else 0o755
 
     def gateways(self) -> list[str]:
@@ -428,7 +438,7 @@ class Parts:
             os.mkdir(directory / "log", 0o700)
         except OSError as error:
             raise HostError(f"container directory {directory}: {error.strerror}") from error
-        mode = self._root_mode(container.image_id)
+        mode = self._root_mode(container)
         if container.layer:
             await self.layers.prepare(
                 directory, root_mode=mode, kind=container.layer, size_bytes=container.layer_bytes

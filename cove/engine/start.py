@@ -275,9 +275,8 @@ def _files(parts: Parts, container: Container, endpoints: Sequence[Endpoint]) ->
 def overlay_root(parts: Parts, container: Container) -> Overlay:
     """The container's root: its image's layers, and its writable one."""
     layer = parts.layer(container)
-    image = parts.images.image_by_id(container.image_id)
     return Overlay(
-        lower=tuple(parts.images.layer_paths(image)),
+        lower=tuple(parts.lower_layers(container)),
         layers_dir=str(parts.images.layers_dir),
         upper=str(layer.upper),
         work=str(layer.work),

@@ -10,19 +10,20 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from cove.image import manifests
-from cove.image.catalog import CONFIG, LAYER, NAME, Catalog
+from cove.image.catalog import CONFIG, HELD, LAYER, NAME, Catalog
 from cove.image.content import EMPTY_LAYER, Content
 from cove.image.jobs import Member, Progress, Unpack, Unpacked
 from cove.image.manifests import FoundImage, LayerBlob
-from cove.image.records import ImageRecord, LayerRecord, encode_record, hex_of
+from cove.image.records import HeldRecord, ImageRecord, LayerRecord, encode_record, hex_of
 from cove.image.references import parse_tagged
 from cove.image.signatures import Signatures
 from cove.image.types import Limits
@@ -33,6 +34,7 @@ from cove.model.waiting import finish
 from cove.store.interface import MAX_OPERATIONS, Delete, Put, Store
 
 _log = logging.getLogger(__name__)
+_BATCH = 64  # records in one transaction; each has at most 16 KiB
 
 
 class Adding(Catalog):
@@ -47,6 +49,9 @@ class Adding(Catalog):
         self._trash_waits = False
         self._garbage_layers: set[str] = set()
         self._garbage_blobs: set[str] = set()
+        self._relied_on: Counter[str] = Counter()  # layers that work under way needs, by diff id
+        self._unrecorded_layers: set[str] = set()  # in place and held, but not in the store yet
+        self._unrecorded_held: set[str] = set()
 
     async def close(self) -> None:
         """Wait for the deletions that go on behind."""
@@ -78,16 +83,11 @@ class Adding(Catalog):
     async def unpack(
         self, staging: Path, chunks: AsyncIterator[bytes], report: Callable[[Progress], None], *, single: bool
     ) -> tuple[Member, ...]:
-        budget = self._content.free_bytes() - self._limits.reserve_bytes
-        if budget <= 0:
-            raise HostError(
-                f"no space left on the image store's disk: {self._limits.reserve_bytes >> 20} MiB must stay free"
-            )
         job = Unpack(
             staging=str(staging),
             known=() if single else tuple(self._known_digests()),
             single=single,
-            budget_bytes=budget,
+            budget_bytes=self.budget_bytes(),
             limits=self._limits,
         )
         async with Worker(job) as worker:
@@ -213,6 +213,115 @@ class Adding(Catalog):
         self._set_names(dict.fromkeys(names, image_id))
         self._refresh(image_id)
 
+    # --- layers that are held -----------------------------------------------------------------
+
+    @contextmanager
+    def relying(self, layers: Sequence[str]) -> Iterator[None]:
+        """While inside, these layers stay, whoever lets go of them."""
+        self.rely_on(layers)
+        try:
+            yield
+        finally:
+            self.rely_no_more(layers)
+
+    def rely_on(self, layers: Sequence[str]) -> None:
+        """As `relying`, until `rely_no_more`."""
+        self._relied_on.update(layers)
+
+    def rely_no_more(self, layers: Sequence[str]) -> None:
+        self._relied_on.subtract(layers)
+        self._relied_on = +self._relied_on
+
+    def budget_bytes(self) -> int:
+        """How much may be written. Raises HostError when there is no room."""
+        budget = self._content.free_bytes() - self._limits.reserve_bytes
+        if budget <= 0:
+            raise HostError(
+                f"no space left on the image store's disk: {self._limits.reserve_bytes >> 20} MiB must stay free"
+            )
+        return budget
+
+    def has_layers(self, layers: Sequence[str]) -> bool:
+        """Whether all of these are on record."""
+        return all(diff_id in self._layers for diff_id in layers)
+
+    def names_of_layers(self, layers: Sequence[str]) -> list[str]:
+        """Where layers lie, relative to `layers_dir`; an empty one for none."""
+        return [self._layers[diff_id].name for diff_id in layers] or [EMPTY_LAYER]
+
+    def held(self, who: str) -> dict[str, HeldRecord]:
+        """What `who` holds, by key."""
+        prefix = f"{who}/"
+        return {k.removeprefix(prefix): held for k, held in self._held.items() if k.startswith(prefix)}
+
+    def find_held(self, who: str, key: str) -> HeldRecord | None:
+        return self._held.get(f"{who}/{key}")
+
+    async def place_layer(self, staging: Path, member: Member) -> None:
+        """Put a new layer in place. It goes at the next collection unless somebody relies on it or holds it then, and
+        it is gone after a crash unless `record_held` came first."""
+        if member.diff_id in self._layers:
+            return
+        async with self._lock:
+            if member.diff_id in self._layers:
+                return
+            record = self._layer_record(member)
+            try:
+                await asyncio.to_thread(
+                    self._content.place_layer,
+                    staging,
+                    member.layer,
+                    record.name,
+                    blob="",
+                    opaque=member.opaque,
+                )
+            except BaseException:
+                self._garbage_layers.add(record.name)
+                raise
+            self._layers[member.diff_id] = record
+            self._unrecorded_layers.add(member.diff_id)
+
+    def hold(self, who: str, key: str, layers: Sequence[str], note: object) -> None:
+        """Hold on to layers under a key; `record_held` makes it last."""
+        record = HeldRecord(layers=tuple(layers), note=msgspec.Raw(msgspec.json.encode(note)))
+        self._held[f"{who}/{key}"] = record
+        self._unrecorded_held.add(f"{who}/{key}")
+
+    async def record_held(self) -> None:
+        """Make everything that is held since the last call durable: files first, then the records."""
+        async with self._lock:
+            await finish(self._record_now())
+
+    async def _record_now(self) -> None:
+        layers, keys = sorted(self._unrecorded_layers), sorted(self._unrecorded_held)
+        self._unrecorded_layers, self._unrecorded_held = set(), set()
+        puts: list[Put | Delete] = [
+            Put(LAYER + hex_of(i), encode_record(self._layers[i])) for i in layers if i in self._layers
+        ]
+        puts += [Put(HELD + key, encode_record(self._held[key])) for key in keys if key in self._held]
+        if not puts:
+            return
+        try:
+            if layers:
+                await asyncio.to_thread(self._content.sync_all)
+            for start in range(0, len(puts), _BATCH):
+                await self._store.txn([], puts[start : start + _BATCH])
+        except BaseException:
+            self._unrecorded_layers.update(layers)
+            self._unrecorded_held.update(keys)
+            raise
+
+    async def let_go(self, who: str, keys: Sequence[str]) -> None:
+        """Hold on to these no more; layers that nobody else has go."""
+        async with self._lock:
+            names = [f"{who}/{key}" for key in keys if f"{who}/{key}" in self._held]
+            for start in range(0, len(names), MAX_OPERATIONS):
+                await self._store.txn([], [Delete(HELD + n) for n in names[start : start + MAX_OPERATIONS]])
+            for name in names:
+                self._held.pop(name, None)
+                self._unrecorded_held.discard(name)
+        await self.collect()
+
     # --- collecting ---------------------------------------------------------------------------
 
     async def collect(self) -> None:
@@ -228,13 +337,14 @@ class Adding(Catalog):
     async def _collect_now(self) -> None:
         # Under the lock, so that no image that is being added finds a blob that is about to go.
         async with self._lock:
-            wanted = {diff_id for image in self._images.values() for diff_id in image.diff_ids}
+            wanted = self._wanted_layers().union(self._relied_on)
             loose = [layer for diff_id, layer in self._layers.items() if diff_id not in wanted]
             if self._busy or not (loose or self._garbage_layers or self._garbage_blobs):
                 return
             before = self._wanted_blobs()
             for layer in loose:
                 del self._layers[layer.diff_id]
+                self._unrecorded_layers.discard(layer.diff_id)
             layers = self._garbage_layers | {layer.name for layer in loose}
             blobs = (self._garbage_blobs | before) - self._wanted_blobs()
             self._garbage_layers, self._garbage_blobs = set(), set()

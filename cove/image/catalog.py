@@ -1,7 +1,7 @@
 """What images there are: their records in memory, from which every read is served without a lock.
 
     images/config/HEX  ImageRecord        images/layer/HEX  LayerRecord, by diff id
-    images/name/REF    the image's id
+    images/name/REF    the image's id      images/held/WHO/KEY  HeldRecord: layers that no image needs to have
 
 Layers are shared by their diff id and counted from the records, so nothing is counted twice after a crash. An image
 that is removed by force while stopped containers were made from it is *hidden*: no listing and no name shows
@@ -21,7 +21,7 @@ from cove.image import manifests
 from cove.image.content import EMPTY_LAYER, Content
 from cove.image.manifests import HistoryLine
 from cove.image.pruning import count_shared
-from cove.image.records import ImageRecord, LayerRecord, hex_of
+from cove.image.records import HeldRecord, ImageRecord, LayerRecord, hex_of
 from cove.image.references import Reference, id_prefix, is_image_id, parse_reference
 from cove.image.types import Limits
 from cove.model.errors import CoveError, HostError, Invalid, NotFound
@@ -29,7 +29,7 @@ from cove.model.objects import Image
 from cove.store.interface import Delete, Store
 
 _log = logging.getLogger(__name__)
-CONFIG, LAYER, NAME = "images/config/", "images/layer/", "images/name/"
+CONFIG, LAYER, NAME, HELD = "images/config/", "images/layer/", "images/name/", "images/held/"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "riscv64": "riscv64"}
 
 
@@ -44,6 +44,7 @@ class Catalog:
         self._records: dict[str, ImageRecord] = {}
         self._layers: dict[str, LayerRecord] = {}
         self._names: dict[str, str] = {}
+        self._held: dict[str, HeldRecord] = {}
         self.architecture = _ARCHITECTURES.get(platform.machine(), platform.machine())
 
     @property
@@ -186,7 +187,13 @@ class Catalog:
                 continue
             self._records[record.id] = record
             self._images[record.id] = image
-        wanted = {diff_id for image in self._images.values() for diff_id in image.diff_ids}
+        for item in await self._store.range(HELD):
+            held = msgspec.json.decode(item.value, type=HeldRecord)
+            if all(diff_id in self._layers for diff_id in held.layers):
+                self._held[item.key.removeprefix(HELD)] = held
+            else:
+                await self._store.txn([], [Delete(item.key)])
+        wanted = self._wanted_layers()
         for diff_id in [diff_id for diff_id in self._layers if diff_id not in wanted]:
             del self._layers[diff_id]
             await self._store.txn([], [Delete(LAYER + hex_of(diff_id))])
@@ -196,6 +203,11 @@ class Catalog:
                 self._names[item.key.removeprefix(NAME)] = image_id
         for image_id in self._images:
             self._refresh(image_id)
+
+    def _wanted_layers(self) -> set[str]:
+        """The layers that an image has, or that are held."""
+        wanted = {diff_id for image in self._images.values() for diff_id in image.diff_ids}
+        return wanted.union(*(held.layers for held in self._held.values()))
 
     def _wanted_blobs(self) -> set[str]:
         wanted = {digest for record in self._records.values() for digest in (record.id, record.manifest)}

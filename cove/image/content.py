@@ -18,6 +18,7 @@ Everything here blocks; the daemon calls it in a thread.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -36,6 +37,7 @@ EMPTY_LAYER = "0"
 _DIRECTORIES = ("blobs/sha256", "layers/0", "frames", "scans", "loading", "trash")
 _GET_FLAGS, _SET_FLAGS, _TOP_DIRECTORY = 0x80086601, 0x40086602, 0x20000  # linux/fs.h, ioctl_iflags(2)
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Content:
@@ -109,6 +111,16 @@ class Content:
                 os.fsync(fd)
             finally:
                 os.close(fd)
+
+    def sync_all(self) -> None:
+        """Make everything on the store's file system durable: syncfs(2)."""
+        fd = os.open(self.root, _OPEN)
+        try:
+            if _libc.syncfs(fd) < 0:
+                number = ctypes.get_errno()
+                raise HostError(f"write the image store's files to the disk: {os.strerror(number)}")
+        finally:
+            os.close(fd)
 
     def read_blob(self, digest: str) -> bytes:
         """A document by its digest, verified. HostError when it is missing or damaged."""

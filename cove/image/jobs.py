@@ -10,6 +10,7 @@ import msgspec
 
 from cove.image.scantypes import ScanJob
 from cove.image.tooljobs import ToolAnswer, ToolJob
+from cove.image.treeindex import FileEntry
 from cove.image.types import Limits, PathStat
 from cove.model import errors
 from cove.model.errors import CoveError, HostError
@@ -135,6 +136,72 @@ class VerifySignatures(Message, tag="verify-signatures", frozen=True, kw_only=Tr
     now_s: float
 
 
+class Adopt(Message, tag="adopt", frozen=True, kw_only=True):
+    """Make a layer of the directory `0` in `staging` (adopt.py)."""
+
+    staging: str
+    opaque: tuple[bytes, ...] = ()
+    left_out: tuple[bytes, ...] = ()
+    clamp_ns: int | None = None
+
+
+class PackedItem(Message, tag="packed", frozen=True, kw_only=True):
+    """A source of a copy that is data: its entries, their paths relative to it (b"" is itself)."""
+
+    name: bytes  # what it is called at the target, where that is a directory
+    shown: bytes  # as it was found in its tree: what --parents keeps
+    directory: bool
+    unpack: bool = False  # ADD: an archive is unpacked
+    entries: tuple[FileEntry, ...]
+
+
+class TreeItem(Message, tag="tree", frozen=True, kw_only=True):
+    """A source of a copy that is a path or wildcard in a snapshot."""
+
+    tree: int
+    path: bytes
+    pivot: bytes = b""  # --parents: what of the path isn't made at the target
+    unpack: bool = False
+
+
+class CopyFiles(Message, tag="copy-files", frozen=True, kw_only=True):
+    """Copy items onto a snapshot (`lower`), and make a layer of what that changed: `0` in `staging` (treecopy.py)."""
+
+    staging: str
+    layers_dir: str
+    lower: tuple[str, ...]  # lowest first; () is an empty tree
+    trees: tuple[tuple[str, ...], ...] = ()  # snapshots to copy from
+    items: tuple[PackedItem | TreeItem, ...] = ()
+    packs: tuple[int, ...] = ()  # descriptors, by the numbers that entries have
+    target: bytes
+    directory_only: bool = False  # WORKDIR: make the target, copy nothing
+    owner: tuple[int, int] | None = None
+    keep_owner: bool = False
+    mode: str = ""
+    parents: bool = False
+    clamp_ns: int | None = None
+    budget_bytes: int
+    limits: Limits
+
+
+class DigestItems(Message, tag="digest-items", frozen=True, kw_only=True):
+    """The digest of the files that items in snapshots stand for."""
+
+    staging: str
+    layers_dir: str
+    trees: tuple[tuple[str, ...], ...]
+    items: tuple[TreeItem, ...]
+    owner: bool = False
+
+
+class IndexContext(Message, tag="index-context", frozen=True, kw_only=True):
+    """Read an archive from the data socket into the pack `pack` and the index `index` below `staging`."""
+
+    staging: str
+    budget_bytes: int
+    limits: Limits
+
+
 Job = (
     Unpack
     | Save
@@ -148,6 +215,10 @@ Job = (
     | ToolJob
     | ScanJob
     | VerifySignatures
+    | Adopt
+    | CopyFiles
+    | DigestItems
+    | IndexContext
 )
 
 
@@ -190,6 +261,16 @@ class Found(Message, tag="found", frozen=True, kw_only=True):
     stat: PathStat
 
 
+class Adopted(Message, tag="adopted", frozen=True, kw_only=True):
+    """The new layer; None: nothing was changed."""
+
+    member: Member | None
+
+
+class Digested(Message, tag="digested", frozen=True, kw_only=True):
+    digest: str
+
+
 class Done(Message, tag="done", frozen=True, kw_only=True):
     pass
 
@@ -209,7 +290,9 @@ class Verified(Message, tag="verified", frozen=True, kw_only=True):
     verdict: Verdict
 
 
-Answer = Progress | Unpacked | Found | MountAttached | Verified | Done | Failed | ToolAnswer
+Answer = (
+    Progress | Unpacked | Found | MountAttached | Verified | Adopted | Digested | Done | Failed | ToolAnswer
+)
 
 
 def decode_job(data: bytes) -> Job:

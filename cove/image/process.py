@@ -19,12 +19,16 @@ import msgspec
 
 from cove.image import archive, delta, frames, livemounts, overlayfs, sandbox, trees
 from cove.image.jobs import (
+    Adopt,
     Answer,
     AttachMount,
+    CopyFiles,
     CopyUp,
     DetachMounts,
+    DigestItems,
     Done,
     Found,
+    IndexContext,
     Job,
     OverlayPlace,
     Place,
@@ -159,6 +163,8 @@ def _do(peer: Peer, job: Job, pidfd: int, calls: sandbox.FileCalls) -> Answer:
         return Done()
     if isinstance(job, VerifySignatures):
         return _verify(job, calls)
+    if isinstance(job, Adopt | CopyFiles | DigestItems | IndexContext):
+        return _build(peer, job, calls)
     if isinstance(job, AttachMount | DetachMounts):
         return _change_mounts(job, pidfd, calls)
     destination = os.open(job.destination, os.O_RDONLY | os.O_DIRECTORY) if isinstance(job, CopyUp) else -1
@@ -191,6 +197,23 @@ def _verify(job: VerifySignatures, calls: sandbox.FileCalls) -> Answer:
     sandbox.keep_capabilities(())
     calls.apply()
     return Verified(verdict=verify(job.question, job.signatures, now_s=job.now_s))
+
+
+def _build(
+    peer: Peer, job: Adopt | CopyFiles | DigestItems | IndexContext, calls: sandbox.FileCalls
+) -> Answer:
+    from cove.image import buildjobs  # before the walls close; other jobs don't pay for it
+
+    def close_walls() -> None:
+        _close_walls(calls)
+
+    if isinstance(job, Adopt):
+        return buildjobs.adopt(job, close_walls)
+    if isinstance(job, CopyFiles):
+        return buildjobs.copy_files(job, close_walls)
+    if isinstance(job, DigestItems):
+        return buildjobs.digest_items(job, close_walls)
+    return buildjobs.index_context(job, peer.receive, close_walls)
 
 
 def _change_mounts(job: AttachMount | DetachMounts, pidfd: int, calls: sandbox.FileCalls) -> Answer:

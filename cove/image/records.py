@@ -35,7 +35,14 @@ class LayerRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return self.size_bytes + (self.blob_bytes if self.compression else 0)
 
 
-def encode_record(record: ImageRecord | LayerRecord) -> bytes:
+class HeldRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Layers that somebody beside the images holds on to (a build's cache), and what that one notes with it."""
+
+    layers: tuple[str, ...]  # diff ids, lowest first
+    note: msgspec.Raw = msgspec.Raw(b"null")
+
+
+def encode_record(record: ImageRecord | LayerRecord | HeldRecord) -> bytes:
     """A record as the store's value."""
     return msgspec.json.encode(record)
 

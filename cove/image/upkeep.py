@@ -31,6 +31,7 @@ class Upkeep(Adding):
         """
         async with self.busy():
             async with self._lock:
+                await self._record_now()  # layers that builds keep are in place before their records
                 records = await self._stored_records()
                 listing = await asyncio.to_thread(read_listing, self._content.root)
                 listing = without(listing, self._garbage_layers, {hex_of(b) for b in self._garbage_blobs})

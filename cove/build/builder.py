@@ -1,0 +1,105 @@
+"""The builder's face: what the API calls. One for each daemon.
+
+A build ends with the request that asked for it: what ran for it is killed, what it had received is thrown away, and
+what it finished stays in the cache.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cove.build.cache import Cache, Entry
+from cove.build.copying import FileCopier
+from cove.build.events import BuildEvent
+from cove.build.graph import Clone, Download, Graph
+from cove.build.mounts import CacheMounts, Secrets
+from cove.build.running import Runner
+from cove.build.sharing import Shared
+from cove.build.solver import Open, Solver, Solving
+from cove.build.sources import PackedTree
+from cove.engine.engine import Engine
+from cove.model.container import ContainerSpec
+from cove.model.errors import Invalid
+from cove.model.objects import Image
+
+Emit = Callable[[BuildEvent], Coroutine[None, None, None]]
+DEFAULT_KEEP_BYTES = 20 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """A build that is to be done: its graph, and what a Graph can't say."""
+
+    graph: Graph
+    contexts: Mapping[str, Open] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+    spec: ContainerSpec = field(default_factory=lambda: ContainerSpec(image=""))
+    source_date_epoch_s: int | None = None
+    secrets: Mapping[str, bytes] = field(default_factory=dict)
+    agents: Mapping[str, Path] = field(default_factory=dict)
+
+
+class Builder:
+    """See the module."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._images = engine.images
+        self.cache = Cache(engine.images)
+        self.mounts = CacheMounts(engine.settings.data_root / "builds" / "mounts")
+        self._shared = Shared()
+        self._run_dir = engine.settings.run_dir / "builds"
+        shutil.rmtree(self._run_dir, ignore_errors=True)  # what a killed daemon left there
+
+    async def build(self, order: Order, emit: Emit) -> Image:
+        """Build it, telling `emit`. Raises BuildFailed, or what the host did; then nothing is left but the cache."""
+        clamp_ns = None if order.source_date_epoch_s is None else order.source_date_epoch_s * 10**9
+        runner = Runner(
+            self._images,
+            self._engine.side_runs,
+            self.mounts,
+            Secrets(self._run_dir, order.secrets, order.agents),
+            order.spec,
+            clamp_ns,
+        )
+        solving = Solving(
+            graph=order.graph,
+            contexts=order.contexts,
+            fetch=self._fetch,
+            names=order.names,
+            clamp_ns=clamp_ns,
+            runner=runner,
+            copier=FileCopier(self._images, clamp_ns),
+        )
+        image = await Solver(self._images, self.cache, self._shared, solving, emit).solve()
+        for name in order.names:
+            self._engine.publish_image(image, "tag", name)
+        return image
+
+    async def _fetch(self, source: Download | Clone) -> PackedTree:
+        raise Invalid(f"{source.url}: this release adds files of the build context only")
+
+    async def prune(
+        self, select: Callable[[Entry], bool], *, keep_bytes: int = 0, mounts: bool = True
+    ) -> tuple[list[str], int]:
+        """Remove results, and with them the caches that no run uses; what went, and the bytes that it took."""
+        gone, freed = await self.cache.prune(select, keep_bytes=keep_bytes)
+        names = [entry.key for entry in gone]
+        if mounts:
+            for path in self.mounts.take_unused():
+                freed += await asyncio.to_thread(_measure_and_remove, path)
+                names.append(path.name)
+        return names, freed
+
+
+def _measure_and_remove(path: Path) -> int:
+    size = sum(
+        os.lstat(os.path.join(top, name)).st_blocks * 512 for top, _, names in os.walk(path) for name in names
+    )
+    shutil.rmtree(path, ignore_errors=True)
+    return size
