@@ -31,6 +31,7 @@ from cove.model.errors import Conflict, CoveError, HostError, Invalid
 
 _BENEATH = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_DIRECTORIES_MAX = 64
 _WRITEBACK_BYTES = 8 << 20
 _ATTRIBUTES = ("user.", "security.capability", "system.posix_acl_")
@@ -130,12 +131,12 @@ class Extractor:
 
     def _add_file(self, directory: int, parts: Parts, entry: Entry, reader: TarReader) -> None:
         base = parts[-1]
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        mode = entry.mode & 0o777 if self._layer else 0o600  # nobody sees a layer before it is whole
         try:
-            fd = os.open(base, flags, 0o600, dir_fd=directory)
+            fd = os.open(base, _NEW_FILE, mode, dir_fd=directory)
         except FileExistsError:
             self._make_room(directory, parts, entry)
-            fd = os.open(base, flags, 0o600, dir_fd=directory)
+            fd = os.open(base, _NEW_FILE, mode, dir_fd=directory)
         try:
             if entry.sparse is not None:
                 self._spend(entry.stored)
@@ -256,8 +257,13 @@ class Extractor:
         return uid, gid
 
     def _dress(self, fd: int, entry: Entry) -> None:
-        os.fchown(fd, *self._ids(entry))
-        os.fchmod(fd, entry.mode)
+        """What a new file has already isn't set again: each change costs the file system a journal entry."""
+        found = os.fstat(fd)
+        owner = self._ids(entry)
+        if (found.st_uid, found.st_gid) != owner:
+            os.fchown(fd, *owner)
+        if stat.S_IMODE(found.st_mode) != entry.mode:
+            os.fchmod(fd, entry.mode)
         for name, value in entry.xattrs.items():
             if wanted_attribute(name):
                 _set_attribute(fd, name, value)

@@ -27,6 +27,7 @@ from cove.image.jobs import Member, Progress, Unpack
 from cove.image.sandbox import sync_filesystem
 from cove.image.tarformat import BLOCK, Bytes, Entry, TarReader, looks_like_tar
 from cove.image.types import MIB, Limits
+from cove.image.writeback import writing_back
 from cove.model.errors import CoveError, HostError, Invalid
 
 _QUEUE = 8  # chunks on their way between two threads
@@ -103,10 +104,11 @@ class Unpacker:
         """Unpack everything; CoveError on the first thing that is wrong. Ends with one syncfs(2)."""
         threading.Thread(target=self._read_all, daemon=True).start()
         try:
-            while (item := self._layers.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                self._members.append(self._unpack(item))
+            with writing_back(self._root):
+                while (item := self._layers.get()) is not None:
+                    if isinstance(item, BaseException):
+                        raise item
+                    self._members.append(self._unpack(item))
         finally:
             self._hasher.close()
         sync_filesystem(self._root)

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from cove.image import content
 from cove.image.images import Images
 from cove.image.types import Limits, Loaded, Use
 from cove.model.errors import Conflict, HostError, Invalid, NotFound
@@ -71,7 +72,7 @@ async def save(images: Images, *references: str) -> bytes:
 
 def files_of(root: Path) -> list[str]:
     """Everything in the image store but its fixed directories."""
-    fixed = {"blobs", "blobs/sha256", "layers", "layers/0", "frames", "loading", "trash"}
+    fixed = set(content._DIRECTORIES) | {"blobs", "layers"}
     found = {str(path.relative_to(root / "images")) for path in (root / "images").rglob("*")}
     return sorted(found - fixed)
 
