@@ -254,12 +254,16 @@ class TarReader:
         if self._raw is not None:
             self._raw(data)
 
-    def _piece(self, limit: int) -> memoryview:
-        """Some bytes, at most `limit`, from the current chunk."""
+    def _fill(self) -> bool:
+        """Have a chunk; False at the end of the stream."""
         if not self._chunk:
             self._chunk = memoryview(self._read())
-            if not self._chunk:
-                raise Invalid("the archive is cut off in the middle of a member")
+        return bool(self._chunk)
+
+    def _piece(self, limit: int) -> memoryview:
+        """Some bytes, at most `limit`, from the current chunk."""
+        if not self._fill():
+            raise Invalid("the archive is cut off in the middle of a member")
         piece = self._chunk[:limit]
         self._chunk = self._chunk[limit:]
         return piece
@@ -279,10 +283,8 @@ class TarReader:
     def _take_header(self) -> bytes | None:
         """The next header block; None at two blocks of zeros or at the end of the stream."""
         for _ in range(2):
-            if not self._chunk:
-                self._chunk = memoryview(self._read())
-                if not self._chunk:
-                    return None
+            if not self._fill():
+                return None
             block = self._take(BLOCK)
             self._emit(block)
             if block != _ZEROS:
@@ -301,6 +303,9 @@ class TarReader:
         for _ in self.content(raw=True):
             pass
         if self._padding:
+            if not self._fill():
+                self._padding = 0
+                return  # umoci's insert leaves out the last member's padding and the end mark; Docker takes that
             padding = self._take(self._padding)
             self._padding = 0
             self._emit(padding)
