@@ -24,7 +24,7 @@ from cove.build.solver import Open, Solver, Solving
 from cove.build.sources import PackedTree
 from cove.engine.engine import Engine
 from cove.model.container import ContainerSpec
-from cove.model.errors import Invalid
+from cove.model.errors import Invalid, NotFound
 from cove.model.objects import Image
 
 Emit = Callable[[BuildEvent], Coroutine[None, None, None]]
@@ -54,7 +54,6 @@ class Builder:
         self.mounts = CacheMounts(engine.settings.data_root / "builds" / "mounts")
         self._shared = Shared()
         self._run_dir = engine.settings.run_dir / "builds"
-        shutil.rmtree(self._run_dir, ignore_errors=True)  # what a killed daemon left there
 
     async def build(self, order: Order, emit: Emit) -> Image:
         """Build it, telling `emit`. Raises BuildFailed, or what the host did; then nothing is left but the cache."""
@@ -80,6 +79,12 @@ class Builder:
         for name in order.names:
             self._engine.publish_image(image, "tag", name)
         return image
+
+    async def pull(self, reference: str, platform: str) -> Image:
+        """Bring a base image from its registry. Raises NotFound."""
+        raise NotFound(
+            f"No such image: {reference}, and this release's builder can't pull: load it with docker load"
+        )
 
     async def _fetch(self, source: Download | Clone) -> PackedTree:
         raise Invalid(f"{source.url}: this release adds files of the build context only")

@@ -32,7 +32,6 @@ class Note(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     size_bytes: int = 0  # of that layer
     loose: bool = False  # of COPY --link: the layer goes onto any base
     stands_for: str = ""  # the key of the same result by what it was made of
-    image_id: str = ""
 
 
 class Entry(NamedTuple):

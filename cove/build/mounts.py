@@ -36,7 +36,6 @@ class CacheMounts:
         self.root = root
         self._locks = NamedLocks()
         self._used: Counter[str] = Counter()
-        root.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     async def hold(self, mount: Mount, undo: AsyncExitStack) -> Path:
         """The cache's directory, until `undo` closes. With `locked` others wait for it."""
@@ -58,6 +57,7 @@ class CacheMounts:
     def _make(self, name: str, mount: Mount) -> Path:
         path = self.root / name
         try:
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
             path.mkdir(mode=0o700)
         except FileExistsError:
             os.utime(path)
@@ -73,7 +73,7 @@ class CacheMounts:
     def usage(self) -> list[tuple[str, int, int]]:
         """Each cache's name, its bytes, and when it was used last. Blocks."""
         found = []
-        for entry in os.scandir(self.root):
+        for entry in os.scandir(self.root) if self.root.exists() else ():
             size = sum(
                 os.lstat(os.path.join(top, name)).st_blocks * 512
                 for top, _, names in os.walk(entry.path)
@@ -84,7 +84,8 @@ class CacheMounts:
 
     def take_unused(self) -> list[Path]:
         """The directories that no run uses."""
-        return [self.root / name for name in os.listdir(self.root) if not self._used[name]]
+        names = os.listdir(self.root) if self.root.exists() else ()
+        return [self.root / name for name in names if not self._used[name]]
 
 
 class Secrets:

@@ -359,8 +359,13 @@ class Solver:
         clamp_ns = self._it.clamp_ns
         key = keys.result_key(result, snapshot.key, clamp_ns)
         all_cached = all(outcome.cached for outcome in outcomes)
-        known = self._cache.find(key) if all_cached else None
-        created_ns = known.note.created_ns if known is not None else time.time_ns()
+        known = self._cache.find(key)
+        if known is None or known.layers != snapshot.layers:
+            now = time.time_ns()
+            note = Note(kind="image", created_ns=now, used_ns=now)
+            known = self._cache.put(key, snapshot.layers, note)  # now, for who builds the same meanwhile
+            all_cached = False
+        created_ns = known.note.created_ns
 
         def clamped(time_ns: int) -> int:
             return time_ns if clamp_ns is None else min(time_ns, clamp_ns)
@@ -376,16 +381,7 @@ class Solver:
         document = plan_config(result, base, snapshot.layers, clamped(created_ns), added)
         await self._cache.save()
         image = await commit_image(self._images, document, self._it.names)
-        if known is None:
-            note = Note(
-                kind="image",
-                description=result.author,
-                created_ns=created_ns,
-                used_ns=created_ns,
-                image_id=image.id,
-            )
-            self._cache.put(key, snapshot.layers, note)
-        await self._emit(ImageBuilt(image_id=image.id, names=self._it.names, cached=known is not None))
+        await self._emit(ImageBuilt(image_id=image.id, names=self._it.names, cached=all_cached))
         return image
 
 

@@ -71,3 +71,6 @@ async def sweep_orphans(parts: Parts) -> None:
             else:
                 await parts.end_stray(root / name)
                 shutil.rmtree(root / name, ignore_errors=True)
+    shutil.rmtree(
+        parts.settings.run_dir / "builds", ignore_errors=True
+    )  # secrets of builds that were cut off

@@ -112,6 +112,12 @@ class FakeImages:
     def shared_sizes(self) -> dict[str, int]:
         return {image.id: 0 for image in self.images}
 
+    def held(self, who: str) -> dict[str, object]:
+        return {}
+
+    async def let_go(self, who: str, keys: Sequence[str]) -> None:
+        assert not keys, "nothing is held here"
+
     def layer_uses(self) -> list[tuple[str, int, list[Image]]]:
         return [(image.id, image.size_bytes, [image]) for image in self.images]
 

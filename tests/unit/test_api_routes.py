@@ -119,7 +119,6 @@ def test_every_route_answers_without_an_object(api: ApiFixture, method: str, pat
         ("GET", "/services", 503),
         ("GET", "/swarm", 503),
         ("POST", "/swarm/init", 501),
-        ("POST", "/build", 501),
         ("GET", "/images/search", 501),
         ("POST", "/images/debian/push", 501),
         ("GET", "/plugins/web/json", 404),

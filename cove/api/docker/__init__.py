@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cove.api.docker import (
+    build,
     commit,
     containers,
     exec,
@@ -18,6 +19,7 @@ from cove.api.docker.context import Api
 from cove.api.router import Route
 
 ROUTES: tuple[Route[Api], ...] = (
+    *build.ROUTES,
     *containers.ROUTES,
     *commit.ROUTES,
     *streams.ROUTES,

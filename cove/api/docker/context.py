@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from cove.api.docker.summaries import Summaries
 from cove.api.websocket import Sessions
+from cove.build.builder import Builder
 from cove.engine.health import ended_health
 from cove.model.errors import CoveError
 from cove.model.objects import Event, Network
@@ -45,6 +47,11 @@ class Api:
         self.cpus = os.cpu_count() or 1
         self.machine = os.uname().machine
         self.summaries = Summaries()
+
+    @cached_property
+    def builder(self) -> Builder:
+        """What builds images; made when it is asked for first."""
+        return Builder(self.engine)
 
     def find_network(self, name: str) -> Network | None:
         """A network by name or id; None for one that is gone."""

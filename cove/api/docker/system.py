@@ -213,11 +213,6 @@ def event_json(event: Event, version: int) -> Json:
     return found
 
 
-async def prune_build_cache(api: Api, request: Request) -> Response:
-    """There is no build cache; `docker system prune` asks for this all the same."""
-    return json_response({"CachesDeleted": None, "SpaceReclaimed": 0})
-
-
 async def auth(api: Api, request: Request) -> Response:
     """Ask a registry whether it takes a user's password; nothing is kept."""
     body = await wire.read(request, wire.AuthBody, required=True)
@@ -241,5 +236,4 @@ ROUTES: tuple[Route[Api], ...] = (
     ("GET", "/version", version),
     ("GET", "/info", info),
     ("GET", "/events", events),
-    ("POST", "/build/prune", prune_build_cache),
 )

@@ -12,9 +12,6 @@ _NO_SWARM = (
     "to connect this node to swarm and try again."
 )
 _NO_PLUGINS = "Cove has no Docker plugins"
-_NO_BUILDER = (
-    "this release of Cove can't build images: build elsewhere, `docker save`, and load the archive here"
-)
 _NO_REGISTRY = "this release of Cove has no registry client: move images with `docker save` and `docker load`"
 
 
@@ -28,10 +25,6 @@ async def no_swarm_here(api: Api, request: Request) -> Response:
 
 async def no_swarm_to_leave(api: Api, request: Request) -> Response:
     raise Unavailable("This node is not part of a swarm")
-
-
-async def no_builder(api: Api, request: Request) -> Response:
-    raise NotImplementedHere(_NO_BUILDER)
 
 
 async def no_registry(api: Api, request: Request) -> Response:
@@ -77,7 +70,6 @@ ROUTES: tuple[Route[Api], ...] = (
     ("POST", "/plugins/create", no_plugins),
     ("GET", "/plugins/{name}/json", no_such_plugin),
     ("DELETE", "/plugins/{name}", no_such_plugin),
-    ("POST", "/build", no_builder),
     ("GET", "/images/search", no_registry),
     ("POST", "/images/{name}/push", no_registry),
     ("GET", "/distribution/{name}/json", no_registry),

@@ -11,6 +11,7 @@ import contextlib
 import time
 from typing import Any
 
+from cove.api.docker.build import cache_json
 from cove.api.docker.containers import size_of
 from cove.api.docker.context import Api
 from cove.api.docker.images import count_uses
@@ -61,15 +62,22 @@ async def disk_usage(api: Api, request: Request) -> Response:
         sums["VolumeUsage"] = _sum(flat, active, "Size")
         sums["VolumeUsage"]["Items"] = volumes
     if "build-cache" in wanted:
+        cache = _build_cache(api)
         if legacy:
-            found["BuildCache"] = []
-        sums["BuildCacheUsage"] = _sum([], [], "Size")
+            found["BuildCache"] = cache
+        sums["BuildCacheUsage"] = _sum(cache, [one for one in cache if one["Shared"]], "Size")
     if request.version < 1042:
-        found["BuilderSize"] = 0
+        found["BuilderSize"] = api.builder.cache.used_bytes()
     if request.version >= 1052:
         for name, one in sums.items():
             found[name] = one if verbose else {key: value for key, value in one.items() if key != "Items"}
     return json_response(found)
+
+
+def _build_cache(api: Api) -> list[Json]:
+    """The results that builds keep, without those that stand for no layer of their own."""
+    shared = frozenset(diff_id for diff_id, _, users in api.engine.images.layer_uses() if users)
+    return [cache_json(entry, shared) for entry in api.builder.cache.entries() if entry.note.added]
 
 
 def _sum(items: list[Json], active: list[Json], size: str) -> Json:
