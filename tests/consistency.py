@@ -225,6 +225,10 @@ def _check_images(daemon: Daemon, stored: Stored) -> Iterator[str]:
     names = {layer["name"] for layer in layers.values()}
     yield from _differ("layer", names | {"0"}, "the store", os.listdir(root / "layers"), "images/layers")
     blobs = {record["id"] for record in images.values()} | {r["manifest"] for r in images.values()}
+    for name, record in stored.objects("images/digest/").items():
+        blobs |= set(record["documents"])
+        if record["image"].removeprefix("sha256:") not in images:
+            yield f"the digest {name} means {record['image']}, which isn't there"
     blobs |= {layer["blob"] for layer in layers.values() if layer.get("compression")}
     kept = {f"sha256:{name}" for name in os.listdir(root / "blobs" / "sha256")}
     yield from _differ("blob", blobs, "the store", kept, "images/blobs")

@@ -15,6 +15,7 @@ from cove.config.read import Config
 from cove.daemon.names import plan_names
 from cove.engine.types import Settings
 from cove.image.overlayfs import in_user_namespace
+from cove.image.registry.endpoints import parse_mirror
 from cove.logs.drivers import log_setup
 from cove.model.container import LogConfig, Ulimit
 from cove.model.errors import Invalid
@@ -78,9 +79,17 @@ def reloadable_settings(settings: Settings, config: Config) -> Settings:
         publish_address=config.text("ip"),
         host_gateways=config.words("host-gateway-ips"),
         image_policy=config.text("image-policy"),
-        registry_mirrors=config.words("registry-mirrors"),
+        registry_mirrors=_mirrors(config.words("registry-mirrors")),
+        max_downloads=config.number("max-concurrent-downloads"),
+        download_attempts=config.number("max-download-attempts"),
         insecure_registries=config.words("insecure-registries"),
     )
+
+
+def _mirrors(entries: tuple[str, ...]) -> tuple[str, ...]:
+    for entry in entries:
+        parse_mirror(entry)
+    return entries
 
 
 def plan_settings(config: Config) -> tuple[Settings, NetworkSettings]:

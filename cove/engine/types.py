@@ -58,9 +58,11 @@ class Settings:
     host_gateways: tuple[str, ...] = ()  # what host-gateway stands for; (): the default bridge's addresses
     cdi_spec_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
     image_policy: str = ""  # the file that says which images may be pulled and run
-    # kept for a registry client
-    registry_mirrors: tuple[str, ...] = ()
+    # registries
+    registry_mirrors: tuple[str, ...] = ()  # URL (of Docker Hub), or HOST=URL
     insecure_registries: tuple[str, ...] = ()
+    max_downloads: int = 3  # layers at a time
+    download_attempts: int = 5
 
     @property
     def root_point(self) -> Path:

@@ -11,19 +11,20 @@ import hashlib
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from cove.image import manifests
-from cove.image.catalog import CONFIG, HELD, LAYER, NAME, Catalog
+from cove.image.catalog import CONFIG, DIGEST, HELD, LAYER, NAME, Catalog
 from cove.image.content import EMPTY_LAYER, Content
 from cove.image.jobs import Member, Progress, Unpack, Unpacked
 from cove.image.manifests import FoundImage, LayerBlob
-from cove.image.records import HeldRecord, ImageRecord, LayerRecord, encode_record, hex_of
+from cove.image.records import DigestRecord, HeldRecord, ImageRecord, LayerRecord, encode_record, hex_of
 from cove.image.references import parse_tagged
 from cove.image.signatures import Signatures
 from cove.image.types import Limits
@@ -37,6 +38,15 @@ _log = logging.getLogger(__name__)
 _BATCH = 64  # records in one transaction; each has at most 16 KiB
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where an image came from: `name@digest` in a registry, and the documents there, the manifest last."""
+
+    name: str
+    documents: tuple[bytes, ...]
+    places: Mapping[str, Path]  # staging directories of layers by diff id; their blobs are in images/partial
+
+
 class Adding(Catalog):
     """See the module."""
 
@@ -45,6 +55,7 @@ class Adding(Catalog):
         self.signatures = Signatures(store, content.layers / EMPTY_LAYER)
         self._lock = asyncio.Lock()  # one change at a time; never held while an archive is read
         self._busy = 0  # loads and saves under way: they rely on layers, so none is deleted meanwhile
+        self._pulls = 0
         self._reapers: set[asyncio.Task[None]] = set()
         self._trash_waits = False
         self._garbage_layers: set[str] = set()
@@ -67,6 +78,16 @@ class Adding(Catalog):
         finally:
             self._busy -= 1
             await self.collect()
+
+    @contextmanager
+    def pulling(self, diff_ids: Sequence[str]) -> Iterator[None]:
+        """While inside, an image is being pulled that relies on these layers."""
+        self._pulls += 1
+        try:
+            with self.relying(diff_ids):
+                yield
+        finally:
+            self._pulls -= 1
 
     @asynccontextmanager
     async def staging(self) -> AsyncGenerator[Path, None]:
@@ -124,7 +145,7 @@ class Adding(Catalog):
             )
             return await self.add(staging, found)
 
-    async def add(self, staging: Path, found: FoundImage) -> Image:
+    async def add(self, staging: Path, found: FoundImage, origin: Origin | None = None) -> Image:
         """Put an image's content in place and then on record; on failure neither is there.
 
         Returns the image as it is on record then: it may be removed as soon as the lock is free.
@@ -140,24 +161,43 @@ class Adding(Catalog):
                     record = self._layer_record(member)
                     layers[diff_id] = record
                     blob = record.blob.removeprefix("sha256:") if record.compression else ""
+                    place = origin.places.get(diff_id) if origin else None
                     await asyncio.to_thread(
                         self._content.place_layer,
-                        staging,
+                        place or staging,
                         member.layer,
                         record.name,
                         blob=blob,
                         opaque=member.opaque,
+                        partial=hex_of(member.digest) if place else "",
                     )
                 manifest = await asyncio.to_thread(
                     self._write_documents, staging, found, layers, placed_blobs
                 )
-                await self._commit_image(found, manifest, layers)
+                known: dict[str, DigestRecord] = {}
+                if origin is not None:
+                    documents = await asyncio.to_thread(
+                        lambda: [self._content.write_blob(staging, data) for data in origin.documents]
+                    )
+                    placed_blobs += documents
+                    known[origin.name] = DigestRecord(image=found.image.id, documents=tuple(documents))
+                    await asyncio.to_thread(self._content.sync)
+                if self._unrecorded_layers.intersection(found.image.diff_ids):
+                    await finish(self._record_now())  # a build's, which isn't in the store yet
+                await self._commit_image(found, manifest, layers, known)
                 return self._images[found.image.id]
             except BaseException:
                 blobs = [layer.blob for layer in layers.values() if layer.compression] + placed_blobs
                 self._garbage_layers.update(layer.name for layer in layers.values())
                 self._garbage_blobs.update(blobs)
                 raise
+
+    async def add_pulled(
+        self, found: FoundImage, name: str, documents: tuple[bytes, ...], places: Mapping[str, Path]
+    ) -> Image:
+        """`add` an image of a registry under `name@digest`, with the documents that led to it as they came."""
+        async with self.staging() as staging:
+            return await self.add(staging, found, Origin(name=name, documents=documents, places=places))
 
     def _layer_record(self, member: Member) -> LayerRecord:
         return LayerRecord(
@@ -186,7 +226,9 @@ class Adding(Catalog):
         self._content.sync()
         return manifest
 
-    async def _commit_image(self, found: FoundImage, manifest: str, layers: dict[str, LayerRecord]) -> None:
+    async def _commit_image(
+        self, found: FoundImage, manifest: str, layers: dict[str, LayerRecord], known: dict[str, DigestRecord]
+    ) -> None:
         image_id = found.image.id
         now = time.time_ns()
         old = self._records.get(image_id)
@@ -203,15 +245,20 @@ class Adding(Catalog):
                 *(Put(LAYER + hex_of(diff_id), encode_record(layer)) for diff_id, layer in layers.items()),
                 Put(CONFIG + hex_of(image_id), encode_record(record)),
                 *(Put(NAME + name, image_id.encode()) for name in dict.fromkeys(names)),
+                *(Put(DIGEST + name, encode_record(record)) for name, record in known.items()),
             ],
         )
         self._layers.update(layers)
+        moved = [self._digests[name] for name in known if name in self._digests]
+        self._garbage_blobs.update(digest for old_known in moved for digest in old_known.documents)
+        self._digests.update(known)
         self._records[image_id] = record
         self._images[image_id] = found.image
         if record.manifest != manifest:
             self._garbage_blobs.add(manifest)  # the image was there, with a manifest of its own
         self._set_names(dict.fromkeys(names, image_id))
-        self._refresh(image_id)
+        for changed in (image_id, *(old_known.image for old_known in moved)):
+            self._refresh(changed)
 
     # --- layers that are held -----------------------------------------------------------------
 

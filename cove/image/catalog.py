@@ -2,6 +2,7 @@
 
     images/config/HEX  ImageRecord        images/layer/HEX  LayerRecord, by diff id
     images/name/REF    the image's id      images/held/WHO/KEY  HeldRecord: layers that no image needs to have
+    images/digest/NAME@DIGEST  DigestRecord: what a registry calls an image
 
 Layers are shared by their diff id and counted from the records, so nothing is counted twice after a crash. An image
 that is removed by force while stopped containers were made from it is *hidden*: no listing and no name shows
@@ -10,6 +11,7 @@ it, its layers stay.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import platform
 from collections.abc import Sequence
@@ -21,7 +23,7 @@ from cove.image import manifests
 from cove.image.content import EMPTY_LAYER, Content
 from cove.image.manifests import HistoryLine
 from cove.image.pruning import count_shared
-from cove.image.records import HeldRecord, ImageRecord, LayerRecord, hex_of
+from cove.image.records import DigestRecord, HeldRecord, ImageRecord, LayerRecord, hex_of
 from cove.image.references import Reference, id_prefix, is_image_id, parse_reference
 from cove.image.types import Limits
 from cove.model.errors import CoveError, HostError, Invalid, NotFound
@@ -30,6 +32,7 @@ from cove.store.interface import Delete, Store
 
 _log = logging.getLogger(__name__)
 CONFIG, LAYER, NAME, HELD = "images/config/", "images/layer/", "images/name/", "images/held/"
+DIGEST = "images/digest/"
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "riscv64": "riscv64"}
 
 
@@ -45,6 +48,7 @@ class Catalog:
         self._layers: dict[str, LayerRecord] = {}
         self._names: dict[str, str] = {}
         self._held: dict[str, HeldRecord] = {}
+        self._digests: dict[str, DigestRecord] = {}
         self.architecture = _ARCHITECTURES.get(platform.machine(), platform.machine())
 
     @property
@@ -88,6 +92,26 @@ class Catalog:
         """Bytes in the files of each layer, lowest first."""
         return [self._layers[diff_id].size_bytes for diff_id in image.diff_ids]
 
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    def has_layer(self, diff_id: str) -> bool:
+        """Whether a layer's files are here."""
+        return diff_id in self._layers
+
+    def named(self, reference: Reference) -> str:
+        """The id of the image that has this name, or this digest in this repository; "" for none."""
+        if reference.digest:
+            known = self._digests.get(f"{reference.familiar_name}@{reference.digest}")
+            return known.image if known else ""
+        return self._names.get(reference.familiar, "")
+
+    async def find_config(self, digest: str) -> bytes | None:
+        """The configuration of an image that is here."""
+        image = self._images.get(digest)
+        return None if image is None else await asyncio.to_thread(self._content.read_blob, digest)
+
     def raw_config(self, image: Image) -> bytes:
         """The configuration blob. HostError when the disk lost it."""
         return self._content.read_blob(image.id)
@@ -98,8 +122,9 @@ class Catalog:
 
     def image_digests(self, image: Image) -> tuple[str, ...]:
         """The digests that stand for an image: its manifest's, and those that it was pulled or pushed by."""
-        pulled = (name.partition("@")[2] for name in image.repo_digests)
-        return tuple(dict.fromkeys((self._records[image.id].manifest, *pulled)))
+        pulled = [name.partition("@")[2] for name in image.repo_digests]
+        there = [digest for name in image.repo_digests for digest in self._digests[name].documents[-1:]]
+        return tuple(dict.fromkeys((self._records[image.id].manifest, *pulled, *there)))
 
     def all_digests(self) -> set[str]:
         """`image_digests` of every image, hidden ones too."""
@@ -141,6 +166,12 @@ class Catalog:
         return found[0]
 
     def _by_digest(self, reference: Reference) -> Image:
+        for name, record in self._digests.items():
+            if name.partition("@")[0] == reference.familiar_name and reference.digest in (
+                name.partition("@")[2],
+                *record.documents,
+            ):
+                return self._by_id(record.image, reference.familiar)
         for image in self.list_images():
             named = any(parse_reference(name).name == reference.name for name in image.names)
             if named and reference.digest in (self._records[image.id].manifest, image.id):
@@ -201,6 +232,10 @@ class Catalog:
             image_id = item.value.decode()
             if image_id in self._images:
                 self._names[item.key.removeprefix(NAME)] = image_id
+        for item in await self._store.range(DIGEST):
+            known = msgspec.json.decode(item.value, type=DigestRecord)
+            if known.image in self._images:
+                self._digests[item.key.removeprefix(DIGEST)] = known
         for image_id in self._images:
             self._refresh(image_id)
 
@@ -211,6 +246,7 @@ class Catalog:
 
     def _wanted_blobs(self) -> set[str]:
         wanted = {digest for record in self._records.values() for digest in (record.id, record.manifest)}
+        wanted |= {digest for record in self._digests.values() for digest in record.documents}
         return wanted | {layer.blob for layer in self._layers.values() if layer.compression}
 
     def _set_names(self, names: dict[str, str]) -> None:
@@ -230,6 +266,9 @@ class Catalog:
         self._images[image_id] = msgspec.structs.replace(
             image,
             names=tuple(sorted(name for name, target in self._names.items() if target == image_id)),
+            repo_digests=tuple(
+                sorted(name for name, known in self._digests.items() if known.image == image_id)
+            ),
             size_bytes=sum(self.layer_sizes(image)),
             parent=record.parent,
             last_tagged_ns=record.last_tagged_ns,

@@ -104,7 +104,8 @@ def check_store(
 
 def documents_of(records: Records) -> list[str]:
     """The digests of all configurations and manifests."""
-    return sorted({digest for image in records.images for digest in (image.id, image.manifest)})
+    found = {digest for image in records.images for digest in (image.id, image.manifest)}
+    return sorted(found.union(*(record.documents for record in records.digests.values())))
 
 
 def read_documents(root: Path, digests: Sequence[str]) -> Iterator[Document]:
@@ -146,7 +147,8 @@ def find_problems(
 
 def _names(records: Records) -> Iterator[Problem]:
     ids = {image.id for image in records.images}
-    for name, image_id in records.names.items():
+    pulled = {name: record.image for name, record in records.digests.items()}
+    for name, image_id in {**records.names, **pulled}.items():
         if image_id not in ids:
             yield Problem(
                 kind="dangling",

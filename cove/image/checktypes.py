@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from cove.image.records import ImageRecord, LayerRecord
+from cove.image.records import DigestRecord, ImageRecord, LayerRecord
 
 Kind = Literal["missing", "damaged", "left", "dangling"]
 
@@ -32,6 +32,7 @@ class Records(msgspec.Struct, frozen=True, kw_only=True):
     images: tuple[ImageRecord, ...]
     layers: tuple[LayerRecord, ...]
     names: dict[str, str]
+    digests: dict[str, DigestRecord] = {}  # by name@digest
 
 
 class Listing(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@
       frames/NAME        a plain layer's headers, so that it can be saved again (NAME.moved: see frames.py)
       scans/NAME.FORMAT  what is in a layer (scanning.py)
       loading/TOKEN/     a load's own directory, all that its worker sees
+      partial/HEX        what has come of a layer's blob, for a pull that goes on later
       trash/TOKEN        renamed, then deleted
 
 Owns the files, not what they mean: records in the store say what is referenced, and whatever no record
@@ -34,7 +35,9 @@ from cove.image.overlayfs import opaque_attribute
 from cove.model.errors import HostError
 
 EMPTY_LAYER = "0"
-_DIRECTORIES = ("blobs/sha256", "layers/0", "frames", "scans", "loading", "trash")
+_DIRECTORIES = ("blobs/sha256", "layers/0", "frames", "scans", "loading", "partial", "trash")
+PARTIAL_AGE_S = 7 * 86400
+PARTIAL_BYTES = 16 << 30
 _GET_FLAGS, _SET_FLAGS, _TOP_DIRECTORY = 0x80086601, 0x40086602, 0x20000  # linux/fs.h, ioctl_iflags(2)
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -49,6 +52,8 @@ class Content:
         self.frames = root / "frames"
         self._scans = root / "scans"
         self._blobs = root / "blobs" / "sha256"
+        self._partial = root / "partial"
+        self._shared = root.parent / "registry" / "blobs" / "sha256"
         self._emptying = threading.Lock()
         for name in _DIRECTORIES:
             (root / name).mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -73,18 +78,22 @@ class Content:
             if not (self.layers / name).exists():
                 return name
 
-    def place_layer(self, staging: Path, number: int, name: str, *, blob: str, opaque: Sequence[str]) -> None:
-        """Move an unpacked layer, and its frame or its blob, to their places."""
+    def place_layer(
+        self, staging: Path, number: int, name: str, *, blob: str, opaque: Sequence[str], partial: str = ""
+    ) -> None:
+        """Move an unpacked layer, and its frame or its blob, to their places. `partial`: the blob came into there."""
         layer = staging / str(number)
         for path in opaque:
             _set_opaque(layer, path)
         if blob:
-            os.rename(staging / f"{number}.blob", self._blobs / blob)
+            os.rename(self._partial / partial if partial else staging / f"{number}.blob", self._blobs / blob)
         else:
             os.rename(staging / f"{number}.frame", self.frames / name)
             moved = staging / f"{number}.moved"
             if moved.exists():
                 os.rename(moved, self.frames / f"{name}.moved")
+            if partial:
+                self._throw(self._partial / partial)
         os.rename(layer, self.layers / name)
 
     def write_blob(self, staging: Path, data: bytes) -> str:
@@ -136,6 +145,69 @@ class Content:
     def blob_size(self, digest: str) -> int:
         """The size of a blob in bytes."""
         return (self._blobs / digest.removeprefix("sha256:")).stat().st_size
+
+    def open_partial(self, digest: str, size: int, *, shared: bool = True) -> tuple[int, int]:
+        """Open what there is of a blob, to write behind it: a descriptor, and the bytes that are there. HostError.
+
+        A blob that the registry of this machine keeps is all there, by a link; `shared` False passes it over.
+        """
+        path = self._partial / digest.removeprefix("sha256:")
+        try:
+            if shared and (found := self.find_shared(digest)) is not None and found.stat().st_size == size:
+                path.unlink(missing_ok=True)
+                try:
+                    os.link(found, path, follow_symlinks=False)
+                    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), size
+                except OSError:  # another file system, or gone just now
+                    pass
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(path, flags, 0o600)
+            state = os.fstat(fd)
+            if state.st_size > size or state.st_nlink > 1:
+                os.close(fd)
+                path.unlink()
+                fd = os.open(path, flags, 0o600)
+            os.utime(fd)
+            return fd, os.fstat(fd).st_size
+        except OSError as error:
+            raise HostError(f"a download can't begin in {self._partial}: {error.strerror}") from error
+
+    def find_shared(self, digest: str) -> Path | None:
+        """A blob that the registry of this machine keeps on the same disk."""
+        path = self._shared / digest.removeprefix("sha256:")
+        try:
+            state = path.lstat()
+        except OSError:
+            return None
+        return path if stat.S_ISREG(state.st_mode) and state.st_dev == self._partial.stat().st_dev else None
+
+    def drop_partial(self, digest: str) -> None:
+        """Forget what has come of a blob."""
+        self._throw(self._partial / digest.removeprefix("sha256:"))
+
+    def sweep_partials(
+        self,
+        now_s: float,
+        busy: Collection[str] = (),
+        *,
+        age_s: float = PARTIAL_AGE_S,
+        total: int = PARTIAL_BYTES,
+    ) -> None:
+        """Forget what is old, and the oldest while they take more than `total` bytes; `busy` digests stay."""
+        hexes = {digest.removeprefix("sha256:") for digest in busy}
+        found = []
+        for name in os.listdir(self._partial):
+            try:
+                state = (self._partial / name).lstat()
+            except FileNotFoundError:
+                continue
+            found.append((state.st_mtime, name, state.st_size))
+        kept = 0
+        for time_s, name, size in sorted(found, reverse=True):
+            kept += size
+            if name not in hexes and (kept > total or now_s - time_s > age_s):
+                self._throw(self._partial / name)
+                kept -= size
 
     def has_layer(self, name: str) -> bool:
         return (self.layers / name).is_dir()

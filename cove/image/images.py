@@ -7,6 +7,7 @@ before it and goes after it (content.py). `release` lets go of a hidden image wh
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -17,9 +18,10 @@ from typing import Any
 import msgspec
 
 from cove.image import manifests
-from cove.image.catalog import CONFIG, NAME
+from cove.image.catalog import CONFIG, DIGEST, NAME
 from cove.image.changes import apply_changes
 from cove.image.content import Content
+from cove.image.feed import Feed
 from cove.image.hostmounts import refuse_mounted
 from cove.image.jobs import Done, Progress, Save
 from cove.image.manifests import ArchiveIndex
@@ -30,7 +32,10 @@ from cove.image.references import (
     parse_reference,
     parse_tagged,
 )
-from cove.image.removal import Known, Removal, plan_removal
+from cove.image.registry import PullEvent, PullOptions
+from cove.image.registry.arrivals import Arrivals
+from cove.image.registry.pull import Puller
+from cove.image.removal import Known, Removal, is_single, plan_removal
 from cove.image.saving import WantedImage, plan_save
 from cove.image.scanning import Scanning
 from cove.image.types import Commit, LayerProgress, Limits, Loaded, LoadEvent, Removed, Use
@@ -49,6 +54,7 @@ class Images(Upkeep):
     """See the module. Made by `open`, ended by `close`."""
 
     scanning: Scanning
+    puller: Puller
 
     @classmethod
     async def open(cls, root: Path, store: Store, *, limits: Limits | None = None) -> Images:
@@ -56,6 +62,7 @@ class Images(Upkeep):
         content = await asyncio.to_thread(Content, root)
         images = cls(content, store, limits or Limits())
         images.scanning = Scanning(images, content)
+        images.puller = Puller(images, content, Arrivals(content, images.limits))
         await images._read_records()
         await images.signatures.read(images.all_digests())
         await asyncio.to_thread(
@@ -65,6 +72,12 @@ class Images(Upkeep):
         )
         return images
 
+    # --- pull ---------------------------------------------------------------------------------
+
+    def pull(self, reference: str, options: PullOptions) -> AsyncGenerator[PullEvent, None]:
+        """Pull an image from its registry, or all tags of a repository. See `Puller.pull`."""
+        return self.puller.pull(reference, options)
+
     # --- load and import ----------------------------------------------------------------------
 
     async def load(self, chunks: AsyncIterator[bytes]) -> AsyncGenerator[LoadEvent, None]:
@@ -73,31 +86,10 @@ class Images(Upkeep):
         Everything is read and checked before the first image is added; only the host's failure in
         between (a disk that fills up) can leave the archive's first images in, each whole.
         """
-        events: list[LoadEvent] = []
-        wake = asyncio.Event()
-
-        def push(event: LoadEvent) -> None:
-            last = events[-1] if events else None
-            if isinstance(event, LayerProgress) and isinstance(last, LayerProgress) and last.id == event.id:
-                events.pop()  # whoever reads slowly gets the newest count alone
-            events.append(event)
-            wake.set()
-
-        task = asyncio.ensure_future(self._load(chunks, push))
-        task.add_done_callback(lambda _: wake.set())
-        try:
-            while events or not task.done():
-                if not events:
-                    wake.clear()
-                    if not task.done():
-                        await wake.wait()
-                    continue
-                yield events.pop(0)
-            await task
-        finally:
-            if not task.done():
-                task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        feed = Feed[LoadEvent](lambda event: event.id if isinstance(event, LayerProgress) else None)
+        async with contextlib.aclosing(feed.run(self._load(chunks, feed.push))) as events:
+            async for event in events:
+                yield event
 
     async def _load(self, chunks: AsyncIterator[bytes], push: Callable[[LoadEvent], None]) -> None:
         def report(progress: Progress) -> None:
@@ -230,10 +222,10 @@ class Images(Upkeep):
                 if _names_the_id(reference, image)
                 else parse_reference(reference).with_default_tag().familiar
             )
-            if name and name not in image.names:
-                name = ""  # by digest: Docker treats it as the image's id
+            if name and name not in (*image.names, *image.repo_digests):
+                name = ""  # by a digest that it wasn't pulled by: as its id
             known = Known(
-                names={i.id: i.names for i in self.list_images()},
+                names={i.id: (*i.names, *i.repo_digests) for i in self.list_images()},
                 parents={i.id: i.parent for i in self.list_images() if i.parent},
                 uses=in_use,
             )
@@ -250,9 +242,9 @@ class Images(Upkeep):
         for image in self.list_images():
             if image.id in self._images and select(image) and not in_use(image.id):
                 try:
-                    lines += await self.remove(
-                        image.id, force=len(image.names) > 1, prune=True, in_use=in_use
-                    )
+                    names = (*image.names, *image.repo_digests)
+                    force = bool(names) and not is_single(names)
+                    lines += await self.remove(image.id, force=force, prune=True, in_use=in_use)
                 except (Conflict, NotFound):
                     continue  # a child or a new container needs it
         return lines, max(0, before - self.size_on_disk())
@@ -300,18 +292,19 @@ class Images(Upkeep):
     async def _forget(self, gone: Sequence[str], untag: Sequence[str], *, hide: Sequence[str] = ()) -> None:
         """One transaction: names and images off the record. Their layers go in `_collect`."""
         hidden = [msgspec.structs.replace(self._records[image_id], hidden=True) for image_id in hide]
-        operations: list[Op] = [Delete(NAME + name) for name in untag]
+        operations: list[Op] = [Delete((DIGEST if "@" in name else NAME) + name) for name in untag]
         operations += [Put(CONFIG + hex_of(record.id), encode_record(record)) for record in hidden]
         operations += [Delete(CONFIG + hex_of(image_id)) for image_id in gone]
         digests = self.all_digests()
         await self._store.txn([], operations)
         before = self._wanted_blobs()
+        affected = {self._names.pop(name) for name in untag if name in self._names}
+        affected |= {self._digests.pop(name).image for name in untag if name in self._digests}
         for record in hidden:
             self._records[record.id] = record
         for image_id in gone:
             del self._images[image_id], self._records[image_id]
         self._garbage_blobs |= before - self._wanted_blobs()
-        affected = {self._names.pop(name) for name in untag if name in self._names}
         await self.signatures.forget(digests - self.all_digests())
         for image_id in affected:
             self._refresh(image_id)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from cove.image.registry.messages import Fetch
 from cove.image.scantypes import ScanJob
 from cove.image.tooljobs import ToolAnswer, ToolJob
 from cove.image.treeindex import FileEntry
@@ -202,8 +203,22 @@ class IndexContext(Message, tag="index-context", frozen=True, kw_only=True):
     limits: Limits
 
 
+class UnpackBlob(Message, tag="unpack-blob", frozen=True, kw_only=True):
+    """Unpack one layer that comes as a blob: what the file `partial` has first, then the data socket, which is written
+    behind it. Nothing of it counts unless digest and size are right."""
+
+    staging: str
+    digest: str
+    size: int
+    partial: int  # a descriptor; its first `offset` bytes are here
+    offset: int = 0
+    budget_bytes: int
+    limits: Limits
+
+
 Job = (
     Unpack
+    | UnpackBlob
     | Save
     | ReadLayer
     | StatPath
@@ -219,6 +234,7 @@ Job = (
     | CopyFiles
     | DigestItems
     | IndexContext
+    | Fetch
 )
 
 

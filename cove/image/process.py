@@ -38,6 +38,7 @@ from cove.image.jobs import (
     SaveMember,
     StatPath,
     Unpack,
+    UnpackBlob,
     Unpacked,
     Verified,
     VerifySignatures,
@@ -45,11 +46,13 @@ from cove.image.jobs import (
     decode_job,
     failure,
 )
+from cove.image.registry.messages import Fetch
 from cove.image.scantypes import ScanJob
 from cove.image.tarformat import END, Entry, encode_header, padding, show_name
 from cove.image.tooljobs import ToolJob
 from cove.image.types import Limits
 from cove.image.unpack import Unpacker
+from cove.image.unpackblob import BlobUnpacker
 from cove.model.errors import Conflict, CoveError, HostError
 
 _RECEIVE = 1 << 20
@@ -138,6 +141,16 @@ def _do(peer: Peer, job: Job, pidfd: int, calls: sandbox.FileCalls) -> Answer:
         root = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
         _close_walls(calls)
         return Unpacked(members=tuple(Unpacker(job, root, peer.receive, peer.answer).run()))
+    if isinstance(job, UnpackBlob):
+        sandbox.unshare_all()
+        sandbox.pivot_into(job.staging)
+        root = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
+        _close_walls(calls)
+        return Unpacked(members=(BlobUnpacker(job, root, peer.receive, peer.answer).unpack(),))
+    if isinstance(job, Fetch):
+        from cove.image.registry import fetch  # TLS and HTTP, which no other job needs
+
+        fetch.serve(job, peer.control)
     if isinstance(job, Save):
         sandbox.unshare_all()
         sandbox.pivot_into(job.root)

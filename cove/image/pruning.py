@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from cove.image.removal import Known, plan_removal
+from cove.image.removal import Known, is_single, plan_removal
 from cove.image.types import Removed, Use
 from cove.model.errors import Conflict
 from cove.model.objects import Image
@@ -15,7 +15,7 @@ def plan_prune(
 ) -> tuple[list[Removed], set[str]]:
     """Names and images that would go, in their order, and the ids of the images."""
     there = {image.id: image for image in images}
-    names: dict[str, list[str]] = {image.id: list(image.names) for image in there.values()}
+    names: dict[str, list[str]] = {image.id: [*image.names, *image.repo_digests] for image in there.values()}
     parents = {image.id: image.parent for image in there.values() if image.parent}
     lines: list[Removed] = []
     gone: set[str] = set()
@@ -24,7 +24,8 @@ def plan_prune(
             continue
         known = Known(names=names, parents=parents, uses=uses)
         try:
-            removal = plan_removal(known, image.id, "", force=len(names[image.id]) > 1, prune=True)
+            force = bool(names[image.id]) and not is_single(names[image.id])
+            removal = plan_removal(known, image.id, "", force=force, prune=True)
         except Conflict:
             continue
         lines += [

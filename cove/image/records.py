@@ -18,6 +18,16 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     hidden: bool = False
 
 
+class DigestRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a registry calls an image: under `name@digest`, which is the record's key.
+
+    `documents` are the digests of the indexes that led to the manifest, and of the manifest, which is the last.
+    """
+
+    image: str
+    documents: tuple[str, ...]
+
+
 class LayerRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A layer that is unpacked. Without `compression` its blob is the plain tar, kept as files and frame."""
 
@@ -42,7 +52,7 @@ class HeldRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     note: msgspec.Raw = msgspec.Raw(b"null")
 
 
-def encode_record(record: ImageRecord | LayerRecord | HeldRecord) -> bytes:
+def encode_record(record: ImageRecord | LayerRecord | HeldRecord | DigestRecord) -> bytes:
     """A record as the store's value."""
     return msgspec.json.encode(record)
 

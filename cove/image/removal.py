@@ -15,7 +15,8 @@ from cove.model.errors import Conflict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """What there is: names of each image, its parent ("" for none), and the containers made from it."""
+    """What there is: names of each image (`name:tag`, and `name@digest` for what came from a registry), its parent
+    ("" for none), and the containers made from it."""
 
     names: Mapping[str, Sequence[str]]
     parents: Mapping[str, str]
@@ -43,16 +44,23 @@ def plan_removal(known: Known, image_id: str, name: str, *, force: bool, prune: 
     names = list(known.names.get(image_id, ()))
     try:
         if name:
-            if not force and len(names) == 1 and (uses := known.uses(image_id)):
+            if not force and is_single(names) and (uses := known.uses(image_id)):
                 raise Conflict(
                     f'conflict: unable to remove repository reference "{name}" (must force) - '
                     f"container {uses[0].container_id[:12]} is using its referenced image {_short(image_id)}"
                 )
             _untag(removal, [name])
             names.remove(name)
+            if "@" not in name and not any(
+                repository_of(n) == repository_of(name) for n in names if "@" not in n
+            ):
+                # The last tag of a repository takes its digests there along.
+                gone = [n for n in names if repository_of(n) == repository_of(name)]
+                _untag(removal, gone)
+                names = [n for n in names if n not in gone]
             if names:
                 return removal
-        elif len(names) == 1:
+        elif is_single(names):
             _check(known, image_id, names, active=False, soft=not force)
             _untag(removal, names)
             names = []
@@ -109,6 +117,18 @@ def _untag(removal: Removal, names: Sequence[str]) -> None:
     for name in names:
         removal.untag.append(name)
         removal.log.append(("untagged", name))
+
+
+def repository_of(name: str) -> str:
+    """The repository in `name:tag` or `name@digest`."""
+    head = name.partition("@")[0]
+    return head if head != name or ":" not in head.rpartition("/")[2] else head.rpartition(":")[0]
+
+
+def is_single(names: Sequence[str]) -> bool:
+    """Whether these are one tag at most and digests of its repository, or digests of one repository."""
+    tags = [name for name in names if "@" not in name]
+    return bool(names) and len(tags) <= 1 and len({repository_of(name) for name in names}) == 1
 
 
 def _short(image_id: str) -> str:

@@ -42,6 +42,7 @@ _SYS_OPENAT2 = 437  # the same on every architecture, Linux 5.6
 _PR_CAPBSET_DROP, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, _PR_SET_PDEATHSIG = 24, 47, 4, 1
 _PR_SET_DUMPABLE = 4
 _CAPABILITY_VERSION_3 = 0x20080522
+_SCMP_CMP_EQ = 4  # enum scmp_compare
 _SCMP_ALLOW, _SCMP_EPERM = 0x7FFF0000, 0x00050000 | errno.EPERM
 
 # What a worker still needs once it is walled in: memory, threads, its descriptors, files by descriptor.
@@ -104,6 +105,28 @@ def unshare_all() -> None:
     mount("", "/", "", MS_REC | MS_PRIVATE)
 
 
+def unshare_files() -> None:
+    """A mount namespace of its own, the network stays."""
+    _check(_libc.unshare(CLONE_NEWNS | CLONE_NEWIPC), "make namespaces for a worker")
+    mount("", "/", "", MS_REC | MS_PRIVATE)
+
+
+def become(uid: int) -> None:
+    """Another user and group, for good, where the user namespace has that one; then be as before to the parent."""
+    try:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    except OSError as error:
+        if error.errno not in (
+            errno.EINVAL,
+            errno.EPERM,
+        ):  # a user namespace with one user, without setgroups(2)
+            raise
+    die_with_parent()  # prctl(2): cleared by a change of the credentials
+    hide_from_tracers()
+
+
 def join_mount_namespace(pidfd: int) -> None:
     """Enter the mount namespace of a process, and its user namespace; its root becomes the root. setns(2) with a
     pidfd, Linux 5.8."""
@@ -151,10 +174,21 @@ def keep_capabilities(keep: Sequence[int]) -> None:
     _check(_libc.capset(header, data), "drop capabilities")
 
 
-class FileCalls:
-    """A seccomp filter that lets only file work through; made while libraries can still be loaded."""
+class _Comparison(ctypes.Structure):
+    """struct scmp_arg_cmp of libseccomp: the argument's place, how it is compared, with what."""
 
-    def __init__(self) -> None:
+    _fields_ = (
+        ("argument", ctypes.c_uint),
+        ("operator", ctypes.c_int),
+        ("first", ctypes.c_uint64),
+        ("second", ctypes.c_uint64),
+    )
+
+
+class FileCalls:
+    """A seccomp filter that lets only file work (or `names`) through; made while libraries can still be loaded."""
+
+    def __init__(self, names: Sequence[str] = _CALLS) -> None:
         library = ctypes.CDLL("libseccomp.so.2", use_errno=True)
         library.seccomp_init.restype = ctypes.c_void_p
         library.seccomp_rule_add.argtypes = (ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint)
@@ -162,7 +196,14 @@ class FileCalls:
         context = library.seccomp_init(_SCMP_EPERM)
         if not context:
             raise HostError("libseccomp can't make a filter")
-        for name in _CALLS:
+        library.seccomp_rule_add_array.argtypes = (
+            ctypes.c_void_p,
+            ctypes.c_uint32,
+            ctypes.c_int,
+            ctypes.c_uint,
+            ctypes.POINTER(_Comparison),
+        )
+        for name in names:
             number = library.seccomp_syscall_resolve_name(name.encode())
             if number >= 0:  # negative: this architecture doesn't have the call
                 library.seccomp_rule_add(context, _SCMP_ALLOW, number, 0)
@@ -173,6 +214,13 @@ class FileCalls:
         for name in names:
             number = self._library.seccomp_syscall_resolve_name(name.encode())
             self._library.seccomp_rule_add(self._context, _SCMP_ALLOW, number, 0)
+
+    def allow_sockets(self, families: Sequence[int]) -> None:
+        """Let sockets of these families be made."""
+        number = self._library.seccomp_syscall_resolve_name(b"socket")
+        for family in families:
+            same = _Comparison(0, _SCMP_CMP_EQ, family, 0)
+            self._library.seccomp_rule_add_array(self._context, _SCMP_ALLOW, number, 1, ctypes.byref(same))
 
     def apply(self) -> None:
         """From here on every other system call fails with EPERM. Sets no_new_privs."""

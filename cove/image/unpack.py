@@ -31,7 +31,6 @@ from cove.image.writeback import writing_back
 from cove.model.errors import CoveError, HostError, Invalid
 
 _QUEUE = 8  # chunks on their way between two threads
-_REPORT_BYTES = 4 * MIB
 _HEAD = BLOCK
 
 
@@ -86,6 +85,8 @@ class Hasher:
 class Unpacker:
     """One job. `read` gives the stream's chunks, `report` sends progress to the daemon."""
 
+    _report_bytes = 4 * MIB
+
     def __init__(self, job: Unpack, root: int, read: Read, report: Callable[[Progress], None]) -> None:
         self._job = job
         self._limits: Limits = job.limits
@@ -118,28 +119,31 @@ class Unpacker:
 
     def _read_all(self) -> None:
         try:
-            if self._job.single:
-                self._read_single()
-            else:
-                self._read_archive()
+            self._read_stream()
             self._layers.put(None)
         except BaseException as error:  # handed to the main thread, which raises it
             self._layers.put(error)
 
+    def _read_stream(self) -> None:
+        if self._job.single:
+            self._read_single()
+        else:
+            self._read_archive()
+
     def _read_single(self) -> None:
-        head, read = _with_head(self._read)
+        head, read = with_head(self._read)
         compression = compression_of(head)
         if compression:
-            head, read = _with_head(decoder(compression, read, self._limits))
+            head, read = with_head(decoder(compression, read, self._limits))
         if not looks_like_tar(head):
             raise Invalid("the file isn't a tar archive (nor one compressed with gzip, zstd, xz or bzip2)")
         self._pass_plain("", 0, read)
 
     def _read_archive(self) -> None:
-        head, read = _with_head(self._read)
+        head, read = with_head(self._read)
         compression = compression_of(head)
         if compression:
-            head, read = _with_head(decoder(compression, read, self._limits))
+            head, read = with_head(decoder(compression, read, self._limits))
         if not looks_like_tar(head):
             raise Invalid(
                 "the file isn't an image archive: a tar of docker save or of an OCI layout is needed"
@@ -164,7 +168,7 @@ class Unpacker:
             self._members.append(Member(name=name, digest=f"sha256:{digest}", size=entry.size, known=True))
             return
         pieces = tar.content()
-        head, read = _with_head(lambda: next(pieces, b""))
+        head, read = with_head(lambda: next(pieces, b""))
         compression = compression_of(head)
         if compression:
             self._read_compressed(name, entry, compression, read)
@@ -209,13 +213,13 @@ class Unpacker:
         def tee() -> Bytes:
             chunk = read()
             digest.update(chunk)
-            _write_all(blob, chunk, "a layer's blob")
+            write_all(blob, chunk, "a layer's blob")
             if layer is not None:
                 layer.consumed += len(chunk)
             return chunk
 
         try:
-            inner_head, inner = _with_head(decoder(compression, tee, self._limits))
+            inner_head, inner = with_head(decoder(compression, tee, self._limits))
             if looks_like_tar(inner_head):
                 layer = self._begin(name, entry.size, compression=compression)
                 self._pass_on(layer, inner)
@@ -272,7 +276,7 @@ class Unpacker:
             self._hasher.update(digest, chunk)
             read_bytes += len(chunk)
             current = layer.consumed if layer.compression else read_bytes
-            if current - reported >= _REPORT_BYTES:
+            if current - reported >= self._report_bytes:
                 reported = current
                 self._report(Progress(name=layer.name, current=current, total=layer.total))
             return chunk
@@ -355,7 +359,7 @@ class Unpacker:
         return item
 
 
-def _with_head(read: Read) -> tuple[bytes, Read]:
+def with_head(read: Read) -> tuple[bytes, Read]:
     """The first bytes of a stream, and the stream with them still in it."""
     head = bytearray()
     while len(head) < _HEAD and (chunk := read()):
@@ -372,7 +376,7 @@ def _with_head(read: Read) -> tuple[bytes, Read]:
     return bytes(head[:_HEAD]), all_of_it
 
 
-def _write_all(fd: int, chunk: Bytes, what: str) -> None:
+def write_all(fd: int, chunk: Bytes, what: str) -> None:
     try:
         while chunk:
             chunk = chunk[os.write(fd, chunk) :]

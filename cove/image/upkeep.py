@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 
 from cove.image.adding import Adding
-from cove.image.catalog import CONFIG, LAYER, NAME
+from cove.image.catalog import CONFIG, DIGEST, LAYER, NAME
 from cove.image.checking import read_listing, without
 from cove.image.checktypes import Records, Report
-from cove.image.records import ImageRecord, LayerRecord, hex_of
+from cove.image.records import DigestRecord, ImageRecord, LayerRecord, hex_of
 from cove.image.rewriting import config_changes, squashed_config
 from cove.image.tooljobs import Checked, CheckStore, Compare, Compared, ReadStack, Survey, Surveyed
 from cove.image.worker import Worker
@@ -35,7 +35,7 @@ class Upkeep(Adding):
                 records = await self._stored_records()
                 listing = await asyncio.to_thread(read_listing, self._content.root)
                 listing = without(listing, self._garbage_layers, {hex_of(b) for b in self._garbage_blobs})
-                running = self._busy > 1 or bool(self._reapers)
+                running = self._busy > 1 or self._pulls > 0 or bool(self._reapers)
             job = CheckStore(
                 root=str(self._content.root), records=records, listing=listing, running=running, deep=deep
             )
@@ -49,10 +49,15 @@ class Upkeep(Adding):
         images = await self._store.range(CONFIG)
         layers = await self._store.range(LAYER)
         names = await self._store.range(NAME)
+        digests = await self._store.range(DIGEST)
         return Records(
             images=tuple(msgspec.json.decode(item.value, type=ImageRecord) for item in images),
             layers=tuple(msgspec.json.decode(item.value, type=LayerRecord) for item in layers),
             names={item.key.removeprefix(NAME): item.value.decode() for item in names},
+            digests={
+                item.key.removeprefix(DIGEST): msgspec.json.decode(item.value, type=DigestRecord)
+                for item in digests
+            },
         )
 
     async def survey(self, image: Image) -> Surveyed:

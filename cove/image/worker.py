@@ -248,12 +248,39 @@ class Worker:
             if pidfd >= 0:
                 os.close(pidfd)
 
+    def take_data(self) -> socket.socket:
+        """The data socket, for another process to write to; whoever takes it closes it."""
+        assert self._data is not None
+        taken, self._data = self._data, None
+        return taken
+
+    async def tell(self, body: bytes, files: Sequence[int] = ()) -> None:
+        """Send one message to a worker that takes several, with descriptors. HostError when it died."""
+        control = self._ours()
+        data = memoryview(struct.pack("<I", len(body)) + body)
+        try:
+            if files:
+                # The socket is empty or nearly: a worker reads its commands at once.
+                while True:
+                    try:
+                        data = data[socket.send_fds(control, [data], list(files)) :]
+                        break
+                    except BlockingIOError:
+                        await asyncio.sleep(_LOOK_S)
+            await self._loop.sock_sendall(control, data)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise HostError("a worker process ended before it took a command") from error
+
     async def answer(self) -> Answer:
         """The next report or answer. HostError when the worker died."""
+        return decode_answer(await self.frame())
+
+    async def frame(self) -> bytes:
+        """The next message of the worker, not decoded. HostError when it died."""
         (length,) = struct.unpack("<I", await self._exactly(4))
         if length > _ANSWER_MAX:
             raise HostError(f"a worker's answer has {length} bytes; the limit is {_ANSWER_MAX}")
-        return decode_answer(await self._exactly(length))
+        return await self._exactly(length)
 
     async def last(self, report: Callable[[Progress], None] | None = None) -> Answer:
         """The answer after all reports; a failure is raised."""

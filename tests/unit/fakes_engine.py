@@ -80,9 +80,15 @@ IMAGE = Image(
 PLAN = Plan(clone_flags=0, before=(MakeHostDir(path="/x"),), child=(Hostname(name="h"),))
 
 
+class FakePuller:
+    async def distribution(self, reference: str, options: Any) -> Any:
+        raise NotFound(f"manifest for {reference} not found: manifest unknown")
+
+
 class FakeImages:
     def __init__(self) -> None:
         self.images = [IMAGE]
+        self.puller = FakePuller()
         self.received = b""
         self.load_error: Exception | None = None
 

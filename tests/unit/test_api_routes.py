@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -17,10 +17,11 @@ import pytest
 from cove.api.docker import ROUTES
 from cove.engine.health import Health, ProbeResult
 from cove.engine.types import View, WaitResult
+from cove.image.registry import PullEvent, PullOptions
 from cove.logs.model import LogLine, LogUnreadable
 from cove.model import errors
 from cove.model.container import StepFailure
-from cove.model.errors import HostError, Invalid
+from cove.model.errors import CoveError, HostError, Invalid, NotFound
 from cove.model.objects import Event
 from tests.unit.fakes_engine import IMAGE, TIMEOUT_S, ApiFixture, request_bytes, serving
 
@@ -627,18 +628,79 @@ def test_a_failing_load_after_progress_is_told_in_the_stream(api: ApiFixture) ->
     assert lines[1] == {"errorDetail": {"message": "the disk is full"}, "error": "the disk is full"}
 
 
-def test_a_pull_says_why_it_cannot(api: ApiFixture) -> None:
-    answer = api.ask("POST", "/images/create?fromImage=docker.io/library/x&tag=1")
-    assert answer.status == 404
-    assert answer.message.startswith(
-        "No such image: x:1, and this release of Cove can't pull from registries"
+def pulling(api: ApiFixture, *events: PullEvent | CoveError) -> list[tuple[str, PullOptions]]:
+    """Have pulls give these events; what was asked for."""
+    asked: list[tuple[str, PullOptions]] = []
+
+    async def run() -> AsyncGenerator[PullEvent, None]:
+        for event in events:
+            if isinstance(event, CoveError):
+                raise event
+            yield event
+
+    def pull(reference: str, options: PullOptions) -> AsyncGenerator[PullEvent, None]:
+        asked.append((reference, options))
+        return run()
+
+    api.engine.images.pull = pull  # type: ignore[attr-defined]
+    return asked
+
+
+def test_a_pull_tells_docker_s_lines(api: ApiFixture) -> None:
+    asked = pulling(
+        api,
+        PullEvent(status="Pulling from library/debian", id="latest"),
+        PullEvent(status="Pulling fs layer", id="abc"),
+        PullEvent(status="Downloading", id="abc", current=1, total=2),
+        PullEvent(status="Status: Downloaded newer image for debian:latest"),
     )
+    auth = base64.urlsafe_b64encode(
+        b'{"username": "ada", "password": "s3cret", "serveraddress": "x"}'
+    ).decode()
+    answer = api.ask(
+        "POST",
+        "/images/create?fromImage=debian&tag=latest&platform=linux/arm64",
+        headers={"X-Registry-Auth": auth.rstrip("=")},
+    )
+    assert [json.loads(line) for line in answer.body.splitlines()] == [
+        {"status": "Pulling from library/debian", "id": "latest"},
+        {"status": "Pulling fs layer", "progressDetail": {}, "id": "abc"},
+        {
+            "status": "Downloading",
+            "progressDetail": {"current": 1, "total": 2},
+            "progress": "1/2 B",
+            "id": "abc",
+        },
+        {"status": "Status: Downloaded newer image for debian:latest"},
+    ]
+    ((reference, options),) = asked
+    assert (reference, options.platform, options.all_tags) == ("debian:latest", "linux/arm64", False)
+    assert (options.credentials.username, options.credentials.password) == ("ada", "s3cret")
 
 
-def test_a_pull_of_an_image_that_is_here_says_so(api: ApiFixture) -> None:
-    answer = api.ask("POST", "/images/create?fromImage=debian&tag=latest")
-    assert answer.status == 200
-    assert answer.json["status"].startswith("debian:latest is here already")
+def test_a_pull_that_fails_is_a_status_at_first_and_a_line_later(api: ApiFixture) -> None:
+    asked = pulling(api, NotFound("manifest for x:1 not found"))
+    answer = api.ask("POST", f"/images/create?fromImage=x&tag=sha256:{'a' * 64}")
+    assert (answer.status, answer.message) == (404, "manifest for x:1 not found")
+    pulling(api, PullEvent(status="Pulling from x", id="1"), HostError("no space left"))
+    lines = api.ask("POST", "/images/create?fromImage=x:1").body.splitlines()
+    assert json.loads(lines[1]) == {"errorDetail": {"message": "no space left"}, "error": "no space left"}
+    assert asked[0][0] == f"x@sha256:{'a' * 64}"
+
+
+def test_a_pull_without_a_tag_is_of_all_tags(api: ApiFixture) -> None:
+    asked = pulling(api)
+    assert api.ask("POST", "/images/create?fromImage=x").status == 200
+    assert asked[0][1].all_tags
+
+
+@pytest.mark.parametrize(
+    "header", ["!", "YQ", *(base64.b64encode(x).decode() for x in (b"[1]", b"[" * 9999))]
+)
+def test_credentials_that_are_none_are_told_without_them(api: ApiFixture, header: str) -> None:
+    pulling(api)
+    answer = api.ask("POST", "/images/create?fromImage=x&tag=1", headers={"X-Registry-Auth": header})
+    assert answer.status == 400 and answer.message.startswith("X-Registry-Auth: expected base64url")
 
 
 def test_the_log_driver_is_shown_as_clients_need_it(api: ApiFixture) -> None:

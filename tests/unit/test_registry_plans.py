@@ -307,7 +307,7 @@ def test_what_a_registry_says_is_one_printable_line() -> None:
 
 
 def test_attempts_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    from cove.image.registry.transport import Timing
+    from cove.image.registry.messages import Timing
 
     slept: list[float] = []
     monkeypatch.setattr("cove.image.registry.transport.time.sleep", slept.append)

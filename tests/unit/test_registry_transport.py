@@ -13,8 +13,9 @@ import pytest
 
 from cove.image.registry.auth import Credentials
 from cove.image.registry.endpoints import Endpoint
+from cove.image.registry.messages import Timing
 from cove.image.registry.tls import Trust
-from cove.image.registry.transport import Broken, Client, Connections, Timing, Unreachable
+from cove.image.registry.transport import Broken, Client, Connections, Unreachable
 from cove.model.errors import CoveError, Invalid, NotFound, Unauthorized, Unavailable
 from tests.registrykit import Handler, HostileRegistry, Reply, Request, error
 

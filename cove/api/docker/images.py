@@ -14,13 +14,14 @@ import msgspec
 from cove.api.docker.context import Api
 from cove.api.docker.filters import boolean, matches_labels, parse_filters, prune_before
 from cove.api.docker.pruning import IMAGE_PRUNE_KEYS, select_images
+from cove.api.docker.pulling import pull
 from cove.api.docker.text import NEVER, parse_rfc3339_seconds, rfc3339
 from cove.api.http import Request, Response, Stream, encode_json, json_response
 from cove.api.router import Route
 from cove.engine.health import healthcheck_json
 from cove.image.references import parse_reference
 from cove.image.types import LayerProgress, LoadEvent, Removed, Use
-from cove.model.errors import CoveError, Invalid, NotFound, NotImplementedHere
+from cove.model.errors import CoveError, Invalid, NotImplementedHere
 from cove.model.objects import Image, ImageConfig
 
 Json = dict[str, Any]
@@ -288,10 +289,10 @@ async def prune(api: Api, request: Request) -> Response:
 
 
 async def create(api: Api, request: Request) -> Response | None:
-    """Import an archive (`fromSrc=-`), or answer a pull."""
+    """Pull an image (`fromImage`), or import an archive (`fromSrc=-`)."""
     query = request.query
     if name := query.get("fromImage"):
-        await _pull(api, request, _pull_name(name, query.get("tag")))
+        await pull(api, request, name, query.get("tag"))
         return None
     source = query.get("fromSrc")
     if not source:
@@ -309,29 +310,6 @@ async def create(api: Api, request: Request) -> Response | None:
     stream = await request.start_stream("application/json")
     await stream.write(encode_json({"status": image.id}) + b"\n")
     return None
-
-
-async def _pull(api: Api, request: Request, name: str) -> None:
-    """What a pull comes to without a registry client: an image that is here, or a sentence.
-
-    An image that is here must not fail: clients also pull when a create fails with another 404.
-    """
-    try:
-        image = api.engine.images.find_image(name)
-    except NotFound:
-        raise NotFound(
-            f"No such image: {name}, and this release of Cove can't pull from registries: load it with "
-            "`docker load`, or import a file system with `docker import`"
-        ) from None
-    status = f"{name} is here already ({image.id[7:19]}); this release of Cove can't look for a newer one"
-    stream = await request.start_stream("application/json")
-    await stream.write(encode_json({"status": status}) + b"\n")
-
-
-def _pull_name(name: str, tag: str) -> str:
-    """The reference a client wants to pull, as people write it. Raises `Invalid`."""
-    text = name if not tag else f"{name}@{tag}" if ":" in tag else f"{name}:{tag}"
-    return parse_reference(text).with_default_tag().familiar
 
 
 async def load(api: Api, request: Request) -> None:

@@ -72,7 +72,6 @@ ROUTES: tuple[Route[Api], ...] = (
     ("DELETE", "/plugins/{name}", no_such_plugin),
     ("GET", "/images/search", no_registry),
     ("POST", "/images/{name}/push", no_registry),
-    ("GET", "/distribution/{name}/json", no_registry),
     ("GET", "/containers/{name}/checkpoints", no_checkpoint),
     ("POST", "/containers/{name}/checkpoints", no_checkpoint),
 )

@@ -26,6 +26,7 @@ from urllib3.response import BaseHTTPResponse
 
 from cove.image.registry.auth import TOKEN_BYTES_MAX, Authorizer, Credentials, parse_challenges
 from cove.image.registry.endpoints import Endpoint, origin_of
+from cove.image.registry.messages import Timing
 from cove.model.errors import CoveError, Forbidden, Invalid, NotFound, Unauthorized, Unavailable
 
 REDIRECTS_MAX = 5
@@ -37,23 +38,6 @@ _IDEMPOTENT = frozenset(("GET", "HEAD"))
 
 Body = bytes | Callable[[], Iterable[bytes]]  # a function is called anew for every attempt
 Resolve = Callable[[str, int], list[tuple[str, int]]]  # host and port to numeric addresses; OSError
-
-
-class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long a registry is waited for; seconds, and bytes per second."""
-
-    connect_s: float = 15.0
-    idle_s: float = 30.0  # between two bytes
-    head_s: float = 60.0  # for a whole answer's head
-    document_s: float = 120.0  # for a whole small answer
-    window_s: float = 30.0  # over which the least speed is measured
-    least_bytes_per_s: int = 1024
-    attempts: int = 5  # at a thing, without any progress
-    patience_s: float = (
-        90.0  # that attempts which fail may take together, waits that were asked for not counted
-    )
-    backoff_s: float = 0.5  # doubling
-    retry_after_max_s: float = 60.0
 
 
 class Unreachable(Unavailable):
@@ -515,6 +499,12 @@ def _connection_kinds(resolve: Resolve, timing: Timing) -> tuple[type[HTTPConnec
                 return super().getresponse()
 
     class Secure(HTTPSConnection):
+        def connect(self) -> None:
+            try:
+                super().connect()
+            except (OSError, HTTPError) as error:  # whatever ends the handshake: nothing was asked
+                raise NewConnectionError(self, "connect") from error
+
         def _new_conn(self) -> socket.socket:
             return connect(self)
 
