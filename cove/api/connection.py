@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 64 << 10
 MAX_HEADERS = 128
+TLS_HANDSHAKE = 0x16  # a TLS record's first byte (RFC 8446, 5.1)
 HEAD_TIMEOUT_S = 60.0  # from a request's first byte to its head's last
 LINGER_S = 5.0  # how long an answered client may go on sending a body that nobody wants
 TAKEN_WITHIN_S = 0.5  # how long a hijacked client is waited for to take the header
@@ -159,6 +160,11 @@ class Connection(asyncio.Protocol):
             del buffer[:2]
         if not buffer:
             self._wait_idle()
+            return
+        if (
+            buffer[0] == TLS_HANDSHAKE
+        ):  # waiting for a head's end would keep the client until its own time is up
+            self._refuse(400, "the client speaks TLS, and this address is for plain HTTP")
             return
         end = buffer.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES + 4)
         if end < 0:

@@ -177,6 +177,8 @@ GROUPS = {
         "A registry on this machine",
         {
             "serve": ("registry", "registry serve"),
+            "gc": ("registry", "registry gc"),
+            "check": ("registry", "registry check"),
         },
     ),
     "system": (

@@ -34,6 +34,27 @@ SERVE: tuple[Flag, ...] = (
         "WHAT",
         "What callers without a login may do: none, pull or push (default: push on loopback)",
     ),
+    ("", "htpasswd", "str", "FILE", "Users and hashes of their passwords, as htpasswd -B writes them"),
+    ("", "user", "list", "NAME:FILE", "A user whose password is FILE's first line; may be repeated"),
+    ("", "policy", "str", "FILE", "Rules in TOML: who may pull, push and delete in which repositories"),
+    (
+        "",
+        "tokens",
+        "bool",
+        "",
+        "Let clients log in for tokens of this server (Bearer) instead of by password",
+    ),
+    ("", "tls", "str", "self", "Speak TLS with a certificate of the registry's own authority"),
+    ("", "tls-name", "list", "NAME", "Another name or address for that certificate; may be repeated"),
+    ("", "tls-cert", "str", "FILE", "Speak TLS with this certificate (PEM)"),
+    ("", "tls-key", "str", "FILE", "Its key (PEM)"),
+    (
+        "",
+        "tls-client-ca",
+        "str",
+        "FILE",
+        "Know clients by certificates of this authority; their common name is the user",
+    ),
     ("", "reserve", "str", "SIZE", "Leave SIZE of the disk free, e.g. 10g (default: 1g)"),
     ("", "max-blob", "str", "SIZE", "Take no blob larger than SIZE (default: 64g)"),
     (
@@ -74,7 +95,42 @@ def _serve(client: Client, options: Options) -> int:
     return run_registry("serve", options)
 
 
+def _gc(client: Client, options: Options) -> int:
+    return run_registry("gc", options)
+
+
+def _check(client: Client, options: Options) -> int:
+    return run_registry("check", options)
+
+
 COMMANDS = {
+    "registry gc": Command(
+        "registry gc",
+        _gc,
+        "[--dry-run] [--untagged] [OPTIONS]",
+        "Free the space of what no repository of a registry needs. The registry may serve meanwhile.",
+        flags=(
+            ("", "dry-run", "bool", "", "Say what would be removed, and remove nothing"),
+            ("", "untagged", "bool", "", "Remove manifests, too, that no tag leads to"),
+            (
+                "",
+                "grace",
+                "str",
+                "TIME",
+                "Keep what somebody relied on within TIME: pushes that are under way (default: 1h)",
+            ),
+            *_ROOT,
+        ),
+        example="cove registry gc --dry-run",
+    ),
+    "registry check": Command(
+        "registry check",
+        _check,
+        "[--fast] [OPTIONS]",
+        "Check a registry's content and links, and say what is wrong; exits with 1 when something is.",
+        flags=(("", "fast", "bool", "", "Compare sizes, and read no content"), *_ROOT),
+        example="cove registry check",
+    ),
     "registry serve": Command(
         "registry serve",
         _serve,

@@ -23,7 +23,9 @@ def main(arguments: Sequence[str]) -> int:
             from cove.registry.serve import serve
 
             return serve(options)
-        raise AssertionError(options.command)
+        from cove.registry.upkeep import run_check, run_gc
+
+        return (run_gc if options.command == "gc" else run_check)(options)
     except CoveError as error:
         print(f"cove registry: {error}", file=sys.stderr)
         return 1

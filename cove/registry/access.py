@@ -25,6 +25,7 @@ class Caller:
     grants: tuple[tuple[str, frozenset[str]], ...] | None = (
         None  # a token's own bounds: repositories and actions
     )
+    catalog: bool = False  # a token that may list what its user may pull
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,7 @@ class Policy:
     anonymous: tuple[str, ...] = ()  # what callers without a name may do where no rule fits
     rules: tuple[Rule, ...] = ()
     read_only: bool = False
+    said: bool = False  # somebody has said what callers without a name may do
 
     def may(self, caller: Caller, action: str, name: str) -> bool:
         """Whether this caller may do this in this repository."""
@@ -59,13 +61,13 @@ class Policy:
                 lists = {PULL: (rule.pull, rule.push), PUSH: (rule.push,), DELETE: (rule.delete,)}[action]
                 return any(_listed(caller, who) for who in lists)
         if not self.users and not self.rules:
-            return not self.anonymous or action in self.anonymous
+            return not self.said or action in self.anonymous
         return bool(caller.name) or action in self.anonymous
 
     @property
-    def open(self) -> bool:
-        """Whether nobody can log in, since there is nobody."""
-        return not self.users
+    def unguarded(self) -> bool:
+        """Whether everybody may push everything, and nobody has said so."""
+        return not self.users and not self.rules and not self.said and not self.read_only
 
 
 def _listed(caller: Caller, who: Sequence[str]) -> bool:

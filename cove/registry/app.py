@@ -54,6 +54,12 @@ class Guard(Protocol):
     async def serve_token(self, request: Request, client: str) -> Response:
         """The token server's answer."""
 
+    failures: int  # wrong passwords
+
+    @property
+    def asks(self) -> bool:
+        """Whether anybody can log in."""
+
     @property
     def closed(self) -> bool:
         """Whether somebody must log in to see anything."""
@@ -128,7 +134,7 @@ class Registry:
             request.route = "metrics"
             if self.guard.closed and not caller.name:
                 raise self.guard.refuse(request, caller, PULL, "")
-            return Response(200, self.meters.render(self.store), CONTENT_TYPE)
+            return Response(200, self.meters.render(self.store, self.guard.failures), CONTENT_TYPE)
         target = parse_target(path)
         request.route = type(target).__name__.lower()
         allowed = METHODS[type(target)]
@@ -144,7 +150,8 @@ class Registry:
 
     def _check_access(self, request: Request, caller: Caller, target: Target) -> None:
         if isinstance(target, Base):
-            if self.guard.closed and not caller.name and caller.grants is None:
+            # Clients log in where this page asks them to, and nowhere else: also where some may come without.
+            if self.guard.asks and not caller.name and caller.grants is None:
                 raise self.guard.refuse(request, caller, "", "")
             return
         if isinstance(target, Catalog):
@@ -190,7 +197,8 @@ class Registry:
         return str(peer[0]) if isinstance(peer, tuple) and peer else "local"
 
     def may_pull(self, request: Request, name: str) -> bool:
-        return self.guard.may(_caller.get(Caller()), PULL, name)
+        caller = _caller.get(Caller())
+        return self.guard.may(Caller(name=caller.name) if caller.catalog else caller, PULL, name)
 
     async def mount(self, request: Request, name: str, digest: str, source: str) -> bool:
         """Make a blob that exists elsewhere one of this repository, where the caller could read it there."""

@@ -1,7 +1,7 @@
 """Which repository has which blobs, manifests and tags: SQLite, one file, one transaction for each change.
 
     contents      what lies in blobs/, verified, by digest
-    repositories  names
+    repositories  names; `proxied` ones may lack blobs, since another registry has them
     members       blobs of a repository: pushed to it, or mounted; `at` is when somebody last relied on it
     manifests     manifests of a repository, with what listings of referrers tell of them
     needs         what a manifest names: blobs that must be there, and what may be missing
@@ -33,7 +33,9 @@ BLOB, CHILD, ELSEWHERE = 0, 1, 2  # kinds of `needs`: only the first must be the
 
 _SCHEMA = """
 CREATE TABLE contents (id INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE, size INTEGER NOT NULL, at REAL NOT NULL);
-CREATE TABLE repositories (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE repositories (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, proxied INTEGER NOT NULL DEFAULT 0
+);
 CREATE TABLE members (
     repository INTEGER NOT NULL, content INTEGER NOT NULL, at REAL NOT NULL, PRIMARY KEY (repository, content)
 ) WITHOUT ROWID;

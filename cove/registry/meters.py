@@ -17,7 +17,6 @@ class Meters:
         self.requests: dict[tuple[str, str, int], int] = {}
         self.seconds: dict[str, Histogram] = {}
         self.pushes = 0
-        self.logins_failed = 0
         self.linked = 0  # blobs taken from the machine's image store
         self.linked_bytes = 0
         self.proxied: dict[str, int] = {}  # by hit, miss, stale
@@ -33,7 +32,7 @@ class Meters:
     def proxy(self, outcome: str) -> None:
         self.proxied[outcome] = self.proxied.get(outcome, 0) + 1
 
-    def render(self, store: Store) -> bytes:
+    def render(self, store: Store, logins_failed: int) -> bytes:
         """The page's text."""
         page = Page()
         page.family("cove_registry_requests_total", "counter", "Answered requests.")
@@ -53,7 +52,7 @@ class Meters:
         )
         page.single("cove_registry_pushes_total", "counter", "Manifests pushed.", self.pushes)
         page.single(
-            "cove_registry_logins_failed_total", "counter", "Wrong users or passwords.", self.logins_failed
+            "cove_registry_logins_failed_total", "counter", "Wrong users or passwords.", logins_failed
         )
         page.single(
             "cove_registry_linked_total", "counter", "Blobs taken from the image store by link.", self.linked

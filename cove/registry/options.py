@@ -41,7 +41,16 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     serve.add_argument("--max-blob", default="64g")
     serve.add_argument("--upload-expiry", default="24h")
     serve.add_argument("--anonymous", default="")
+    for flag in ("--htpasswd", "--policy", "--tls", "--tls-cert", "--tls-key", "--tls-client-ca"):
+        serve.add_argument(flag, default="")
+    for flag in ("--user", "--tls-name"):
+        serve.add_argument(flag, action="append", default=[])
+    serve.add_argument("--tokens", action="store_true")
     serve.add_argument("--quiet", action="store_true")
+    collect.add_argument("--dry-run", action="store_true")
+    collect.add_argument("--untagged", action="store_true")
+    collect.add_argument("--grace", default="1h")
+    check.add_argument("--fast", action="store_true")
     return parser.parse_args(list(arguments))
 
 

@@ -16,7 +16,9 @@ import os
 import resource
 import signal
 import socket
+import ssl
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,11 +27,14 @@ import uvloop
 from cove import __version__
 from cove.api.listener import HttpServer
 from cove.model.errors import Invalid
-from cove.registry.access import ACTIONS, PULL, Policy
+from cove.registry.access import Policy
 from cove.registry.app import VERSION_HEADER, Registry, refuse_http
+from cove.registry.certificates import own_certificate, server_context
 from cove.registry.identity import become, enter, hand_over, plan_identity
 from cove.registry.login import Login
 from cove.registry.options import LISTEN, plan_bounds, plan_root
+from cove.registry.passwords import Passwords
+from cove.registry.rules import plan_policy
 from cove.registry.sockets import is_local, listen, notify, split_address, told_address
 from cove.registry.store import Store
 from cove.registry.uploads import Bounds
@@ -49,6 +54,11 @@ class Plan:
     bounds: Bounds
     addresses: tuple[str, ...]
     policy: Policy
+    passwords: Passwords
+    tokens: bool
+    tls: ssl.SSLContext | None
+    self_signed: tuple[str, ...]  # names for a certificate of the registry's own; (): none is made
+    client_authority: str
     read_only: bool
     sockets: list[socket.socket] = field(default_factory=list)
 
@@ -56,29 +66,64 @@ class Plan:
 def plan_serving(options: argparse.Namespace) -> Plan:
     """Everything that can be wrong with the options is told here. Raises Invalid."""
     addresses = tuple(options.listen or [LISTEN])
-    policy = plan_policy(options)
-    if policy.open and not policy.anonymous and not options.read_only:
-        for address in addresses:
-            if not is_local(address):
-                raise Invalid(
-                    f"--listen {address} is open to the network, and nobody would have to log in: add --user NAME:FILE "
-                    "or --htpasswd FILE, or say --anonymous pull or --anonymous push"
-                )
+    passwords = Passwords()
+    if options.htpasswd:
+        passwords.add_htpasswd(Path(options.htpasswd))
+    for each in options.user:
+        passwords.add_user(each)
+    policy = plan_policy(
+        Path(options.policy) if options.policy else None,
+        options.anonymous,
+        users=bool(passwords) or bool(options.tls_client_ca),
+        read_only=options.read_only,
+    )
+    if options.tokens and not passwords:
+        raise Invalid(
+            "--tokens: there are no users who could log in for one: add --user NAME:FILE or --htpasswd FILE"
+        )
+    remote = [address for address in addresses if not is_local(address)]
+    if policy.unguarded and remote:
+        raise Invalid(
+            f"--listen {remote[0]} is open to the network, and nobody would have to log in: add --user NAME:FILE "
+            "or --htpasswd FILE, or say --anonymous pull or --anonymous push"
+        )
+    if options.tls not in ("", "self"):
+        raise Invalid(f"--tls {options.tls}: expected self; files are given with --tls-cert and --tls-key")
+    if bool(options.tls_cert) != bool(options.tls_key) or (options.tls and options.tls_cert):
+        raise Invalid("expected --tls-cert FILE together with --tls-key FILE, or --tls self alone")
+    if options.tls_client_ca and not (options.tls_cert or options.tls):
+        raise Invalid(
+            "--tls-client-ca needs --tls-cert and --tls-key, or --tls self: certificates are shown in TLS"
+        )
+    tls = None
+    if options.tls_cert:
+        tls = server_context(
+            Path(options.tls_cert), Path(options.tls_key), options.tls_client_ca, required=not passwords
+        )
+    if remote and passwords and tls is None and not options.tls:
+        log.warning(
+            "passwords cross the network unencrypted to %s: add --tls self, or a certificate", remote[0]
+        )
     return Plan(
         root=plan_root(options),
         bounds=plan_bounds(options),
         addresses=addresses,
         policy=policy,
+        passwords=passwords,
+        tokens=options.tokens,
+        tls=tls,
+        self_signed=_names(addresses, options.tls_name) if options.tls else (),
+        client_authority=options.tls_client_ca,
         read_only=options.read_only,
     )
 
 
-def plan_policy(options: argparse.Namespace) -> Policy:
-    """The rules. Raises Invalid."""
-    words = {"": (), "none": (), "pull": (PULL,), "push": ACTIONS}
-    if options.anonymous not in words:
-        raise Invalid(f"--anonymous {options.anonymous}: expected none, pull or push")
-    return Policy(anonymous=words[options.anonymous], read_only=options.read_only)
+def _names(addresses: Sequence[str], more: Sequence[str]) -> tuple[str, ...]:
+    """What clients may call this server."""
+    names = [*more, socket.gethostname(), "localhost", "127.0.0.1"]
+    hosts = [split_address(each)[0] for each in addresses if not each.startswith("unix://")]
+    names += [host for host in hosts if host not in ("0.0.0.0", "::")]
+    return tuple(dict.fromkeys(names))
 
 
 def serve(options: argparse.Namespace) -> int:
@@ -91,7 +136,16 @@ def serve(options: argparse.Namespace) -> int:
     hand_over(plan.root, identity)
     inside = enter(plan.root, identity)
     os.chdir(inside)
+    authority = (
+        Path(plan.client_authority).read_bytes() if plan.client_authority and plan.self_signed else b""
+    )
     become(identity)
+    if plan.self_signed:
+        certificate, key = own_certificate(inside / "tls", plan.self_signed)
+        if authority:
+            (inside / "tls/clients.pem").write_bytes(authority)
+        clients = str(inside / "tls/clients.pem") if authority else ""
+        plan = replace(plan, tls=server_context(certificate, key, clients, required=not plan.passwords))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     uvloop.run(_run(plan, inside))
@@ -102,7 +156,8 @@ async def _run(plan: Plan, root: Path) -> None:
     store = Store(root, plan.bounds)
     try:
         store.recover()
-        registry = Registry(store, Login(plan.policy), read_only=plan.read_only)
+        login = Login(plan.policy, plan.passwords, tokens=plan.tokens)
+        registry = Registry(store, login, read_only=plan.read_only)
         headers = (("Server", f"Cove/{__version__}"), VERSION_HEADER, ("X-Content-Type-Options", "nosniff"))
         server = HttpServer(registry, headers, idle_s=IDLE_S, most=CONNECTIONS_MAX, refuse=refuse_http)
         stop = asyncio.Event()
@@ -110,7 +165,7 @@ async def _run(plan: Plan, root: Path) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, _told_to_stop, stop)
         for sock in plan.sockets:
-            await server.listen(sock)
+            await server.listen(sock, plan.tls if sock.family != socket.AF_UNIX else None)
         gc.collect()
         gc.freeze()
         announce(plan)
@@ -146,11 +201,17 @@ async def _keep_house(store: Store) -> None:
 def announce(plan: Plan) -> None:
     """Say where it answers, and what to type next."""
     lines = [f"cove registry: answers on {', '.join(plan.addresses)}, keeps its content in {plan.root}"]
-    if who := ", ".join(plan.policy.anonymous):
-        lines.append(f"whoever comes may {who}")
+    if plan.policy.anonymous and not plan.read_only:
+        lines.append(f"Callers without a login may {' and '.join(plan.policy.anonymous)}.")
     tcp = [address for address in plan.addresses if not address.startswith("unix://")]
     if tcp and not plan.read_only:
         host, port = split_address(tcp[0])
         name = "localhost" if host in ("127.0.0.1", "::1", "0.0.0.0", "::") else host
-        lines += ["Try:", f"  docker tag IMAGE {name}:{port}/app", f"  docker push {name}:{port}/app"]
+        lines.append("Try:")
+        if plan.self_signed:
+            where = f"/etc/docker/certs.d/{name}:{port}"
+            lines.append(f"  sudo install -D -m 644 {plan.root}/tls/ca.pem {where}/ca.crt")
+        if plan.passwords:
+            lines.append(f"  docker login {name}:{port}")
+        lines += [f"  docker tag IMAGE {name}:{port}/app", f"  docker push {name}:{port}/app"]
     print("\n".join(lines), file=sys.stderr, flush=True)

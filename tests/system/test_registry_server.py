@@ -186,6 +186,13 @@ def test_the_server_is_not_root_and_its_files_are_its_own(registry: Registry) ->
     assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (65534, 0o700)
 
 
+def test_a_client_that_speaks_tls_is_told_at_once(registry: Registry) -> None:
+    with registry.connect() as sock:
+        sock.settimeout(2)
+        sock.sendall(bytes.fromhex("16030100c6010000c20303"))
+        assert sock.recv(1000).startswith(b"HTTP/1.1 400 ")
+
+
 def test_what_is_in_the_way_is_told(registry: Registry, tmp_path: Path) -> None:
     taken = run_registry("serve", f"--root={tmp_path}/other", f"--listen={registry.address}")
     assert taken.returncode == 1
