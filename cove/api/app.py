@@ -30,7 +30,7 @@ from cove.model.errors import CoveError, Invalid
 
 CLIENT_GONE = 499  # in the log: nobody waits for the answer any more
 _READS = ("GET", "HEAD")
-_WAITING = ("wait", "attach", "build")  # nearly all of their time is somebody else's
+_WAITING = ("wait", "attach", "build", "record")  # nearly all of their time is somebody else's
 _VERSION = re.compile(r"v(\d{1,3})(?:\.(\d{1,3}))?")
 
 

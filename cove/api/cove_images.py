@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from typing import Any
 
+from cove.api.docker import wire
 from cove.api.docker.context import Api
 from cove.api.http import Request, Response, json_response
 from cove.api.router import Route
 from cove.image.checktypes import Report
-from cove.image.tooljobs import FileChange, SizedPath, Surveyed
+from cove.image.tooljobs import FileChange, Share, SizedPath, Surveyed
 from cove.model.errors import Invalid
 from cove.model.objects import Image
 
 Json = dict[str, Any]
+_SLIM_BODY_MAX = 64 << 20
 
 
 def _image(api: Api, request: Request, parameter: str = "image") -> Image:
@@ -189,6 +192,86 @@ async def squash(api: Api, request: Request) -> Response:
     )
 
 
+async def record(api: Api, request: Request) -> Response:
+    """Wait until the container that the query names has ended (or for `for` seconds), and tell what it opened of its
+    image. `start=1`: it is recorded from before its first program, and started."""
+    query = request.query
+    name = query.get("container")
+    if not name:
+        raise Invalid("container: is missing: name one, e.g. /cove/v1/images/record?container=web&for=60")
+    seconds = query.integer("for", 0, low=0, high=86_400) or 0
+    request.bind_to_client(ends_clean=False)
+    container, found = await api.engine.record(name, start=query.flag("start"), for_s=float(seconds))
+    opened, raw = [], []
+    for path in found.opened:
+        try:
+            opened.append(path.decode())
+        except UnicodeDecodeError:
+            raw.append(base64.b64encode(path).decode())
+    return json_response(
+        {
+            "Container": container.id,
+            "Image": container.image_id,
+            "Opened": opened,
+            "OpenedRaw": raw,
+            "Lost": found.lost,
+        }
+    )
+
+
+class SlimBody(wire.Wire, frozen=True, kw_only=True):
+    """Paths as `record` gives them, and patterns of what is kept beside them."""
+
+    opened: list[str] | None = None
+    opened_raw: list[str] | None = None
+    include: list[str] | None = None
+
+
+def _share_json(one: Share) -> Json:
+    return {
+        "Name": one.name,
+        "KeptFiles": one.kept_files,
+        "KeptSize": one.kept_bytes,
+        "Files": one.files,
+        "Size": one.bytes,
+    }
+
+
+async def slim(api: Api, request: Request) -> Response:
+    """What an image of the files that the body names would keep of an image and leave out; with `make=1` or `tag`
+    it is made."""
+    image = _image(api, request)
+    data = await request.body.read_all(_SLIM_BODY_MAX)
+    body = wire.decode(data or b"{}", SlimBody)
+    try:
+        raw = [base64.b64decode(text, validate=True) for text in body.opened_raw or ()]
+    except ValueError:
+        raise Invalid("OpenedRaw: expected paths in base64, as record gives them") from None
+    opened = [*(path.encode() for path in body.opened or ()), *raw]
+    include = body.include or []
+    images = api.engine.images
+    found = await images.plan_slim(image, opened, include)
+    answer: Json = {
+        "Image": image.id,
+        "Files": found.files,
+        "Size": found.bytes,
+        "KeptFiles": found.kept_files,
+        "KeptSize": found.kept_bytes,
+        "Layers": [_share_json(one) for one in found.layers],
+        "Directories": [_share_json(one) for one in found.directories],
+        "Packages": [_share_json(one) for one in found.packages],
+        "LargestLeft": _sized_json(found.largest_left),
+        "Unmatched": list(found.missing),
+    }
+    tag = request.query.get("tag")
+    if not tag and not request.query.flag("make"):
+        return json_response(answer)
+    comment = f"slim {image.id}: {found.kept_files} of {found.files} files"
+    made = await images.slim(image, opened, include, reference=tag, comment=comment)
+    api.publish("image", "create", made.id, {"name": tag or made.id})
+    return json_response({**answer, "Id": made.id}, 201)
+
+
 async def place(api: Api, request: Request) -> Response:
     """Where an image's layers are on the daemon's host, lowest first, for who mounts them there."""
     image = _image(api, request)
@@ -204,5 +287,7 @@ ROUTES: tuple[Route[Api], ...] = (
     ("GET", "/cove/v1/images/survey", survey),
     ("GET", "/cove/v1/images/diff", diff),
     ("POST", "/cove/v1/images/squash", squash),
+    ("POST", "/cove/v1/images/record", record),
+    ("POST", "/cove/v1/images/slim", slim),
     ("GET", "/cove/v1/images/place", place),
 )

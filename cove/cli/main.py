@@ -92,6 +92,7 @@ GROUPS = {
             "prune": ("disk", "image prune"),
             **{name: ("images", name) for name in ("load", "import", "save", "tag", "history")},
             **{name: ("imagetools", f"image {name}") for name in ("tree", "diff", "squash", "check")},
+            "slim": ("imageslim", "image slim"),
             "mount": ("imagemount", "image mount"),
             "unmount": ("imagemount", "image unmount"),
         },

@@ -115,8 +115,10 @@ def run_attached(
     condition: str,
     start: bool,
     proxy: bool,
+    starter: Callable[[Client, str], None] | None = None,
 ) -> int:
-    """Attach, start if asked to, copy until the end; the container's exit code, 0 after detaching."""
+    """Attach, start if asked to, copy until the end; the container's exit code, 0 after detaching. `starter` starts in
+    another way."""
     begun_s = time.time()
     stdin, stdout, stderr = streams
     parameters = {
@@ -135,7 +137,7 @@ def run_attached(
     if start:
         try:
             waited = waiting.receive().check()
-            start_container(client, container)
+            (starter or start_container)(client, container)
         except CliError:
             attached.close()
             waiting.close()

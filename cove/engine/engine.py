@@ -42,6 +42,7 @@ from cove.engine.parts import Parts
 from cove.engine.plays import Plays
 from cove.engine.pods import Pods, is_infra_image, settle_pod
 from cove.engine.reconcile import reconcile
+from cove.engine.recording import Recordings
 from cove.engine.recreate import Asked, Origin, Recreations
 from cove.engine.secret_use import SecretRoom, settle_secrets
 from cove.engine.siderun import SideRuns
@@ -60,6 +61,7 @@ from cove.engine.types import (
     WaitHandle,
 )
 from cove.events.bus import Bus
+from cove.image.tooljobs import Recorded
 from cove.image.types import PathStat, Use
 from cove.logs.drivers import driver_names
 from cove.logs.model import LogLine, LogQuery
@@ -95,6 +97,7 @@ class Engine:
         self._execs = Execs(parts, background, lambda container_id: self._lifecycle.live(container_id).task)
         self._archives = Archives(parts)
         self._commits = Commits(parts, self._lifecycle)
+        self._recordings = Recordings(parts, self._lifecycle)
         self._connections = Connections(parts, self._lifecycle)
         self._recreations = Recreations(parts, self._lifecycle, background, self._commits, self.create)
         parts.forget_execs = self._execs.forget_container
@@ -556,6 +559,11 @@ class Engine:
                 pause=pause,
             ),
         )
+
+    async def record(self, reference: str, *, start: bool, for_s: float) -> tuple[Container, Recorded]:
+        """What a container opens until it ends, or for a time (0: no bound). Conflict, Unavailable, HostError."""
+        view = self.find(reference)
+        return view.container, await self._recordings.record(view, start=start, for_s=for_s)
 
     # --- files --------------------------------------------------------------------------------
 

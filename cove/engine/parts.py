@@ -24,6 +24,7 @@ from cove.engine.links import has_links, linked_hosts
 from cove.engine.logs import ContainerLogs
 from cove.engine.naming import Naming
 from cove.engine.probes import Prober
+from cove.engine.recorder import Recorder
 from cove.engine.registry import Registry
 from cove.engine.remap import check_userns
 from cove.engine.secret_files import SecretFiles
@@ -118,6 +119,7 @@ class Parts:
         self.prober = Prober()
         self.logs = ContainerLogs(settings)
         self.linking = {view.container.id for view in registry.views() if has_links(view.container)}
+        self.recorders: dict[str, Recorder] = {}  # of what containers open, by container
         self.claims: dict[str, set[str]] = {}  # by container that is being created: its volumes
         if isinstance(cgroups, CgroupsNone):
             cgroups.find_first = self._first_process

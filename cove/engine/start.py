@@ -150,6 +150,8 @@ async def _launch(
             _files(parts, container, attached.endpoints)
         if name == "hooks":
             return await run_start_hooks(config.hooks, container, bundle, pid)
+        if name == "record" and (recorder := parts.recorders.get(container.id)) is not None:
+            await recorder.begin(pid, parts.layer(container).merged)
         return b""
 
     if requests and maps is None:
@@ -334,7 +336,11 @@ def start_plan_facts(
     parts: Parts, container: Container, facts: StartFacts, *, network_ready: bool
 ) -> PlanFacts:
     more = plan_facts(container, facts, network_ready=network_ready)
-    return msgspec.structs.replace(more, cgroup_pause=parts.cgroups.driver == "systemd")
+    return msgspec.structs.replace(
+        more,
+        cgroup_pause=parts.cgroups.driver == "systemd",
+        record_pause=container.id in parts.recorders,
+    )
 
 
 async def enter_cgroup(parts: Parts, config: oci.Config, pid: int) -> None:

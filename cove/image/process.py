@@ -32,6 +32,7 @@ from cove.image.jobs import (
     Job,
     OverlayPlace,
     Place,
+    Progress,
     ReadArchive,
     ReadLayer,
     Save,
@@ -57,6 +58,7 @@ from cove.model.errors import Conflict, CoveError, HostError
 
 _RECEIVE = 1 << 20
 _BATCH = 256 << 10
+_BEGUN = Progress(name="begun", current=0, total=0)
 
 
 class Peer:
@@ -168,7 +170,7 @@ def _do(peer: Peer, job: Job, pidfd: int, calls: sandbox.FileCalls) -> Answer:
     if isinstance(job, ToolJob):
         from cove.image.toolprocess import do_tool
 
-        return do_tool(job, calls, peer.send)
+        return do_tool(job, calls, peer.send, lambda: peer.answer(_BEGUN), peer.data.fileno())
     if isinstance(job, ScanJob):
         from cove.image import scanjobs
 

@@ -92,12 +92,57 @@ class ReadStack(ToolMessage, tag="read-stack", frozen=True, kw_only=True):
     root: str
     layers: tuple[str, ...]
     whole: bool
-    keep: tuple[str, ...] | None = None  # paths, and what is at them and on the way (None: everything)
+    opened: tuple[bytes, ...] | None = None  # keep only these, as slimming.py has it (None: everything)
+    include: tuple[str, ...] = ()
 
 
 class StackRead(ToolMessage, tag="stack-read", frozen=True, kw_only=True):
     pass
 
 
-ToolJob = CheckStore | Survey | Compare | ReadStack
-ToolAnswer = Checked | Surveyed | Compared | StackRead
+class Record(ToolMessage, tag="record", frozen=True, kw_only=True):
+    """Tell what is opened on the overlay that the descriptor `tree` is in, until the data socket's end."""
+
+    tree: int
+
+
+class Recorded(ToolMessage, tag="recorded", frozen=True, kw_only=True):
+    """Paths as the container sees them, files and directories, in no order."""
+
+    opened: tuple[bytes, ...]
+    lost: bool = False  # there were more than could be kept
+
+
+class Slim(ToolMessage, tag="slim", frozen=True, kw_only=True):
+    """What an image of a stack would keep and leave out. `opened` and `include`: see slimming.py."""
+
+    root: str
+    layers: tuple[str, ...]
+    opened: tuple[bytes, ...]
+    include: tuple[str, ...] = ()
+
+
+class Share(ToolMessage, frozen=True, kw_only=True):
+    """What of a directory, package or layer is kept, and what it has in all."""
+
+    name: str
+    kept_files: int
+    kept_bytes: int
+    files: int
+    bytes: int
+
+
+class Slimmed(ToolMessage, tag="slimmed", frozen=True, kw_only=True):
+    kept_files: int
+    kept_bytes: int
+    files: int
+    bytes: int
+    layers: tuple[Share, ...]
+    directories: tuple[Share, ...]
+    packages: tuple[Share, ...]
+    largest_left: tuple[SizedPath, ...]
+    missing: tuple[str, ...]  # patterns that nothing matched
+
+
+ToolJob = CheckStore | Survey | Compare | ReadStack | Record | Slim
+ToolAnswer = Checked | Surveyed | Compared | StackRead | Recorded | Slimmed

@@ -11,18 +11,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from cove.image import sandbox
+from cove.image import fanotify, sandbox
 from cove.image.checking import check_store
 from cove.image.checktypes import Problem
 from cove.image.layercheck import check_layer
 from cove.image.records import LayerRecord
+from cove.image.slimming import plan_keep, plan_slim
 from cove.image.squash import stack_stream
+from cove.image.stack import Stack
 from cove.image.survey import survey
 from cove.image.tooljobs import (
     Checked,
     CheckStore,
     Compare,
     ReadStack,
+    Record,
+    Slim,
     StackRead,
     Survey,
     ToolAnswer,
@@ -34,8 +38,16 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _READER = (sandbox.CAP_DAC_OVERRIDE, sandbox.CAP_SYS_ADMIN)
 
 
-def do_tool(job: ToolJob, calls: sandbox.FileCalls, send: Callable[[Iterable[bytes]], None]) -> ToolAnswer:
-    """Do one job; `send` takes the bytes of a stream."""
+def do_tool(
+    job: ToolJob,
+    calls: sandbox.FileCalls,
+    send: Callable[[Iterable[bytes]], None],
+    tell: Callable[[], None],
+    receive: int,
+) -> ToolAnswer:
+    """Do one job; `send` takes the bytes of a stream, `tell` says that it has begun, `receive` is the data socket."""
+    if isinstance(job, Record):
+        return _record(job, calls, tell, receive)
     _enter(job.root)
     sandbox.set_limits()
     sandbox.keep_capabilities(_READER)
@@ -45,13 +57,20 @@ def do_tool(job: ToolJob, calls: sandbox.FileCalls, send: Callable[[Iterable[byt
     with ExitStack() as opened:
         if isinstance(job, Survey):
             return survey(_open(job.layers, opened))
+        if isinstance(job, Slim):
+            return plan_slim(Stack(_open(job.layers, opened)), job.opened, job.include)
         if isinstance(job, Compare):
             return compare(
                 (_open(job.first, opened), job.first),
                 (_open(job.second, opened), job.second),
             )
         assert isinstance(job, ReadStack)
-        send(stack_stream(_open(job.layers, opened), whole=job.whole))
+        roots = _open(job.layers, opened)
+        if job.opened is None:
+            send(stack_stream(roots, whole=job.whole))
+        else:
+            plan = plan_keep(Stack(roots), job.opened, job.include)
+            send(stack_stream(roots, whole=job.whole, only=plan.keeps))
         return StackRead()
 
 
@@ -67,6 +86,16 @@ def _open(layers: Sequence[str], opened: ExitStack) -> list[int]:
         found.append(os.open(layer, _DIRECTORY))
         opened.callback(os.close, found[-1])
     return found
+
+
+def _record(job: Record, calls: sandbox.FileCalls, tell: Callable[[], None], receive: int) -> ToolAnswer:
+    group = fanotify.open_group(job.tree)
+    os.close(job.tree)  # which would keep the container's root mounted
+    sandbox.set_limits()
+    sandbox.keep_capabilities(())
+    calls.apply()
+    tell()
+    return fanotify.record(group, receive)
 
 
 def _check(job: CheckStore) -> Checked:

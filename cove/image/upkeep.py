@@ -15,7 +15,17 @@ from cove.image.checking import read_listing, without
 from cove.image.checktypes import Records, Report
 from cove.image.records import DigestRecord, ImageRecord, LayerRecord, hex_of
 from cove.image.rewriting import config_changes, squashed_config
-from cove.image.tooljobs import Checked, CheckStore, Compare, Compared, ReadStack, Survey, Surveyed
+from cove.image.tooljobs import (
+    Checked,
+    CheckStore,
+    Compare,
+    Compared,
+    ReadStack,
+    Slim,
+    Slimmed,
+    Survey,
+    Surveyed,
+)
 from cove.image.worker import Worker
 from cove.model.errors import Invalid
 from cove.model.objects import Image
@@ -102,14 +112,46 @@ class Upkeep(Adding):
                     above=bool(keep),
                 )
 
+    async def plan_slim(self, image: Image, opened: Sequence[bytes], include: Sequence[str]) -> Slimmed:
+        """What an image of these files would keep and leave out. Invalid, HostError."""
+        async with self.busy():
+            job = Slim(
+                root=str(self.layers_dir),
+                layers=tuple(self.layer_paths(image)),
+                opened=tuple(opened),
+                include=tuple(include),
+            )
+            async with Worker(job) as worker:
+                answer = await worker.last()
+            assert isinstance(answer, Slimmed)
+            return answer
+
+    async def slim(
+        self, image: Image, opened: Sequence[bytes], include: Sequence[str], *, reference: str, comment: str
+    ) -> Image:
+        """Make an image of one layer with these files of another, and its settings. Invalid, HostError."""
+        async with self.busy():
+            base = self.raw_config(image)
+            chunks = self._read_stack(self.layer_paths(image), whole=True, opened=opened, include=include)
+            async with contextlib.aclosing(chunks) as pieces:
+                return await self.add_single(
+                    pieces, lambda layer: squashed_config(base, 0, layer, comment), reference
+                )
+
     async def _read_stack(
-        self, layers: Sequence[str], *, whole: bool, keep: Sequence[str] | None = None
+        self,
+        layers: Sequence[str],
+        *,
+        whole: bool,
+        opened: Sequence[bytes] | None = None,
+        include: Sequence[str] = (),
     ) -> AsyncGenerator[bytes, None]:
         job = ReadStack(
             root=str(self.layers_dir),
             layers=tuple(layers),
             whole=whole,
-            keep=None if keep is None else tuple(keep),
+            opened=None if opened is None else tuple(opened),
+            include=tuple(include),
         )
         async with Worker(job) as worker:
             while piece := await worker.receive():

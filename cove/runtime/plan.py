@@ -115,6 +115,8 @@ def plan_start(
     child += _plan_filesystem(config, slots, host, bound=bound, all_cgroups=facts.all_cgroups)
     child += plan_user_lookup(process, facts.group_add)
     child += _plan_hooks(config.hooks)
+    if facts.record_pause:
+        child.append(Pause(name="record"))
     child += plan_labels(process, host)
     child += _plan_entry(config, "" if namespaces.mount == "own" else facts.mount_at or config.root.path)
     child += plan_identity(config, process, facts, host, compile_, user_ns=namespaces.user)

@@ -82,6 +82,7 @@ _PAUSES = {
     "user": "which ids of the host those in here are, can be written only now that the namespace exists",
     "network": "its interfaces come from outside, now that the namespace exists",
     "hooks": "the configuration asks for them, when all is mounted and the host still in reach",
+    "record": "whoever records what it opens begins now, before its first program",
     "cgroup": "its manager makes the cgroup, and needs the process for that",
 }
 _UNSHARED = {

@@ -99,6 +99,9 @@ class PlanFacts(msgspec.Struct, frozen=True, kw_only=True):
     held: bool = False  # the process waits for its start (Hold)
     all_cgroups: bool = False  # it joins every v1 hierarchy, as an OCI runtime's container does
     cgroup_pause: bool = False  # systemd's driver: the caller puts the process into a scope (Pause "cgroup")
+    record_pause: bool = (
+        False  # somebody looks at what it opens, from before its first program (Pause "record")
+    )
     setgroups: bool = True  # False: the user namespace's maps are an unprivileged user's own
     keyring: bool = True  # a session keyring of its own
     mount_at: str = (
