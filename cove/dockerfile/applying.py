@@ -47,7 +47,10 @@ def expanded(instruction: ins.Instruction, expand: Expand) -> ins.Instruction:
     if isinstance(instruction, ins.Workdir):
         return msgspec.structs.replace(instruction, path=one(instruction.path))
     if isinstance(instruction, ins.User):
-        return msgspec.structs.replace(instruction, user=one(instruction.user))
+        user = one(instruction.user)
+        if any(map(str.isspace, user)):
+            raise DockerfileError("USER requires exactly one argument, e.g. USER app:app")
+        return msgspec.structs.replace(instruction, user=user)
     if isinstance(instruction, ins.StopSignal):
         return msgspec.structs.replace(instruction, signal=stop_signal(one(instruction.signal)))
     if isinstance(instruction, ins.Volume):

@@ -32,6 +32,8 @@ from cove.model.errors import Invalid
         (["HEALTHCHECK --interval=1m30s --retries=2 CMD true"],
          {"Healthcheck": {"Interval": 90_000_000_000, "Retries": 2, "Test": ["CMD-SHELL", "true"]}}),
         (["ONBUILD RUN x"], {"OnBuild": ["RUN x"]}),
+        (["ENV A=1", "ENV B=$A-${C:-none}"], {"Env": ["A=1", "B=1-none"]}),
+        (['CMD ["a"]', 'ENTRYPOINT ["b"]'], {"Cmd": ["a"], "Entrypoint": ["b"]}),
         (["# a comment\nUSER \\\n x"], {"User": "x"}),
     ],
 )  # fmt: skip
@@ -45,13 +47,13 @@ def test_an_instruction_changes_the_configuration(changes: list[str], config: di
         ("RUN x", "RUN is not a valid change command"),
         ("CMD", "CMD requires at least one argument"),
         ("ENV A", "ENV must have two arguments"),
-        ("ENV A=1 B", "'B' should be KEY=VALUE"),
-        ('ENV A="x', "a quote isn't closed"),
+        ("ENV A=1 B", "can't find = in"),
+        ('ENV A="x', "a double quote isn't closed"),
         ("EXPOSE 0", "Invalid containerPort: 0"),
         ("EXPOSE 70000", "Invalid containerPort: 70000"),
         ("USER a b", "USER requires exactly one argument"),
         ("HEALTHCHECK --interval=5 CMD x", "isn't a duration"),
-        ("HEALTHCHECK x", "expected CMD"),
+        ("HEALTHCHECK x", "try CMD"),
         ("ONBUILD FROM x", "FROM isn't allowed"),
         ("STOPSIGNAL a b", "isn't a signal"),
     ],
@@ -76,3 +78,7 @@ def test_any_argument_is_taken_or_refused_but_never_a_crash(word: str, rest: str
         apply_changes({}, [f"{word} {rest}"])
     except Invalid:
         pass
+
+
+def test_an_entrypoint_drops_the_command_that_was_there() -> None:
+    assert apply_changes({"Cmd": ["a"]}, ['ENTRYPOINT ["b"]']) == {"Entrypoint": ["b"]}
