@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from cove.dockerfile.findings import Finding
+
 
 class Data(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of everything in a graph: comparable, and encoded canonically for keys."""
@@ -203,17 +205,6 @@ class Result(Data, frozen=True, kw_only=True):
     author: str = ""
     base_image_id: str = ""  # "" for one from scratch; its history comes first
     history: tuple[HistoryItem, ...] = ()
-
-
-class Finding(Data, frozen=True, kw_only=True):
-    """What a check of the Dockerfile found; BuildKit's rule names (docs.docker.com/reference/build-checks)."""
-
-    rule: str  # e.g. StageNameCasing
-    message: str
-    line: int
-    column: int = 1
-    end_line: int = 0
-    url: str = ""
 
 
 class Graph(Data, frozen=True, kw_only=True):

@@ -42,7 +42,7 @@ def excerpt(text: str, line: int, column: int) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """The known word that is at most two letters away; "" when none is, or when the word itself is known."""
-    best, least = "", 3
+    best, least = "", min(3, len(word))
     for other in known:
         if other == word:
             return ""
