@@ -139,7 +139,7 @@ def test_the_later_of_env_and_arg_counts_and_only_env_stays_in_the_image() -> No
 @pytest.mark.parametrize(
     ("text", "request_", "message"),
     [
-        ("FROM a AS b", PlanRequest(target="c"), 'target stage "c" could not be found (did you mean b?)'),
+        ("FROM a AS b", PlanRequest(target="c"), 'target stage "c" could not be found: there are b'),
         ("FROM a", PlanRequest(target="1"), 'target stage "1" could not be found: no stage has a name, use its '
                                             "number, e.g. 0"),
         ("FROM $X", None, "Dockerfile:1:6: base name ($X) should not be blank"),
