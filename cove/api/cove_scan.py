@@ -1,4 +1,4 @@
-"""/cove/v1/images/sbom: what is in an image. GET, with the image in the query."""
+"""/cove/v1/images/{sbom,scan} and /cove/v1/vulns: what is in an image, and what is known to be wrong with it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator
 
+from cove.api.docker import wire
 from cove.api.docker.context import Api
-from cove.api.http import Request, Response
+from cove.api.http import Request, Response, json_response
 from cove.api.router import Route
 from cove.model.errors import Invalid
 
@@ -15,8 +16,9 @@ _EPOCH_MAX = 253_402_300_799  # the year 9999's last second
 _TYPES = {
     "cyclonedx": "application/vnd.cyclonedx+json; version=1.6",
     "spdx": "application/spdx+json",
-    "json": "application/json",
+    "sarif": "application/sarif+json",
 }
+_JSON = "application/json"
 
 
 async def send(request: Request, kind: str, pieces: AsyncGenerator[bytes, None]) -> Response | None:
@@ -30,22 +32,67 @@ async def send(request: Request, kind: str, pieces: AsyncGenerator[bytes, None])
     return None
 
 
-def image_of(request: Request, path: str) -> str:
-    name = request.query.get("image")
-    if not name:
-        raise Invalid(f"image: is missing: name one, e.g. {path}?image=debian:latest")
-    return name
-
-
 async def bill(api: Api, request: Request) -> Response | None:
     """An image's bill of materials: `format` cyclonedx, spdx or json, `epoch` the time that it names."""
-    name = image_of(request, "/cove/v1/images/sbom")
+    name = request.query.get("image")
+    if not name:
+        raise Invalid("image: is missing: name one, e.g. /cove/v1/images/sbom?image=debian:latest")
     form = request.query.get("format", "cyclonedx")
     epoch_s = request.query.integer("epoch", None, low=0, high=_EPOCH_MAX)
     pieces = api.engine.images.scanning.bill(
         name, form, epoch_s=int(time.time()) if epoch_s is None else epoch_s
     )
-    return await send(request, _TYPES.get(form, "application/json"), pieces)
+    return await send(request, _TYPES.get(form, _JSON), pieces)
 
 
-ROUTES: tuple[Route[Api], ...] = (("GET", "/cove/v1/images/sbom", bill),)
+class ScanBody(wire.Wire, frozen=True, kw_only=True):
+    image: str | None = None
+    format: str | None = None
+    severity: str | None = None
+    ignore: wire.Strings = None
+    only_fixed: bool | None = None
+    secrets: bool | None = None
+
+
+async def scan(api: Api, request: Request) -> Response | None:
+    """The vulnerabilities of an image, by the body's `Image`; `Format` json, sarif or summary."""
+    body = await wire.read(request, ScanBody, required=True)
+    if not body.image:
+        raise Invalid('Image: is missing: name one, e.g. {"Image": "debian:latest"}')
+    form = body.format or "json"
+    pieces = api.engine.images.scanning.scan(
+        body.image,
+        form,
+        level=body.severity or "",
+        ignore=tuple(body.ignore or ()),
+        only_fixed=bool(body.only_fixed),
+        secrets=body.secrets is not False,
+    )
+    return await send(request, _TYPES.get(form, _JSON), pieces)
+
+
+async def take_vulnerabilities(api: Api, request: Request) -> Response:
+    """Import what the body holds: an entry of OSV, a zip of them, Debian's tracker, or a tar of those."""
+    done = await api.engine.images.scanning.vulnerabilities.take(request.body)
+    return json_response(
+        {
+            "Read": done.read,
+            "Added": done.added,
+            "Changed": done.changed,
+            "Unchanged": done.unchanged,
+            "Removed": done.removed,
+        }
+    )
+
+
+async def tell_vulnerabilities(api: Api, request: Request) -> Response | None:
+    """What was imported, when, and how much there is."""
+    return await send(request, _JSON, api.engine.images.scanning.vulnerabilities.tell())
+
+
+ROUTES: tuple[Route[Api], ...] = (
+    ("GET", "/cove/v1/images/sbom", bill),
+    ("POST", "/cove/v1/images/scan", scan),
+    ("POST", "/cove/v1/vulns/import", take_vulnerabilities),
+    ("GET", "/cove/v1/vulns", tell_vulnerabilities),
+)

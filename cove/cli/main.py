@@ -56,6 +56,7 @@ COMMANDS = (
     ("history", "images", "Show how an image was made"),
     ("login", "login", "Log in to a registry"),
     ("logout", "login", "Forget a registry's password"),
+    ("scan", "scan", "Show the known vulnerabilities of an image"),
     ("sbom", "scan", "Write an image's bill of materials"),
     ("sign", "signing", "Sign an image with a key"),
     ("verify", "signing", "Check an image's signatures"),
@@ -180,6 +181,13 @@ GROUPS = {
             "serve": ("registry", "registry serve"),
             "gc": ("registry", "registry gc"),
             "check": ("registry", "registry check"),
+        },
+    ),
+    "vulns": (
+        "The database of vulnerabilities",
+        {
+            "import": ("scan", "vulns import"),
+            "info": ("scan", "vulns info"),
         },
     ),
     "system": (
@@ -402,5 +410,7 @@ def render_group(group: str) -> str:
     lines = [f"Usage: cove {group} COMMAND [ARG...]", "", f"{summary}.", "", "Commands:"]
     for word, (module, name) in members.items():
         lines.append(f"  {word:<12}{load_command(module, name).summary}")
-    lines += ["", "Example:", f"  cove {group} ls" if "ls" in members else f"  cove {group} df"]
+    first, name = next(iter(members.values()))
+    example = load_command(first, name).example.partition("\n")[0]
+    lines += ["", "Example:", f"  cove {group} ls" if "ls" in members else f"  {example}"]
     return "\n".join(lines) + "\n"

@@ -40,6 +40,7 @@ from cove.image.saving import WantedImage, plan_save
 from cove.image.scanning import Scanning
 from cove.image.types import Commit, LayerProgress, Limits, Loaded, LoadEvent, Removed, Use
 from cove.image.upkeep import Upkeep
+from cove.image.vulnerabilities import Vulnerabilities
 from cove.image.worker import Worker
 from cove.model.errors import Conflict, Invalid, NotFound
 from cove.model.objects import Image
@@ -61,7 +62,8 @@ class Images(Upkeep):
         """Read the records, and remove whatever a crash left that no record names."""
         content = await asyncio.to_thread(Content, root)
         images = cls(content, store, limits or Limits())
-        images.scanning = Scanning(images, content)
+        images.scanning = Scanning(images, content, Vulnerabilities(root.parent / "vulns"))
+        await asyncio.to_thread(images.scanning.vulnerabilities.sweep)
         images.puller = Puller(images, content, Arrivals(content, images.limits))
         await images._read_records()
         await images.signatures.read(images.all_digests())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from cove.image.registry.messages import Fetch
-from cove.image.scantypes import ScanJob
+from cove.image.scantypes import ScanAnswer, ScanJob
 from cove.image.tooljobs import ToolAnswer, ToolJob
 from cove.image.treeindex import FileEntry
 from cove.image.types import Limits, PathStat
@@ -307,7 +307,17 @@ class Verified(Message, tag="verified", frozen=True, kw_only=True):
 
 
 Answer = (
-    Progress | Unpacked | Found | MountAttached | Verified | Adopted | Digested | Done | Failed | ToolAnswer
+    Progress
+    | ScanAnswer
+    | Unpacked
+    | Found
+    | MountAttached
+    | Verified
+    | Adopted
+    | Digested
+    | Done
+    | Failed
+    | ToolAnswer
 )
 
 

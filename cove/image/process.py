@@ -174,8 +174,7 @@ def _do(peer: Peer, job: Job, pidfd: int, calls: sandbox.FileCalls) -> Answer:
     if isinstance(job, ScanJob):
         from cove.image import scanjobs
 
-        scanjobs.do(job, peer.send, calls)
-        return Done()
+        return scanjobs.do(job, peer.receive, peer.send, calls)
     if isinstance(job, VerifySignatures):
         return _verify(job, calls)
     if isinstance(job, Adopt | CopyFiles | DigestItems | IndexContext):

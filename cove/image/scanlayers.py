@@ -30,7 +30,7 @@ from cove.scan.layer import LayerScanner
 _STRICT = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-_CAP_DAC_READ_SEARCH = 2
+CAPABILITIES = (2,)  # CAP_DAC_READ_SEARCH
 _HEAD = 4
 MAX_FILES = 4_000_000  # of one layer, as many as one may have
 LENGTH = struct.Struct("<I")
@@ -108,12 +108,6 @@ def enter_layers(layers_dir: str) -> None:
     sandbox.mount(layers_dir, layers_dir, "", MS_BIND)
     sandbox.mount("", layers_dir, "", MS_REMOUNT | MS_BIND | MS_RDONLY)
     sandbox.pivot_into(layers_dir, bind=False)
-
-
-def close_walls(calls: sandbox.FileCalls) -> None:
-    sandbox.set_limits()
-    sandbox.keep_capabilities((_CAP_DAC_READ_SEARCH,))
-    calls.apply()
 
 
 def scan_stream(job: ScanLayers) -> Iterator[bytes]:

@@ -12,20 +12,28 @@ import asyncio
 import contextlib
 import os
 import secrets
-from collections.abc import AsyncGenerator
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from cove.image.content import Content
-from cove.image.scantypes import MakeBill, ScanLayers
+from cove.image.scantypes import MakeBill, MakeScan, ScanJob, ScanLayers, ScannedImage
+from cove.image.vulnerabilities import Vulnerabilities
 from cove.image.worker import Worker
 from cove.model.errors import HostError, Invalid, Unavailable
 from cove.model.objects import Image
 from cove.model.waiting import NamedLocks
 from cove.scan.model import FORMAT, Subject
+from cove.scan.severity import LEVELS
 
 SCAN_S = 900  # to look through the layers of one image
+IGNORE_MAX = 10_000
 _RESULT_MAX = 256 << 20
+_SUMMARIES_MAX = 1000
+SCAN_FORMATS = ("json", "sarif", "summary")
 BILL_FORMATS = ("cyclonedx", "spdx", "json")
 
 
@@ -41,28 +49,83 @@ class Store(Protocol):
 class Scanning:
     """See the module."""
 
-    def __init__(self, images: Store, content: Content) -> None:
+    def __init__(self, images: Store, content: Content, vulnerabilities: Vulnerabilities) -> None:
         self._images = images
         self._content = content
+        self.vulnerabilities = vulnerabilities
         self._locks = NamedLocks()
+        self._summaries: OrderedDict[tuple[str, str], dict[str, int]] = OrderedDict()
 
     async def bill(self, reference: str, form: str, *, epoch_s: int) -> AsyncGenerator[bytes, None]:
         """A bill of materials of an image, in pieces. NotFound, Invalid, Unavailable, HostError."""
         if form not in BILL_FORMATS:
             raise Invalid(f"format {form}: expected one of {', '.join(BILL_FORMATS)}, e.g. format=cyclonedx")
+        pieces = self._report(reference, lambda image: MakeBill(image=image, form=form, epoch_s=epoch_s))
+        async with contextlib.aclosing(pieces):
+            async for piece in pieces:
+                yield piece
+
+    async def scan(
+        self,
+        reference: str,
+        form: str,
+        *,
+        level: str = "",
+        ignore: tuple[str, ...] = (),
+        only_fixed: bool = False,
+        secrets: bool = True,
+    ) -> AsyncGenerator[bytes, None]:
+        """The report of an image's vulnerabilities, in pieces. `level`: these and worse ones; `ignore`: ids, or
+        ID:PACKAGE. NotFound, Invalid, Unavailable, HostError."""
+        if form not in SCAN_FORMATS:
+            raise Invalid(f"format {form}: expected one of {', '.join(SCAN_FORMATS)}, e.g. format=json")
+        if level and level not in LEVELS:
+            raise Invalid(f"severity {level}: expected one of {', '.join(LEVELS)}, e.g. severity=high")
+        if len(ignore) > IGNORE_MAX:
+            raise Invalid(f"ignore: {len(ignore)} ids; up to {IGNORE_MAX} can be left out")
+        pieces = self._report(
+            reference,
+            lambda image: MakeScan(
+                image=image,
+                database=self.vulnerabilities.path,
+                form=form,
+                level=level,
+                ignore=ignore,
+                only_fixed=only_fixed,
+                secrets=secrets,
+            ),
+        )
+        async with contextlib.aclosing(pieces):
+            async for piece in pieces:
+                yield piece
+
+    async def summary(self, image_id: str) -> dict[str, int]:
+        """How many vulnerabilities of each level an image has: what a policy asks for. Kept for each image and
+        database. NotFound, Unavailable, HostError."""
+        key = (image_id, self.vulnerabilities.version)
+        known = self._summaries.get(key)
+        if known is None:
+            data = b"".join([piece async for piece in self.scan(image_id, "summary")])
+            known = self._summaries[key] = msgspec.json.decode(data, type=dict[str, int])
+            while len(self._summaries) > _SUMMARIES_MAX:
+                self._summaries.popitem(last=False)
+        return known
+
+    async def _report(
+        self, reference: str, job: Callable[[ScannedImage], ScanJob]
+    ) -> AsyncGenerator[bytes, None]:
+        """What a worker makes of an image whose layers have been looked through."""
         async with self._images.busy():
             image = self._images.find_image(reference)
             layers = self._images.layer_paths(image)
             scans = await self._scanned(layers)
-            job = MakeBill(
+            scanned = ScannedImage(
                 layers_dir=str(self._content.layers),
                 layers=tuple(layers),
                 scans=tuple(str(path) for path in scans),
                 subject=self._subject(image, reference),
-                form=form,
-                epoch_s=epoch_s,
             )
-            async with Worker(job) as worker:
+            async with Worker(job(scanned)) as worker:
                 while piece := await worker.receive():
                     yield piece
                 await worker.last()

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from cove.scan import sbom
+from cove.scan.findings import Choice, choose, scan_json
 from cove.scan.inventory import Inventory, Provider, assemble
+from cove.scan.match import count_levels, match
 from cove.scan.model import LayerScan, Subject
+from cove.scan.sarif import sarif
 from cove.scan.subject import packages_json
+from cove.scan.vulndb import Reader
 
 Render = Callable[[Subject, Inventory, int], dict[str, Any]]
 _RENDERS: dict[str, Render] = {
@@ -16,6 +22,7 @@ _RENDERS: dict[str, Render] = {
     "spdx": sbom.spdx,
     "json": lambda subject, inventory, _: packages_json(subject, inventory),
 }
+SCAN_FORMATS = ("json", "sarif", "summary")
 
 
 def make_bill(
@@ -23,3 +30,21 @@ def make_bill(
 ) -> bytes:
     """A bill of materials in one of `sbom.FORMATS`; `epoch_s` is when it is said to be made."""
     return sbom.render(_RENDERS[form](subject, assemble(scans, provider), epoch_s))
+
+
+def make_scan(
+    form: str,
+    subject: Subject,
+    scans: Sequence[LayerScan],
+    provider: Provider,
+    database: Reader,
+    choice: Choice,
+) -> bytes:
+    """The report of an image's vulnerabilities in one of SCAN_FORMATS; `summary`: how many there are of each level."""
+    inventory = assemble(scans, provider)
+    matched = match(inventory, database)
+    if form == "summary":
+        return msgspec.json.encode(count_levels(matched.findings))
+    chosen = choose(matched, inventory, choice)
+    report = scan_json(subject, inventory, matched, chosen, database.sources())
+    return sbom.render(sarif(report) if form == "sarif" else report)

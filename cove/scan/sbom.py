@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+from packageurl import PackageURL
 
 from cove import __version__
 from cove.scan.inventory import Component, Inventory
@@ -38,8 +39,6 @@ def _uuid(subject: Subject, kind: str, epoch_s: int) -> uuid.UUID:
 
 
 def _image_url(subject: Subject) -> str:
-    from packageurl import PackageURL
-
     repository, _, tag = subject.name.rpartition(":")
     if not repository or "/" in tag:
         repository, tag = subject.name, ""

@@ -151,7 +151,7 @@ def test_a_program_that_go_built(tmp_path: Path) -> None:
         run(go, "build", "-ldflags", flags, "-o", "app", ".", cwd=tmp_path, env=environment)
         found = names(scan_file(tmp_path / "app", "usr/bin/app"))
         # what was replaced by a directory has no version
-            assert found == [f"golang stdlib {version}", "golang example.org/app (devel)"]
+        assert found == [f"golang stdlib {version}", "golang example.org/app (devel)"]
 
 
 @pytest.mark.parametrize(
