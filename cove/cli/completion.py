@@ -67,7 +67,7 @@ CONTAINERS = (
     "recreate",
 )
 IMAGES = (
-    *("run", "create", "plan", "save", "tag", "rmi", "history", "images"),
+    *("run", "create", "plan", "push", "save", "tag", "rmi", "history", "images"),
     *(
         "image inspect",
         "image tree",

@@ -54,6 +54,8 @@ COMMANDS = (
     ("tag", "images", "Give an image another name"),
     ("rmi", "images", "Remove images"),
     ("history", "images", "Show how an image was made"),
+    ("push", "push", "Push an image to a registry"),
+    ("search", "push", "Look for images in a registry"),
     ("login", "login", "Log in to a registry"),
     ("logout", "login", "Forget a registry's password"),
     ("scan", "scan", "Show the known vulnerabilities of an image"),
@@ -91,6 +93,7 @@ GROUPS = {
             "remove": ("images", "rmi"),
             "inspect": ("inspect", "image inspect"),
             "prune": ("disk", "image prune"),
+            "push": ("push", "push"),
             **{name: ("images", name) for name in ("load", "import", "save", "tag", "history")},
             **{name: ("imagetools", f"image {name}") for name in ("tree", "diff", "squash", "check")},
             "slim": ("imageslim", "image slim"),
@@ -205,8 +208,6 @@ GROUPS = {
 # What docker has and this release doesn't, and what to do instead.
 NOT_HERE = {
     "pull": "this release reads no registry; cove load and cove import bring images",
-    "push": "this release writes to no registry; cove save writes an archive",
-    "search": "this release knows no registries",
     "build": "this release builds no images; cove import makes one from a file system's archive",
 }
 

@@ -70,7 +70,6 @@ def _row(name: str, kind: Kind, default: Any, help: str, example: Any, **rest: A
 
 _SWITCH = Switch("BOOL")
 _PATH = Text("PATH", kinds.optional(kinds.check_path))
-_NO_REGISTRY = "kept for the registry client, which this release hasn't; `docker info` shows it"
 _NO_SWARM = "this engine isn't part of a swarm"
 _NO_CONTAINERD = "there is no containerd: Cove supervises containers by itself"
 _NO_PROXY = "this release opens no connection to a registry"
@@ -553,8 +552,7 @@ _REGISTRIES = _rows(
     _row("insecure-registries", Words("HOST"), (), "go without TLS, or with a certificate of nobody, to these",
          ["registry.example.com:5000"], flag="insecure-registry", reload=True),
     _row("max-concurrent-downloads", Number("N", 1, 1_000), 3, "layers that are pulled at a time", 5, reload=True),
-    _row("max-concurrent-uploads", Number("N", 1, 1_000), 5, "layers of a push at a time", 5, reload=True,
-         ignored=_NO_REGISTRY),
+    _row("max-concurrent-uploads", Number("N", 1, 1_000), 5, "layers of a push at a time", 5, reload=True),
     _row("max-download-attempts", Number("N", 1, 1_000), 5, "attempts at a layer, in a row without a byte", 5,
          reload=True),
     _row("http-proxy", Text("URL"), "", "proxy of outgoing connections", "http://proxy:3128", ignored=_NO_PROXY),

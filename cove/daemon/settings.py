@@ -81,6 +81,7 @@ def reloadable_settings(settings: Settings, config: Config) -> Settings:
         image_policy=config.text("image-policy"),
         registry_mirrors=_mirrors(config.words("registry-mirrors")),
         max_downloads=config.number("max-concurrent-downloads"),
+        max_uploads=config.number("max-concurrent-uploads"),
         download_attempts=config.number("max-download-attempts"),
         insecure_registries=config.words("insecure-registries"),
     )

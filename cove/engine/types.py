@@ -62,6 +62,7 @@ class Settings:
     registry_mirrors: tuple[str, ...] = ()  # URL (of Docker Hub), or HOST=URL
     insecure_registries: tuple[str, ...] = ()
     max_downloads: int = 3  # layers at a time
+    max_uploads: int = 5  # layers of a push at a time
     download_attempts: int = 5
 
     @property

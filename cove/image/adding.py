@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from cove.image import manifests
-from cove.image.catalog import CONFIG, DIGEST, HELD, LAYER, NAME, Catalog
+from cove.image.catalog import CONFIG, DIGEST, HELD, LAYER, NAME, PUSHED, Catalog
 from cove.image.content import EMPTY_LAYER, Content
 from cove.image.jobs import Member, Progress, Unpack, Unpacked
 from cove.image.manifests import FoundImage, LayerBlob
@@ -29,7 +29,7 @@ from cove.image.references import parse_tagged
 from cove.image.signatures import Signatures
 from cove.image.types import Limits
 from cove.image.worker import Worker
-from cove.model.errors import HostError
+from cove.model.errors import HostError, NotFound
 from cove.model.objects import Image
 from cove.model.waiting import finish
 from cove.store.interface import MAX_OPERATIONS, Delete, Put, Store
@@ -198,6 +198,24 @@ class Adding(Catalog):
         """`add` an image of a registry under `name@digest`, with the documents that led to it as they came."""
         async with self.staging() as staging:
             return await self.add(staging, found, Origin(name=name, documents=documents, places=places))
+
+    async def note_digest(self, image_id: str, name: str, manifest: bytes) -> None:
+        """Put on record that an image is known to a registry as `name@digest`. NotFound: it was removed meanwhile."""
+        async with self.staging() as staging, self._lock:
+            if image_id not in self._records:
+                raise NotFound(f"No such image: {image_id}")
+            digest = await asyncio.to_thread(self._content.write_blob, staging, manifest)
+            await asyncio.to_thread(self._content.sync)
+            old = self._digests.get(name)
+            record = DigestRecord(image=image_id, documents=(digest,))
+            if old == record:
+                return
+            await self._store.txn([], [Put(DIGEST + name, encode_record(record))])
+            self._digests[name] = record
+            if old is not None:
+                self._garbage_blobs.update(old.documents)
+            for changed in {image_id, *([old.image] if old else [])}:
+                self._refresh(changed)
 
     def _layer_record(self, member: Member) -> LayerRecord:
         return LayerRecord(
@@ -395,9 +413,10 @@ class Adding(Catalog):
             layers = self._garbage_layers | {layer.name for layer in loose}
             blobs = (self._garbage_blobs | before) - self._wanted_blobs()
             self._garbage_layers, self._garbage_blobs = set(), set()
-            for start in range(0, len(loose), MAX_OPERATIONS):
-                batch = loose[start : start + MAX_OPERATIONS]
-                await self._store.txn([], [Delete(LAYER + hex_of(layer.diff_id)) for layer in batch])
+            keys = [kind + hex_of(layer.diff_id) for layer in loose for kind in (LAYER, PUSHED)]
+            for start in range(0, len(keys), MAX_OPERATIONS):
+                batch = keys[start : start + MAX_OPERATIONS]
+                await self._store.txn([], [Delete(key) for key in batch])
             await asyncio.to_thread(self._content.throw, layers=layers, blobs=blobs)
 
     async def _empty_trash(self) -> None:

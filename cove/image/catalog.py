@@ -33,6 +33,7 @@ from cove.store.interface import Delete, Store
 _log = logging.getLogger(__name__)
 CONFIG, LAYER, NAME, HELD = "images/config/", "images/layer/", "images/name/", "images/held/"
 DIGEST = "images/digest/"
+PUSHED = "images/pushed/"  # PushedRecord, by diff id: push.py reads and writes them
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "riscv64": "riscv64"}
 
 
@@ -106,6 +107,32 @@ class Catalog:
             known = self._digests.get(f"{reference.familiar_name}@{reference.digest}")
             return known.image if known else ""
         return self._names.get(reference.familiar, "")
+
+    def tags_of(self, reference: Reference) -> list[Reference]:
+        """Every name that images here have in a repository."""
+        found = (parse_reference(name) for name in self._names)
+        return sorted((r for r in found if r.name == reference.name), key=lambda r: r.tag)
+
+    def layer_record(self, diff_id: str) -> LayerRecord:
+        """What is on record of a layer. NotFound."""
+        record = self._layers.get(diff_id)
+        if record is None:
+            raise NotFound(f"No such layer: {diff_id}")
+        return record
+
+    def images_with(self, diff_id: str) -> list[Image]:
+        """The images that have a layer."""
+        return [image for image in self._images.values() if diff_id in image.diff_ids]
+
+    def manifest_for(self, image: Image, reference: Reference) -> bytes:
+        """The image's manifest as a registry knows it, this repository's first; else Cove's own. HostError."""
+        prefix = f"{reference.familiar_name}@"
+        found = sorted(
+            (not name.startswith(prefix), name, known.documents[-1])
+            for name, known in self._digests.items()
+            if known.image == image.id and known.documents
+        )
+        return self._content.read_blob(found[0][2] if found else self._records[image.id].manifest)
 
     async def find_config(self, digest: str) -> bytes | None:
         """The configuration of an image that is here."""
@@ -228,6 +255,9 @@ class Catalog:
         for diff_id in [diff_id for diff_id in self._layers if diff_id not in wanted]:
             del self._layers[diff_id]
             await self._store.txn([], [Delete(LAYER + hex_of(diff_id))])
+        for item in await self._store.range(PUSHED):
+            if f"sha256:{item.key.removeprefix(PUSHED)}" not in self._layers:
+                await self._store.txn([], [Delete(item.key)])
         for item in await self._store.range(NAME):
             image_id = item.value.decode()
             if image_id in self._images:

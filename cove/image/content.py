@@ -112,6 +112,34 @@ class Content:
                 raise HostError(f"write the image's configuration: {error.strerror}") from error
         return f"sha256:{digest}"
 
+    def open_spool(self) -> int:
+        """A file without a name, for what is needed only while it is open. HostError (disk full)."""
+        try:
+            try:
+                return os.open(self.root / "loading", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                if error.errno not in (
+                    errno.EOPNOTSUPP,
+                    errno.EISDIR,
+                ):  # a file system that has no such files
+                    raise
+            path = self.root / "loading" / secrets.token_hex(8)
+            fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            os.unlink(path)
+            return fd
+        except OSError as error:
+            raise HostError(
+                f"a layer can't be compressed in {self.root / 'loading'}: {error.strerror}"
+            ) from error
+
+    def open_blob(self, digest: str) -> int:
+        """A blob, to be read. HostError when it is missing."""
+        path = self._blobs / digest.removeprefix("sha256:")
+        try:
+            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise HostError(f"the image store lacks {digest}: {error.strerror}") from error
+
     def sync(self) -> None:
         """Make the renames durable."""
         for path in (self._blobs, self.frames, self.layers):

@@ -20,7 +20,7 @@ import msgspec
 from cove.image import manifests
 from cove.image.catalog import CONFIG, DIGEST, NAME
 from cove.image.changes import apply_changes
-from cove.image.content import Content
+from cove.image.content import EMPTY_LAYER, Content
 from cove.image.feed import Feed
 from cove.image.hostmounts import refuse_mounted
 from cove.image.jobs import Done, Progress, Save
@@ -35,6 +35,8 @@ from cove.image.references import (
 from cove.image.registry import PullEvent, PullOptions
 from cove.image.registry.arrivals import Arrivals
 from cove.image.registry.pull import Puller
+from cove.image.registry.push import PushedTag, Pusher, PushEvent, PushOptions
+from cove.image.registry.search import Found, Wish, search
 from cove.image.removal import Known, Removal, is_single, plan_removal
 from cove.image.saving import WantedImage, plan_save
 from cove.image.scanning import Scanning
@@ -56,6 +58,7 @@ class Images(Upkeep):
 
     scanning: Scanning
     puller: Puller
+    pusher: Pusher
 
     @classmethod
     async def open(cls, root: Path, store: Store, *, limits: Limits | None = None) -> Images:
@@ -65,6 +68,7 @@ class Images(Upkeep):
         images.scanning = Scanning(images, content, Vulnerabilities(root.parent / "vulns"))
         await asyncio.to_thread(images.scanning.vulnerabilities.sweep)
         images.puller = Puller(images, content, Arrivals(content, images.limits))
+        images.pusher = Pusher(images, content, store)
         await images._read_records()
         await images.signatures.read(images.all_digests())
         await asyncio.to_thread(
@@ -79,6 +83,16 @@ class Images(Upkeep):
     def pull(self, reference: str, options: PullOptions) -> AsyncGenerator[PullEvent, None]:
         """Pull an image from its registry, or all tags of a repository. See `Puller.pull`."""
         return self.puller.pull(reference, options)
+
+    # --- push ---------------------------------------------------------------------------------
+
+    def push(self, reference: str, options: PushOptions) -> AsyncGenerator[PushEvent | PushedTag, None]:
+        """Push an image, or all tags of a name, to its registry. See `Pusher.push`."""
+        return self.pusher.push(reference, options)
+
+    async def search(self, wish: Wish, options: PullOptions) -> list[Found]:
+        """Repositories of a registry that match. See `cove.image.registry.search`."""
+        return await search(wish, options, self._content.layers / EMPTY_LAYER)
 
     # --- load and import ----------------------------------------------------------------------
 

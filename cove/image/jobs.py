@@ -55,6 +55,27 @@ class Save(Message, tag="save", frozen=True, kw_only=True):
     members: tuple[SaveMember, ...]
 
 
+class KeptLayer(Message, frozen=True, kw_only=True):
+    """A layer to be compressed: kept as files and frame, or as a blob that is compressed in another way."""
+
+    name: str
+    diff_id: str
+    moved: bool = False
+    blob: str = ""  # hex digits
+    compression: str = ""  # of the blob
+
+
+class Compress(Message, tag="compress", frozen=True, kw_only=True):
+    """Write layers, compressed, one behind the other to the descriptor `output`; each is reported (LayerCompressed)."""
+
+    root: str
+    layers: tuple[KeptLayer, ...]
+    compression: str  # gzip or zstd
+    level: int
+    output: int
+    budget_bytes: int
+
+
 class BindMount(Message, frozen=True, kw_only=True):
     source: str
     subpath: str = ""  # below the source, which is the root for it
@@ -220,6 +241,7 @@ Job = (
     Unpack
     | UnpackBlob
     | Save
+    | Compress
     | ReadLayer
     | StatPath
     | ReadArchive
@@ -247,6 +269,15 @@ class Progress(Message, tag="progress", frozen=True, kw_only=True):
     name: str
     current: int
     total: int
+
+
+class LayerCompressed(Message, tag="layer-compressed", frozen=True, kw_only=True):
+    """So much of a layer (by its place in the job) is in the output from `offset` on; with `digest`, all of it."""
+
+    number: int
+    offset: int
+    size: int
+    digest: str = ""
 
 
 class Member(Message, frozen=True, kw_only=True):
@@ -309,6 +340,7 @@ class Verified(Message, tag="verified", frozen=True, kw_only=True):
 Answer = (
     Progress
     | ScanAnswer
+    | LayerCompressed
     | Unpacked
     | Found
     | MountAttached

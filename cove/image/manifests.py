@@ -28,6 +28,9 @@ MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 _LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar"
+DOCKER_MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
+_DOCKER_CONFIG_TYPE = "application/vnd.docker.container.image.v1+json"
+_DOCKER_LAYER_TYPE = "application/vnd.docker.image.rootfs.diff.tar"
 _INDEX_TYPES = (INDEX_TYPE, "application/vnd.docker.distribution.manifest.list.v2+json")
 _NAME = "io.containerd.image.name"
 _REF_NAME = "org.opencontainers.image.ref.name"
@@ -391,16 +394,25 @@ class LayerBlob:
     compression: str = ""
 
 
-def build_manifest(config_digest: str, config_size: int, layers: Sequence[LayerBlob]) -> bytes:
-    """An OCI manifest; the same input always gives the same bytes."""
+def build_manifest(
+    config_digest: str, config_size: int, layers: Sequence[LayerBlob], *, docker: bool = False
+) -> bytes:
+    """An OCI manifest, or one of Docker's schema 2; the same input always gives the same bytes."""
+    layer_type = _DOCKER_LAYER_TYPE if docker else _LAYER_TYPE
+    separator = "." if docker else "+"
     return msgspec.json.encode(
         {
             "schemaVersion": 2,
-            "mediaType": MANIFEST_TYPE,
-            "config": {"mediaType": CONFIG_TYPE, "digest": config_digest, "size": config_size},
+            "mediaType": DOCKER_MANIFEST_TYPE if docker else MANIFEST_TYPE,
+            "config": {
+                "mediaType": _DOCKER_CONFIG_TYPE if docker else CONFIG_TYPE,
+                "digest": config_digest,
+                "size": config_size,
+            },
             "layers": [
                 {
-                    "mediaType": _LAYER_TYPE + (f"+{layer.compression}" if layer.compression else ""),
+                    "mediaType": layer_type
+                    + (f"{separator}{layer.compression}" if layer.compression else ""),
                     "digest": layer.digest,
                     "size": layer.size,
                 }

@@ -22,6 +22,7 @@ from cove.image.jobs import (
     Adopt,
     Answer,
     AttachMount,
+    Compress,
     CopyFiles,
     CopyUp,
     DetachMounts,
@@ -30,6 +31,8 @@ from cove.image.jobs import (
     Found,
     IndexContext,
     Job,
+    KeptLayer,
+    LayerCompressed,
     OverlayPlace,
     Place,
     Progress,
@@ -159,6 +162,8 @@ def _do(peer: Peer, job: Job, pidfd: int, calls: sandbox.FileCalls) -> Answer:
         _close_walls(calls)
         peer.send(_save(job))
         return Done()
+    if isinstance(job, Compress):
+        return _compress(job, peer, calls)
     if isinstance(job, ReadLayer):
         sandbox.unshare_all()
         sandbox.pivot_into(job.upper)
@@ -256,6 +261,44 @@ def _close_walls(calls: sandbox.FileCalls) -> None:
     calls.apply()
 
 
+def _compress(job: Compress, peer: Peer, calls: sandbox.FileCalls) -> Answer:
+    from cove.image.compress import Spool, compress  # what no other job needs
+
+    sandbox.unshare_all()
+    sandbox.pivot_into(job.root)
+    _close_walls(calls)
+    number = 0
+
+    def grown(size: int) -> None:
+        peer.answer(LayerCompressed(number=number, offset=spool.offset, size=size))
+
+    spool = Spool(lambda data: os.write(job.output, data), job.budget_bytes, grown)
+    for number, layer in enumerate(job.layers):
+        spool.begin()
+        digest, size = compress(
+            _kept(layer),
+            spool.write,
+            compression=job.compression,
+            level=job.level,
+            threads=os.cpu_count() or 1,
+            diff_id=layer.diff_id,
+        )
+        peer.answer(LayerCompressed(number=number, offset=spool.offset, size=size, digest=digest))
+    return Done()
+
+
+def _kept(layer: KeptLayer) -> Iterator[bytes]:
+    if not layer.blob:
+        yield from _layer(layer.name, layer.moved)
+        return
+    from cove.image.decode import decoder
+
+    with open(f"/blobs/sha256/{layer.blob}", "rb", buffering=0) as stream:
+        pieces = decoder(layer.compression, lambda: stream.read(_RECEIVE), Limits())
+        while piece := pieces():
+            yield bytes(piece)
+
+
 def _save(job: Save) -> Iterator[bytes]:
     for member in job.members:
         entry = Entry(
@@ -288,12 +331,17 @@ def _content(member: SaveMember) -> Iterator[bytes]:
     if not member.layer:
         yield member.data
         return
-    layer = os.open(f"/layers/{member.layer}", os.O_RDONLY | os.O_DIRECTORY)
+    yield from _layer(member.layer, member.moved)
+
+
+def _layer(name: str, has_moved: bool) -> Iterator[bytes]:
+    """A plain layer's tar."""
+    layer = os.open(f"/layers/{name}", os.O_RDONLY | os.O_DIRECTORY)
     moved = None
     try:
-        if member.moved:
-            moved = os.open(f"/frames/{member.layer}.moved", os.O_RDONLY | os.O_DIRECTORY)
-        with open(f"/frames/{member.layer}", "rb") as stream:
+        if has_moved:
+            moved = os.open(f"/frames/{name}.moved", os.O_RDONLY | os.O_DIRECTORY)
+        with open(f"/frames/{name}", "rb") as stream:
             yield from frames.read_frame(stream, layer, moved)
     finally:
         os.close(layer)

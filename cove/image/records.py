@@ -60,3 +60,20 @@ def encode_record(record: ImageRecord | LayerRecord | HeldRecord | DigestRecord)
 def hex_of(digest: str) -> str:
     """The hex digits of a sha256 digest."""
     return digest.removeprefix("sha256:")
+
+
+class PushedBlob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One form in which a layer was pushed, and repositories that have it by their full names, the newest first."""
+
+    digest: str
+    size: int
+    compression: str  # gzip or zstd
+    level: int = 0  # it was made with; 0: it came so
+    repositories: tuple[str, ...] = ()
+
+
+class PushedRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What is known at registries of a layer, the newest first. Never the only trace of anything: it saves work."""
+
+    diff_id: str
+    blobs: tuple[PushedBlob, ...] = ()

@@ -115,11 +115,6 @@ def test_a_tree_is_imported_with_changes(docker: Docker, image: str) -> None:
     assert "made by hand" in docker("history", "tree:1").out
 
 
-def test_pull_build_and_push_say_what_to_do_instead(docker: Docker, image: str) -> None:
-    assert "docker load" in docker("pull", "debian:nothing", code=1).err
-    assert "docker load" in docker("push", image, code=1).err
-
-
 # --- volumes --------------------------------------------------------------------------------------
 
 
@@ -302,10 +297,6 @@ def test_events_follow_as_they_happen(docker: Docker, image: str) -> None:
             docker("volume", "create", f"v{number}")
             number += 1
         assert events.line().startswith(b"create v")
-
-
-def test_a_search_and_a_login_say_that_there_is_no_registry(docker: Docker) -> None:
-    assert "registry" in docker("search", "debian", code=1).err
 
 
 def test_the_archive_of_an_image_is_one_for_other_tools_too(docker: Docker, image: str) -> None:

@@ -42,6 +42,8 @@ from cove.engine.types import (
 )
 from cove.events.bus import Bus
 from cove.image.manifests import HistoryLine, history_of
+from cove.image.registry.push import PushEvent
+from cove.image.registry.search import Found, split_term
 from cove.image.types import Loaded, PathStat, Removed, Use
 from cove.logs.model import LogLine, LogQuery
 from cove.metrics.meters import Meters
@@ -98,6 +100,14 @@ class FakeImages:
             if reference in names or (len(reference) > 3 and image.id[7:].startswith(reference)):
                 return image
         raise NotFound(f"No such image: {reference if ':' in reference else reference + ':latest'}")
+
+    async def push(self, reference: str, options: Any) -> AsyncGenerator[Any, None]:
+        yield PushEvent(status=f"The push refers to repository [{reference}]")
+        raise NotFound(f"An image does not exist locally with the tag: {reference}")
+
+    async def search(self, wish: Any, options: Any) -> list[Any]:
+        split_term(wish.term)
+        return [Found(name="debian", description="a system", stars=7, official=True)]
 
     def list_images(self) -> list[Image]:
         return list(self.images)

@@ -18,6 +18,7 @@ from cove.api.docker import ROUTES
 from cove.engine.health import Health, ProbeResult
 from cove.engine.types import View, WaitResult
 from cove.image.registry import PullEvent, PullOptions
+from cove.image.registry.push import PushedTag, PushEvent, PushOptions
 from cove.logs.model import LogLine, LogUnreadable
 from cove.model import errors
 from cove.model.container import StepFailure
@@ -120,8 +121,6 @@ def test_every_route_answers_without_an_object(api: ApiFixture, method: str, pat
         ("GET", "/services", 503),
         ("GET", "/swarm", 503),
         ("POST", "/swarm/init", 501),
-        ("GET", "/images/search", 501),
-        ("POST", "/images/debian/push", 501),
         ("GET", "/plugins/web/json", 404),
     ],
 )
@@ -692,6 +691,66 @@ def test_a_pull_without_a_tag_is_of_all_tags(api: ApiFixture) -> None:
     asked = pulling(api)
     assert api.ask("POST", "/images/create?fromImage=x").status == 200
     assert asked[0][1].all_tags
+
+
+def test_a_push_tells_docker_s_lines(api: ApiFixture) -> None:
+    asked: list[tuple[str, PushOptions]] = []
+
+    async def push(reference: str, options: PushOptions) -> AsyncGenerator[Any, None]:
+        asked.append((reference, options))
+        yield PushEvent(status="The push refers to repository [x/app]")
+        yield PushEvent(status="Preparing", id="abc")
+        yield PushEvent(status="Pushing", id="abc", current=1, total=2)
+        yield PushedTag(reference="x/app:1", image_id=IMAGE.id, tag="1", digest="sha256:d", size=9)
+
+    api.engine.images.push = push  # type: ignore[method-assign]
+    answer = api.ask("POST", "/images/x/app/push?tag=1&compression=zstd&compression-level=7")
+    assert [json.loads(line) for line in answer.body.splitlines()] == [
+        {"status": "The push refers to repository [x/app]"},
+        {"status": "Preparing", "progressDetail": {}, "id": "abc"},
+        {"status": "Pushing", "progressDetail": {"current": 1, "total": 2}, "progress": "1/2 B", "id": "abc"},
+        {"status": "1: digest: sha256:d size: 9"},
+        {"progressDetail": {}, "aux": {"Tag": "1", "Digest": "sha256:d", "Size": 9}},
+    ]
+    ((reference, options),) = asked
+    assert (reference, options.all_tags, options.wanted.compression, options.wanted.level) == (
+        "x/app:1",
+        False,
+        "zstd",
+        7,
+    )
+
+
+def test_a_push_that_fails_is_a_line_of_its_stream(api: ApiFixture) -> None:
+    lines = api.ask("POST", "/images/x/push?tag=1").body.splitlines()
+    assert json.loads(lines[1])["error"] == "An image does not exist locally with the tag: x:1"
+
+
+@pytest.mark.parametrize(
+    ("query", "sentence"),
+    [
+        ("", "term: expected some words"),
+        ("term=http://x/y", "should not have a scheme"),
+        ("term=x&limit=101", "must be from 0 to 100"),
+        ('term=x&filters={"stars":["many"]}', "invalid filter"),
+        ('term=x&filters={"colour":["red"]}', "colour"),
+    ],
+)
+def test_a_search_that_makes_no_sense_is_refused(api: ApiFixture, query: str, sentence: str) -> None:
+    answer = api.ask("GET", f"/images/search?{query}")
+    assert answer.status == 400 and sentence in answer.message
+
+
+def test_a_search_answers_as_docker_does(api: ApiFixture) -> None:
+    assert json.loads(api.ask("GET", "/images/search?term=deb").body) == [
+        {
+            "star_count": 7,
+            "is_official": True,
+            "name": "debian",
+            "is_automated": False,
+            "description": "a system",
+        }
+    ]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ _NO_SWARM = (
     "to connect this node to swarm and try again."
 )
 _NO_PLUGINS = "Cove has no Docker plugins"
-_NO_REGISTRY = "this release of Cove has no registry client: move images with `docker save` and `docker load`"
 
 
 async def no_swarm(api: Api, request: Request) -> Response:
@@ -25,10 +24,6 @@ async def no_swarm_here(api: Api, request: Request) -> Response:
 
 async def no_swarm_to_leave(api: Api, request: Request) -> Response:
     raise Unavailable("This node is not part of a swarm")
-
-
-async def no_registry(api: Api, request: Request) -> Response:
-    raise NotImplementedHere(_NO_REGISTRY)
 
 
 async def no_checkpoint(api: Api, request: Request) -> Response:
@@ -70,8 +65,6 @@ ROUTES: tuple[Route[Api], ...] = (
     ("POST", "/plugins/create", no_plugins),
     ("GET", "/plugins/{name}/json", no_such_plugin),
     ("DELETE", "/plugins/{name}", no_such_plugin),
-    ("GET", "/images/search", no_registry),
-    ("POST", "/images/{name}/push", no_registry),
     ("GET", "/containers/{name}/checkpoints", no_checkpoint),
     ("POST", "/containers/{name}/checkpoints", no_checkpoint),
 )

@@ -24,16 +24,21 @@ from cove.image import sandbox
 from cove.image.registry.blobs import BlobStream
 from cove.image.registry.messages import (
     Addresses,
+    BlobMoved,
     CommandFailed,
     Document,
     Fetch,
     GetDocument,
+    Grow,
     Lookup,
+    PushBlob,
+    PutManifest,
     Reply,
     StreamBlob,
     Streamed,
     decode_command,
 )
+from cove.image.registry.sending import Sending, put
 from cove.image.registry.tls import Trust
 from cove.image.registry.transport import Client, Connections, Unreachable
 from cove.model.errors import CoveError, HostError, Unavailable
@@ -41,11 +46,11 @@ from cove.model.errors import CoveError, HostError, Unavailable
 SYSTEM_CALLS = """
 accept4 bind brk clock_gettime clock_nanosleep clone3 clone close connect dup epoll_create1 epoll_ctl epoll_wait exit
 exit_group fcntl fstat futex getpeername getpid getrandom getsockname getsockopt gettid ioctl lseek madvise mmap
-mprotect mremap munmap nanosleep newfstatat poll ppoll read recvfrom recvmsg restart_syscall rseq rt_sigaction
+mprotect mremap munmap nanosleep newfstatat poll ppoll pread64 read recvfrom recvmsg restart_syscall rseq rt_sigaction
 rt_sigprocmask rt_sigreturn sched_getaffinity sched_yield select pselect6 sendmsg sendto set_robust_list setsockopt
 shutdown sigaltstack write writev
 """.split()
-_FRAME_MAX = 1 << 20
+_FRAME_MAX = 8 << 20
 _FDS_MAX = 8
 _LOOKUP_S = 30.0
 _THREADS = 24
@@ -62,6 +67,7 @@ class Fetching:
         self._lookups: dict[int, SimpleQueue[tuple[str, ...]]] = {}
         self._number = 0
         self._files: list[int] = []
+        self._pushing = Sending(lambda number, current: self._send(BlobMoved(id=number, current=current)))
         self._pool = ThreadPoolExecutor(_THREADS)
         self._ahead = ThreadPoolExecutor(
             _THREADS
@@ -82,9 +88,14 @@ class Fetching:
                 if (waiting := self._lookups.get(command.id)) is not None:
                     waiting.put(command.addresses)
                 continue
+            if isinstance(command, Grow):
+                self._pushing.grow(command)
+                continue
             out = -1
             if isinstance(command, StreamBlob):
                 out = self._files.pop(0)
+            if isinstance(command, PushBlob) and command.file:
+                self._pushing.expect(command, self._files.pop(0))
             self._pool.submit(self._do, command, out)
 
     def _exactly(self, length: int) -> bytes:
@@ -107,12 +118,16 @@ class Fetching:
 
     # --- commands -----------------------------------------------------------------------------
 
-    def _do(self, command: GetDocument | StreamBlob, out: int) -> None:
+    def _do(self, command: GetDocument | StreamBlob | PushBlob | PutManifest, out: int) -> None:
         try:
             if isinstance(command, GetDocument):
                 reply: Reply = self._first(lambda client: _document(client, command))
-            else:
+            elif isinstance(command, StreamBlob):
                 reply = self._stream(command, out)
+            elif isinstance(command, PutManifest):
+                reply = self._first(lambda client: put(command, client))
+            else:
+                reply = self._push(command)
         except CoveError as error:
             reply = _failure(command.id, error)
         except MemoryError:
@@ -130,6 +145,12 @@ class Fetching:
             self._first(blob.run)
             stream.shutdown(socket.SHUT_WR)
         return Streamed(id=command.id)
+
+    def _push(self, command: PushBlob) -> Reply:
+        try:
+            return self._first(lambda client: self._pushing.send(command, client))
+        finally:
+            self._pushing.end(command)
 
     def _first(self, do: Callable[[Client], _T]) -> _T:
         """What the first place gives that can; the last failure otherwise."""

@@ -6,7 +6,9 @@ Several may hold one fetcher (a pull, and layers that others wait for as well); 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -15,15 +17,22 @@ import cove
 from cove.image.jobs import Failed, raise_failure
 from cove.image.references import Reference
 from cove.image.registry import PullOptions
-from cove.image.registry.endpoints import plan_endpoints
+from cove.image.registry.endpoints import Endpoint, plan_endpoints
 from cove.image.registry.messages import (
     Addresses,
+    BlobForm,
+    BlobMoved,
+    BlobPushed,
     Command,
     CommandFailed,
     Document,
     Fetch,
     GetDocument,
+    Grow,
     Lookup,
+    ManifestPut,
+    PushBlob,
+    PutManifest,
     Reply,
     StreamBlob,
     decode_reply,
@@ -44,16 +53,22 @@ class Fetcher:
         self._users = 1
         self._number = 0
         self._waiting: dict[int, asyncio.Future[Reply]] = {}
+        self._moved: dict[int, Callable[[int], None]] = {}
         self._failure: HostError | None = None
         self._lookups: set[asyncio.Task[None]] = set()
         self._sending = asyncio.Lock()
         self._reading: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, reference: Reference, options: PullOptions, root: Path) -> Fetcher:
-        """A worker for the repository of `reference`; `root` is an empty directory. HostError, Unavailable."""
+    async def start(
+        cls, reference: Reference, options: PullOptions, root: Path, *, endpoints: Sequence[Endpoint] = ()
+    ) -> Fetcher:
+        """A worker for the repository of `reference`; `root` is an empty directory. HostError, Unavailable.
+
+        `endpoints` are asked instead of those that a pull asks.
+        """
         job = Fetch(
-            endpoints=plan_endpoints(reference.domain, options.registries),
+            endpoints=tuple(endpoints) or plan_endpoints(reference.domain, options.registries),
             repository=reference.path,
             credentials=options.credentials,
             timing=options.timing,
@@ -103,6 +118,63 @@ class Fetcher:
         with out:
             await self._ask(command, number, [out.fileno()], out)
 
+    async def push_blob(
+        self,
+        forms: tuple[BlobForm, ...],
+        *,
+        fd: int = -1,
+        offset: int = 0,
+        size: int = 0,
+        digest: str = "",
+        grown: AsyncIterator[tuple[int, str]] | None = None,
+        anew: bool = False,
+        moved: Callable[[int], None] | None = None,
+    ) -> BlobPushed:
+        """Find a blob in the repository, mount it, or send it from the file `fd`; see `PushBlob`. As `Client.request`.
+
+        `grown` gives how much of it is written, at last with its digest; its errors end the upload and are raised.
+        """
+        number = self._next()
+        command = PushBlob(
+            id=number, forms=forms, file=fd >= 0, offset=offset, size=size, digest=digest, anew=anew
+        )
+        growing: asyncio.Task[None] | None = None
+        if moved is not None:
+            self._moved[number] = moved
+        asking = asyncio.ensure_future(self._ask(command, number, [fd] if fd >= 0 else []))
+        try:
+            if grown is not None:
+                growing = asyncio.ensure_future(self._grow(number, grown))
+                await asyncio.wait((growing, asking), return_when=asyncio.FIRST_COMPLETED)
+                if growing.done():
+                    growing.result()
+            reply = await asking
+        finally:
+            self._moved.pop(number, None)
+            for task in (asking, growing):
+                if task is not None:
+                    task.cancel()
+            await asyncio.gather(*(t for t in (asking, growing) if t is not None), return_exceptions=True)
+        assert isinstance(reply, BlobPushed)
+        return reply
+
+    async def _grow(self, number: int, grown: AsyncIterator[tuple[int, str]]) -> None:
+        try:
+            async for size, digest in grown:
+                await self._tell(Grow(id=number, size=size, digest=digest), [])
+        except BaseException:
+            with contextlib.suppress(HostError):
+                await self._tell(Grow(id=number, failed=True), [])
+            raise
+
+    async def put_manifest(self, reference: str, data: bytes, media_type: str, digest: str) -> str:
+        """Put a manifest under a tag or its digest; whose referrer it is listed as, or "". As `Client.request`."""
+        number = self._next()
+        command = PutManifest(id=number, reference=reference, data=data, media_type=media_type, digest=digest)
+        reply = await self._ask(command, number, [])
+        assert isinstance(reply, ManifestPut)
+        return reply.subject
+
     def _next(self) -> int:
         self._number += 1
         return self._number
@@ -137,6 +209,10 @@ class Fetcher:
                     task = asyncio.ensure_future(self._look_up(reply))
                     self._lookups.add(task)
                     task.add_done_callback(self._lookups.discard)
+                    continue
+                if isinstance(reply, BlobMoved):
+                    if (moved := self._moved.get(reply.id)) is not None:
+                        moved(reply.current)
                     continue
                 future = self._waiting.get(reply.id)
                 if future is not None and not future.done():

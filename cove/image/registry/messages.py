@@ -75,7 +75,47 @@ class Addresses(Message, tag="addresses", frozen=True, kw_only=True):
     addresses: tuple[str, ...]
 
 
-Command = GetDocument | StreamBlob | Addresses
+class BlobForm(Message, frozen=True, kw_only=True):
+    """A form in which a blob may be at the registry; `mounts` are repositories there that have it."""
+
+    digest: str
+    size: int
+    mounts: tuple[str, ...] = ()
+
+
+class PushBlob(Message, tag="push-blob", frozen=True, kw_only=True):
+    """Find a blob in one of its forms in the repository, mount it, or send it: `file` says that a descriptor comes with
+    the command, which has the bytes from `offset` on; without `digest` they are still being written (`Grow`)."""
+
+    id: int
+    forms: tuple[BlobForm, ...] = ()
+    file: bool = False
+    offset: int = 0
+    size: int = 0
+    digest: str = ""
+    anew: bool = False  # send it even if the registry says that it is there
+
+
+class Grow(Message, tag="grow", frozen=True, kw_only=True):
+    """So much of what `PushBlob` with this id sends is written; with `digest`, all of it. `failed`: it ends here."""
+
+    id: int
+    size: int = 0
+    digest: str = ""
+    failed: bool = False
+
+
+class PutManifest(Message, tag="put-manifest", frozen=True, kw_only=True):
+    """Put a manifest under a tag or its own digest."""
+
+    id: int
+    reference: str
+    data: bytes
+    media_type: str
+    digest: str
+
+
+Command = GetDocument | StreamBlob | PushBlob | Grow | PutManifest | Addresses
 
 
 # --- replies ------------------------------------------------------------------------------
@@ -106,6 +146,31 @@ class Streamed(Message, tag="streamed", frozen=True, kw_only=True):
     id: int
 
 
+class BlobMoved(Message, tag="blob-moved", frozen=True, kw_only=True):
+    """So many bytes of a blob that is being pushed are there; no answer yet."""
+
+    id: int
+    current: int
+
+
+class BlobPushed(Message, tag="blob-pushed", frozen=True, kw_only=True):
+    """The blob is in the repository: `how` is exists, mounted (from `source`) or pushed; or it is missing there, and no
+    bytes came with the command."""
+
+    id: int
+    digest: str
+    size: int
+    how: str
+    source: str = ""
+
+
+class ManifestPut(Message, tag="manifest-put", frozen=True, kw_only=True):
+    """The manifest is there; `subject` is the digest that the registry lists it as a referrer of, or ""."""
+
+    id: int
+    subject: str
+
+
 class CommandFailed(Message, tag="command-failed", frozen=True, kw_only=True):
     """A command failed: a class of cove.model.errors by name, and its sentence."""
 
@@ -114,7 +179,7 @@ class CommandFailed(Message, tag="command-failed", frozen=True, kw_only=True):
     sentence: str
 
 
-Reply = Lookup | Document | Streamed | CommandFailed
+Reply = Lookup | Document | Streamed | BlobMoved | BlobPushed | ManifestPut | CommandFailed
 
 
 def decode_command(data: bytes) -> Command:

@@ -13,7 +13,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from http.client import HTTPException, IncompleteRead
+from http.client import HTTPException, IncompleteRead, RemoteDisconnected
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -92,6 +92,14 @@ class Answer:
                     f"{_host(self.url)} took more than {self._timing.document_s:g} s for a small document"
                 )
         return bytes(data)
+
+    def drain(self) -> None:
+        """Read a small body away, so that the connection can be used again."""
+        if (self.length or ERROR_BYTES_MAX + 1) <= ERROR_BYTES_MAX:
+            try:
+                self.read(ERROR_BYTES_MAX)
+            except (Broken, Invalid):
+                pass
 
     def pieces(self) -> Iterator[bytes]:
         """The body as it comes, as it was sent. Broken: it ended early, stood still or was slower than is allowed."""
@@ -266,7 +274,7 @@ class Client:
             with answer:
                 if repeat and answer.status in _AGAIN and tries.again(answer.headers.get("Retry-After", "")):
                     continue
-                raise self._error(answer)
+                raise self.error(answer)
 
     def _follow(self, method: str, url: str, headers: dict[str, str], body: Body, scope: str) -> Answer:
         seen: list[str] = []
@@ -292,7 +300,7 @@ class Client:
                 return answer
             challenges = parse_challenges(answer.headers.getlist("WWW-Authenticate"))
             with answer:
-                _drain(answer)
+                answer.drain()
                 if choose := self._authorizer.answer(challenges, scope, used):
                     used = choose
         raise AssertionError("the loop returns")
@@ -312,7 +320,8 @@ class Client:
                 if isinstance(error, Unreachable) or not tries.again():
                     raise Unavailable(f"the registry's token service can't be asked: {error}") from None
 
-    def _error(self, answer: Answer) -> CoveError:
+    def error(self, answer: Answer) -> CoveError:
+        """What an answer's status and body come to."""
         try:
             data = answer.read(ERROR_BYTES_MAX)
         except (Broken, Invalid):
@@ -412,15 +421,6 @@ def _clean(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text[:300]).strip()
 
 
-def _drain(answer: Answer) -> None:
-    """Read a small body away, so that the connection can be used again."""
-    if (answer.length or ERROR_BYTES_MAX + 1) <= ERROR_BYTES_MAX:
-        try:
-            answer.read(ERROR_BYTES_MAX)
-        except (Broken, Invalid):
-            pass
-
-
 def _host(url: str) -> str:
     return urlsplit(url).netloc[:260]
 
@@ -461,6 +461,10 @@ def describe(error: BaseException, timing: Timing) -> str:
             return f"no byte came for {timing.idle_s:g} s"
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror.lower()
+        if isinstance(cause, RemoteDisconnected) or any(
+            isinstance(a, RemoteDisconnected) for a in cause.args
+        ):
+            return "the connection ended before there was an answer"
         cause = cause.__cause__ or cause.__context__
     if isinstance(
         error, urllib3.exceptions.LocationParseError | urllib3.exceptions.HTTPError | HTTPException
