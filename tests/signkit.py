@@ -17,6 +17,7 @@ NOW = datetime.datetime(2026, 5, 1, 12, tzinfo=datetime.UTC)
 NOW_S = NOW.timestamp()
 CODE_SIGNING = ExtendedKeyUsageOID.CODE_SIGNING
 DAY = datetime.timedelta(days=1)
+_ISSUER = x509.ObjectIdentifier("1.3.6.1.4.1.57264.1.1")
 _ISSUER_V2 = x509.ObjectIdentifier("1.3.6.1.4.1.57264.1.8")
 
 
@@ -103,7 +104,8 @@ class Authority:
         if issuer:
             text = issuer.encode()
             der = bytes([0x0C, len(text)]) + text
-            builder = builder.add_extension(x509.UnrecognizedExtension(_ISSUER_V2, der), critical=False)
+            for oid, value in ((_ISSUER, text), (_ISSUER_V2, der)):  # both, as Fulcio: cosign reads the first
+                builder = builder.add_extension(x509.UnrecognizedExtension(oid, value), critical=False)
         return Issued(made, builder.sign(self.middle_key, hashes.SHA256()), [self.middle])
 
     def _builder(

@@ -1,0 +1,286 @@
+"""cosign verifies what Cove signs, and Cove what cosign signs, in Debian's docker-registry; skopeo carries both along."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cove.signing.keys import PrivateKey, format_private_key, generate_key, parse_private_key
+from cove.signing.make import sign_image
+from cove.signing.manifests import (
+    MANIFEST_TYPE,
+    Artifact,
+    Subject,
+    build_referrer,
+    build_tagged,
+    parse_manifest,
+    signature_tag,
+)
+from cove.signing.types import IdentityRequirement, KeyRequirement, Question, Signature, Signer, Verdict
+from cove.signing.verify import verify
+from tests.clients.toolbox import require
+from tests.imagekit import File, make_docker_archive
+from tests.registrykit import docker_registry
+from tests.signkit import Authority
+
+PASSWORD = "open-sesame"
+NO_LOG = ("--insecure-ignore-tlog=true", "--allow-http-registry")
+
+
+class Place:
+    """A registry with one image, and the tools in a directory."""
+
+    def __init__(self, host: str, directory: Path) -> None:
+        self.host, self.directory = host, directory
+        self.repository = f"{host}/team/app"
+        archive = directory / "app.tar"
+        archive.write_bytes(make_docker_archive([[File("a", b"a")]], names=["app:1"]))
+        self.run(
+            "skopeo",
+            "copy",
+            "--dest-tls-verify=false",
+            f"docker-archive:{archive}",
+            f"docker://{self.repository}:1",
+        )
+        self.manifest, self.media_type = self.get("manifests/1")
+        import hashlib
+
+        self.digest = f"sha256:{hashlib.sha256(self.manifest).hexdigest()}"
+        self.name = f"{self.repository}@{self.digest}"
+
+    def run(self, *words: str, status: int = 0, **environment: str) -> str:
+        """A program's output; its exit status has to be `status`."""
+        done = subprocess.run(
+            words,
+            cwd=self.directory,
+            env={**os.environ, "COSIGN_PASSWORD": PASSWORD, "HOME": str(self.directory), **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert (done.returncode == 0) == (status == 0), (words, done.returncode, done.stdout, done.stderr)
+        return done.stdout + done.stderr
+
+    def cosign(self, *words: str, status: int = 0, **environment: str) -> str:
+        return self.run(str(require("cosign") / "cosign"), *words, status=status, **environment)
+
+    def get(self, path: str, repository: str = "team/app") -> tuple[bytes, str]:
+        """A document of a repository, and its media type."""
+        request = urllib.request.Request(
+            f"http://{self.host}/v2/{repository}/{path}",
+            headers={
+                "Accept": f"{MANIFEST_TYPE}, application/vnd.oci.image.index.v1+json, "
+                "application/vnd.docker.distribution.manifest.v2+json"
+            },
+        )
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.read(), answer.headers["Content-Type"]
+
+    def put(self, path: str, data: bytes, kind: str) -> None:
+        request = urllib.request.Request(
+            f"http://{self.host}/v2/team/app/{path}", data, {"Content-Type": kind}, method="PUT"
+        )
+        urllib.request.urlopen(request, timeout=20).close()
+
+    def push(self, artifact: Artifact, reference: str) -> None:
+        for digest, content in artifact.blobs:
+            begin = urllib.request.Request(
+                f"http://{self.host}/v2/team/app/blobs/uploads/", b"", method="POST"
+            )
+            with urllib.request.urlopen(begin, timeout=20) as answer:
+                location = answer.headers["Location"]
+            joint = "&" if "?" in location else "?"
+            whole = urllib.request.Request(
+                f"{location}{joint}digest={digest}",
+                content,
+                {"Content-Type": "application/octet-stream"},
+                method="PUT",
+            )
+            urllib.request.urlopen(whole, timeout=20).close()
+        self.put(f"manifests/{reference}", artifact.manifest, MANIFEST_TYPE)
+
+    def signatures(self, repository: str = "team/app") -> list[Signature]:
+        """Those of the tag scheme."""
+        data, _ = self.get(f"manifests/{signature_tag(self.digest)}", repository)
+        return [
+            layer.with_content(self.get(f"blobs/{layer.digest}", repository)[0])
+            for layer in parse_manifest(data)
+        ]
+
+    def ask(self, signer: Signer, *signatures: Signature) -> Verdict:
+        question = Question(digests=(self.digest,), repositories=(self.repository,), signers=(signer,))
+        return verify(question, signatures, now_s=time.time())
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    require("cosign")
+    storage = tmp_path / "registry"
+    storage.mkdir()
+    with docker_registry(storage) as host:
+        yield Place(host, tmp_path)
+
+
+def write_key(place: Place, name: str = "cove") -> PrivateKey:
+    key = generate_key("ecdsa-p256")
+    (place.directory / f"{name}.key").write_text(format_private_key(key, PASSWORD.encode()))
+    (place.directory / f"{name}.pub").write_text(key.public.pem)
+    return key
+
+
+def test_cove_verifies_what_cosign_signs(place: Place) -> None:
+    place.cosign("generate-key-pair")
+    place.cosign(
+        "sign",
+        "--key",
+        "cosign.key",
+        "--tlog-upload=false",
+        "--allow-http-registry",
+        "-y",
+        "-a",
+        "stage=x",
+        place.name,
+    )
+    public = KeyRequirement(pem=(place.directory / "cosign.pub").read_text())
+    verdict = place.ask(public, *place.signatures())
+    assert verdict.signed, verdict
+    assert verdict.findings[0].annotations == {"stage": "x"}
+    assert (
+        place.ask(KeyRequirement(pem=generate_key("ecdsa-p256").public.pem), *place.signatures()).reason
+        == "wrong-key"
+    )
+    # and its key signs here, too
+    private = (place.directory / "cosign.key").read_text()
+    key = parse_private_key(private, PASSWORD.encode(), "cosign.key")
+    made = sign_image(key, place.repository, place.digest, {})
+    assert place.ask(public, made).signed
+
+
+def test_cosign_verifies_what_cove_signs(place: Place) -> None:
+    key = write_key(place)
+    for count in (1, 2):  # the second beside the first
+        before = place.signatures() if count == 2 else []
+        made = sign_image(key, place.repository, place.digest, {"n": str(count)})
+        place.push(build_tagged([*before, made]), signature_tag(place.digest))
+    told = place.cosign("verify", "--key", "cove.pub", *NO_LOG, place.name)
+    assert "The signatures were verified against the specified public key" in told
+    found = json.loads(told[told.index("[{") :].splitlines()[0])
+    assert [one["optional"] for one in found] == [{"n": "1"}, {"n": "2"}]
+    assert found[0]["critical"]["identity"]["docker-reference"] == place.repository
+    place.cosign("verify", "--key", "cove.pub", "-a", "n=2", *NO_LOG, place.name)
+    place.cosign("verify", "--key", "cove.pub", "-a", "n=3", *NO_LOG, place.name, status=1)
+    write_key(place, "other")
+    place.cosign("verify", "--key", "other.pub", *NO_LOG, place.name, status=1)
+    # with Cove's key file, cosign signs beside them
+    place.cosign(
+        "sign", "--key", "cove.key", "--tlog-upload=false", "--allow-http-registry", "-y", place.name
+    )
+    assert len(place.signatures()) == 3
+    assert place.ask(KeyRequirement(pem=key.public.pem), *place.signatures()).signed
+
+
+def test_an_ed25519_signature_of_coves(place: Place) -> None:
+    key = generate_key("ed25519")
+    (place.directory / "cove.pub").write_text(key.public.pem)
+    place.push(
+        build_tagged([sign_image(key, place.repository, place.digest, {})]), signature_tag(place.digest)
+    )
+    place.cosign("verify", "--key", "cove.pub", *NO_LOG, place.name)
+
+
+def test_cosign_verifies_a_certificate_of_coves(place: Place) -> None:
+    authority = Authority(now=datetime.datetime.now(datetime.UTC))
+    issued = authority.issue("ci@example.org")
+    made = sign_image(issued.key, place.repository, place.digest, {}, certificates=issued.pem + authority.pem)
+    place.push(build_tagged([made]), signature_tag(place.digest))
+    (place.directory / "roots.pem").write_text(authority.pem)
+    wanted = ("verify", "--ca-roots", "roots.pem", "--insecure-ignore-sct", *NO_LOG)
+    whom = ("--certificate-oidc-issuer", "https://login.example.org", "--certificate-identity")
+    place.cosign(*wanted, *whom, "ci@example.org", place.name)
+    place.cosign(*wanted, *whom, "eve@example.org", place.name, status=1)
+    requirement = IdentityRequirement(roots=authority.pem, subject="ci@example.org")
+    assert place.ask(requirement, *place.signatures()).signed
+
+
+def test_referrers_in_a_registry_without_their_api(place: Place) -> None:
+    key = write_key(place)
+    subject = Subject(digest=place.digest, size=len(place.manifest), media_type=place.media_type)
+    artifact = build_referrer(sign_image(key, place.repository, place.digest, {}), subject)
+    place.push(artifact, artifact.digest)
+    index = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [
+            {
+                "mediaType": MANIFEST_TYPE,
+                "digest": artifact.digest,
+                "size": len(artifact.manifest),
+                "artifactType": artifact.artifact_type,
+            }
+        ],
+    }
+    tag = place.digest.replace(":", "-")
+    place.put(f"manifests/{tag}", json.dumps(index).encode(), "application/vnd.oci.image.index.v1+json")
+    place.cosign(
+        "verify", "--key", "cove.pub", "--experimental-oci11", *NO_LOG, place.name, COSIGN_EXPERIMENTAL="1"
+    )
+    # and cosign's own, beside it
+    place.cosign(
+        "sign", "--key", "cove.key", "--tlog-upload=false", "--allow-http-registry", "-y",
+        "--registry-referrers-mode", "oci-1-1", place.name, COSIGN_EXPERIMENTAL="1",
+    )  # fmt: skip
+    listed = json.loads(place.get(f"manifests/{tag}")[0])["manifests"]
+    assert len(listed) == 2
+    for one in listed:
+        data, _ = place.get(f"manifests/{one['digest']}")
+        [layer] = parse_manifest(data, subject=place.digest)
+        signature = layer.with_content(place.get(f"blobs/{layer.digest}")[0])
+        assert place.ask(KeyRequirement(pem=key.public.pem), signature).signed
+
+
+def test_signatures_survive_skopeo(place: Place) -> None:
+    key = write_key(place)
+    place.push(
+        build_tagged([sign_image(key, place.repository, place.digest, {})]), signature_tag(place.digest)
+    )
+    copy = ("skopeo", "copy", "--src-tls-verify=false", "--dest-tls-verify=false", "--preserve-digests")
+    for tag in ("1", signature_tag(place.digest)):
+        place.run(*copy, f"docker://{place.repository}:{tag}", f"docker://{place.host}/mirror/app:{tag}")
+    assert place.signatures("mirror/app") == place.signatures()
+    mirrored = f"{place.host}/mirror/app@{place.digest}"
+    place.cosign("verify", "--key", "cove.pub", *NO_LOG, mirrored)
+    question = Question(
+        digests=(place.digest,),
+        repositories=(f"{place.host}/mirror/app",),
+        signers=(KeyRequirement(pem=key.public.pem),),
+    )
+    assert verify(question, place.signatures("mirror/app"), now_s=0).reason == "other-repository"
+
+
+def test_bundles_of_cosign(place: Place) -> None:
+    place.cosign("generate-key-pair")
+    told = place.cosign(
+        "sign", "--key", "cosign.key", "--tlog-upload=false", "--allow-http-registry", "-y",
+        "--new-bundle-format", "--use-signing-config=false", place.name,
+    )  # fmt: skip
+    tag = place.digest.replace(":", "-")
+    [one] = json.loads(place.get(f"manifests/{tag}")[0])["manifests"]
+    [layer] = parse_manifest(place.get(f"manifests/{one['digest']}")[0], subject=place.digest)
+    signature = layer.with_content(place.get(f"blobs/{layer.digest}")[0])
+    public = KeyRequirement(pem=(place.directory / "cosign.pub").read_text())
+    question = Question(digests=(place.digest,), signers=(public,))
+    assert verify(question, [signature], now_s=0).signed, told
+    assert verify(question, [signature], now_s=0).findings[0].digest == place.digest
+    other = Question(
+        digests=(place.digest,), signers=(KeyRequirement(pem=generate_key("ecdsa-p256").public.pem),)
+    )
+    assert verify(other, [signature], now_s=0).reason == "wrong-key"
