@@ -74,6 +74,7 @@ class Builder:
             clamp_ns=clamp_ns,
             runner=runner,
             copier=FileCopier(self._images, clamp_ns),
+            admit=self._engine.admission.check,
         )
         image = await Solver(self._images, self.cache, self._shared, solving, emit).solve()
         for name in order.names:

@@ -61,6 +61,7 @@ class Solving:
     clamp_ns: int | None = None
     runner: Runner
     copier: FileCopier
+    admit: Callable[[Image, str], Awaitable[None]]  # refuses an image whose program a step may run
     salt: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
@@ -167,6 +168,7 @@ class Solver:
                 return Outcome(snapshot, snapshot.key)
             case ImageSource(image_id=image_id):
                 image = self._images.find_image(image_id)
+                await self._it.admit(image, operation.reference or image_id)
                 self._rely_on(image.diff_ids)
                 snapshot = Snapshot(layers=image.diff_ids, key=keys.snapshot_key(image.diff_ids))
                 return Outcome(snapshot, image.id.removeprefix("sha256:"))

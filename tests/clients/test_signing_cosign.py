@@ -1,8 +1,9 @@
-"""cosign verifies what Cove signs, and Cove what cosign signs, in Debian's docker-registry; skopeo carries both along."""
+"""cosign verifies what Cove signs, and Cove what cosign signs, in Debian's docker-registry; skopeo carries both."""
 
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import os
 import subprocess
@@ -51,8 +52,6 @@ class Place:
             f"docker://{self.repository}:1",
         )
         self.manifest, self.media_type = self.get("manifests/1")
-        import hashlib
-
         self.digest = f"sha256:{hashlib.sha256(self.manifest).hexdigest()}"
         self.name = f"{self.repository}@{self.digest}"
 
