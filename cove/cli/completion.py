@@ -77,7 +77,7 @@ IMAGES = (
         "image unmount",
         "image slim",
     ),
-    *("sign", "verify"),
+    *("sign", "verify", "policy test"),
 )
 ONLY_FIRST = ("run", "create", "plan", "exec", "rename", "tag", "top", "commit", "recreate")
 

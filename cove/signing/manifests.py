@@ -8,6 +8,7 @@ subject is the image's manifest (OCI image-spec 1.1, manifest.md; sigstore/cosig
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 SIGNATURE_ARTIFACT = "application/vnd.dev.cosign.artifact.sig.v1+json"
 ARTIFACTS = (SIGNATURE_ARTIFACT, BUNDLE_TYPE)  # the artifact types among referrers that are signatures
 MANIFEST_MAX = 4 << 20
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _BUNDLE_PREFIX = "application/vnd.dev.sigstore.bundle"
 
 
@@ -86,6 +88,49 @@ class _Subject(msgspec.Struct):
 class _Manifest(msgspec.Struct):
     layers: list[_Descriptor]
     subject: _Subject | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Referrer:
+    """A manifest that is about an image, as a registry lists it."""
+
+    digest: str
+    size: int
+    artifact_type: str
+
+
+class _Index(msgspec.Struct):
+    manifests: list[_Listed] | None = None
+
+
+class _Listed(msgspec.Struct):
+    digest: str
+    size: int
+    artifact_type: str = msgspec.field(name="artifactType", default="")
+
+
+def parse_referrers(data: bytes) -> tuple[Referrer, ...]:
+    """Those of an image's referrers that are signatures, as many as count. Raises Invalid."""
+    if len(data) > MANIFEST_MAX:
+        raise Invalid(f"a list of referrers has up to {MANIFEST_MAX} bytes, this one has {len(data)}")
+    try:
+        found = msgspec.json.decode(data, type=_Index)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Invalid(f"the list of referrers is malformed: {error}") from None
+    listed = [
+        Referrer(digest=one.digest, size=one.size, artifact_type=one.artifact_type)
+        for one in found.manifests or ()
+        if one.artifact_type == SIGNATURE_ARTIFACT or one.artifact_type.startswith(_BUNDLE_PREFIX)
+    ]
+    for one in listed:
+        if not _DIGEST.fullmatch(one.digest) or not 0 < one.size <= MANIFEST_MAX:
+            raise Invalid(f"the list of referrers names {one.digest[:80]!r} of {one.size} bytes")
+    return tuple(listed[-PER_IMAGE_MAX:])
+
+
+def referrers_tag(digest: str) -> str:
+    """The tag of the list of referrers in a registry that has no API for it (distribution-spec 1.1)."""
+    return digest.replace(":", "-")
 
 
 def signature_tag(digest: str) -> str:
@@ -156,6 +201,8 @@ def parse_manifest(data: bytes, *, subject: str = "") -> tuple[Layer, ...]:
         if one.media_type != SIMPLE_TYPE and not one.media_type.startswith(_BUNDLE_PREFIX):
             continue  # something else that is kept beside signatures
         notes = one.annotations or {}
+        if not _DIGEST.fullmatch(one.digest):
+            raise Invalid(f"the manifest of signatures names a blob by {one.digest[:80]!r}")
         if not 0 <= one.size <= CONTENT_MAX or sum(len(v) for v in notes.values()) > ANNOTATIONS_MAX:
             raise Invalid(
                 f"the signature {one.digest[:80]} has {one.size} bytes; the limit is {CONTENT_MAX}, "

@@ -97,8 +97,12 @@ def test_sign_and_verify(daemon: Daemon, keys: Path) -> None:
     call_cove(daemon, keys, "verify", image, "--key", "a.pub", "-a", "commit=4fd12c9")
     other = call_cove(daemon, keys, "verify", image, "--key", "a.pub", "-a", "commit=0", status=1)
     assert "annotation: the signature lacks the annotations commit=0" in other.stderr
+    shown = daemon.http("GET", f"/images/{image}/json").json()["Cove"]["Signatures"]
+    assert [one["Reference"] for one in shown] == ["docker.io/library/signed"]
+    assert shown[0]["Annotations"] == {"commit": "4fd12c9"} and shown[0]["Digest"] == digest
     answer = daemon.http("DELETE", f"{PATH}?image={image}")
     assert answer.json() == {"Removed": 1}
+    assert "Cove" not in daemon.http("GET", f"/images/{image}/json").json()
     call_cove(daemon, keys, "verify", image, "--key", "a.pub", status=1)
     daemon.http("DELETE", f"/images/{image}")
 

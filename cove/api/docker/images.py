@@ -23,6 +23,8 @@ from cove.image.references import parse_reference
 from cove.image.types import LayerProgress, LoadEvent, Removed, Use
 from cove.model.errors import CoveError, Invalid, NotImplementedHere
 from cove.model.objects import Image, ImageConfig
+from cove.signing.payload import Claim, parse_payload
+from cove.signing.types import Signature
 
 Json = dict[str, Any]
 
@@ -159,9 +161,25 @@ async def inspect(api: Api, request: Request) -> Response:
         found.update(Container="", ContainerConfig=config_json(ImageConfig(), request.version))
     else:  # docker-compose 1.29 speaks the newest API that it finds, and reads its Volumes all the same (KeyError)
         found["ContainerConfig"] = {"Volumes": {path: {} for path in image.config.volumes} or None}
+    images = api.engine.images
+    if signed := await images.signatures.list(images.image_digests(image)):
+        found["Cove"] = {"Signatures": [claim_json(*one) for one in signed]}
     if request.version >= 1052:
         _omit_empty(found, ("Parent", "Comment", "DockerVersion", "Author"))
     return json_response(found)
+
+
+def claim_json(digest: str, signature: Signature) -> Json:
+    """What a signature claims; nobody has checked it."""
+    claim = Claim(digests=(digest,))
+    with contextlib.suppress(Invalid):
+        claim = parse_payload(signature.content)
+    return {
+        "Digest": digest,
+        "MediaType": signature.media_type,
+        "Reference": claim.reference,
+        "Annotations": {key: str(value) for key, value in claim.optional.items()},
+    }
 
 
 def _omit_empty(found: Json, names: Sequence[str]) -> None:

@@ -1,0 +1,116 @@
+"""The signatures that a registry has of an image, by both ways in which it may have them (signing/manifests.py).
+
+A registry is a stranger: every document is bounded, and taken for what it is only when its digest is the one that was
+named. Whether a signature is good isn't told here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cove.model.errors import Invalid, NotFound
+from cove.signing.manifests import (
+    MANIFEST_MAX,
+    MANIFEST_TYPE,
+    Layer,
+    Referrer,
+    parse_manifest,
+    parse_referrers,
+    referrers_tag,
+    signature_tag,
+)
+from cove.signing.types import PER_IMAGE_MAX, Signature
+
+if TYPE_CHECKING:
+    from cove.image.registry import Documents
+
+INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
+_log = logging.getLogger(__name__)
+
+
+async def fetch_signatures(documents: Documents, digests: Sequence[str]) -> list[tuple[str, Signature]]:
+    """Every signature of these digests, each with the digest that it is kept for; () when there is none.
+
+    Raises what the registry makes impossible, and Invalid when all that there is can't be read.
+    """
+    found: dict[tuple[str, str], tuple[str, Signature]] = {}
+    problems: list[Invalid] = []
+    for digest in dict.fromkeys(digests):
+        for layers in await _manifests(documents, digest, problems):
+            for layer in layers:
+                if (digest, layer.digest + str(layer.annotations)) in found:
+                    continue
+                if len(found) >= PER_IMAGE_MAX:
+                    return list(found.values())
+                try:
+                    content = await documents.get(f"blobs/{layer.digest}", limit=layer.size + 1)
+                    signature = layer.with_content(content)
+                except (Invalid, NotFound) as error:
+                    problems.append(Invalid(str(error)))
+                    continue
+                found[digest, layer.digest + str(layer.annotations)] = (digest, signature)
+    if problems and not found:
+        raise problems[0]
+    for problem in problems:
+        _log.warning("a signature was passed over: %s", problem)
+    return list(found.values())
+
+
+async def tagged_signatures(documents: Documents, digest: str) -> list[Signature]:
+    """Those under the tag alone; what can't be read among them is an error, for they are about to be written anew."""
+    try:
+        data = await documents.get(
+            f"manifests/{signature_tag(digest)}", accept=MANIFEST_TYPE, limit=MANIFEST_MAX
+        )
+    except NotFound:
+        return []
+    return [
+        layer.with_content(await documents.get(f"blobs/{layer.digest}", limit=layer.size + 1))
+        for layer in parse_manifest(data)
+    ]
+
+
+async def list_referrers(documents: Documents, digest: str) -> tuple[Referrer, ...]:
+    """The signatures among the image's referrers, by the API or by the tag that stands for it."""
+    try:
+        return parse_referrers(
+            await documents.get(f"referrers/{digest}", accept=INDEX_TYPE, limit=MANIFEST_MAX)
+        )
+    except NotFound:
+        pass
+    try:
+        return parse_referrers(
+            await documents.get(f"manifests/{referrers_tag(digest)}", accept=INDEX_TYPE, limit=MANIFEST_MAX)
+        )
+    except NotFound:
+        return ()
+
+
+async def _manifests(documents: Documents, digest: str, problems: list[Invalid]) -> list[tuple[Layer, ...]]:
+    found = []
+    try:
+        data = await documents.get(
+            f"manifests/{signature_tag(digest)}", accept=MANIFEST_TYPE, limit=MANIFEST_MAX
+        )
+        found.append(parse_manifest(data))
+    except NotFound:
+        pass
+    except Invalid as error:
+        problems.append(error)
+    try:
+        listed = await list_referrers(documents, digest)
+    except Invalid as error:
+        problems.append(error)
+        listed = ()
+    for one in listed:
+        try:
+            data = await documents.get(f"manifests/{one.digest}", accept=MANIFEST_TYPE, limit=one.size + 1)
+            if f"sha256:{hashlib.sha256(data).hexdigest()}" != one.digest:
+                raise Invalid(f"the referrer {one.digest} has another content than its digest says")
+            found.append(parse_manifest(data, subject=digest))
+        except (Invalid, NotFound) as error:
+            problems.append(Invalid(str(error)))
+    return found
