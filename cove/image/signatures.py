@@ -8,6 +8,7 @@ worker checks them (`verify`), for the daemon loads no cryptography.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import time
@@ -93,6 +94,15 @@ class Signatures:
             self._known.setdefault(digest, {})[name] = None
             self.changes += 1
         return len(fresh)
+
+    async def hold(self, digest: str, signatures: Sequence[Signature]) -> None:
+        """Keep what a registry has of an image that is about to come: as many as there is room for. What doesn't come
+        leaves them to the next start."""
+        room = PER_IMAGE_MAX - len(self._known.get(digest, ()))
+        if len(signatures) > room:
+            _log.warning("%s has %d signatures, %d of them are kept", digest, len(signatures), max(room, 0))
+        with contextlib.suppress(Conflict):
+            await self.add(digest, signatures[: max(room, 0)])
 
     async def forget(self, digests: Iterable[str]) -> int:
         """Forget the signatures of these digests; how many there were."""

@@ -8,30 +8,64 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
 from cove.model.errors import Invalid, NotFound
 from cove.signing.manifests import (
     MANIFEST_MAX,
     MANIFEST_TYPE,
+    Artifact,
     Layer,
     Referrer,
+    Subject,
+    add_referrer,
+    build_referrer,
+    build_tagged,
     parse_manifest,
     parse_referrers,
     referrers_tag,
     signature_tag,
 )
-from cove.signing.types import PER_IMAGE_MAX, Signature
-
-if TYPE_CHECKING:
-    from cove.image.registry import Documents
+from cove.signing.types import PER_IMAGE_MAX, SIMPLE_TYPE, Signature
 
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
+IMAGE_TYPES = ", ".join(
+    (
+        MANIFEST_TYPE,
+        INDEX_TYPE,
+        "application/vnd.docker.distribution.manifest.v2+json",
+        "application/vnd.docker.distribution.manifest.list.v2+json",
+    )
+)
 _log = logging.getLogger(__name__)
 
 
-async def fetch_signatures(documents: Documents, digests: Sequence[str]) -> list[tuple[str, Signature]]:
+class Reader(Protocol):
+    """Small documents of one repository, not verified."""
+
+    async def get(self, path: str, *, accept: str = "", limit: int = 4 << 20) -> bytes:
+        """`path` in the repository: manifests/REFERENCE, blobs/DIGEST, referrers/DIGEST. NotFound, Invalid, …"""
+
+
+class Document(Protocol):
+    @property
+    def data(self) -> bytes: ...
+
+    @property
+    def media_type(self) -> str: ...
+
+
+class Sender(Reader, Protocol):
+    """Who writes small things into a repository as well."""
+
+    async def document(self, path: str, *, accept: str = "", limit: int, method: str = "GET") -> Document: ...
+
+    async def put_manifest(self, reference: str, data: bytes, media_type: str, digest: str) -> str:
+        """Whose referrer the registry lists it as, or ""."""
+
+
+async def fetch_signatures(documents: Reader, digests: Sequence[str]) -> list[tuple[str, Signature]]:
     """Every signature of these digests, each with the digest that it is kept for; () when there is none.
 
     Raises what the registry makes impossible, and Invalid when all that there is can't be read.
@@ -59,7 +93,7 @@ async def fetch_signatures(documents: Documents, digests: Sequence[str]) -> list
     return list(found.values())
 
 
-async def tagged_signatures(documents: Documents, digest: str) -> list[Signature]:
+async def tagged_signatures(documents: Reader, digest: str) -> list[Signature]:
     """Those under the tag alone; what can't be read among them is an error, for they are about to be written anew."""
     try:
         data = await documents.get(
@@ -73,7 +107,7 @@ async def tagged_signatures(documents: Documents, digest: str) -> list[Signature
     ]
 
 
-async def list_referrers(documents: Documents, digest: str) -> tuple[Referrer, ...]:
+async def list_referrers(documents: Reader, digest: str) -> tuple[Referrer, ...]:
     """The signatures among the image's referrers, by the API or by the tag that stands for it."""
     try:
         return parse_referrers(
@@ -89,7 +123,7 @@ async def list_referrers(documents: Documents, digest: str) -> tuple[Referrer, .
         return ()
 
 
-async def _manifests(documents: Documents, digest: str, problems: list[Invalid]) -> list[tuple[Layer, ...]]:
+async def _manifests(documents: Reader, digest: str, problems: list[Invalid]) -> list[tuple[Layer, ...]]:
     found = []
     try:
         data = await documents.get(
@@ -114,3 +148,52 @@ async def _manifests(documents: Documents, digest: str, problems: list[Invalid])
         except (Invalid, NotFound) as error:
             problems.append(Invalid(str(error)))
     return found
+
+
+# --- writing ------------------------------------------------------------------------------
+
+
+PushBlob = Callable[[bytes], Awaitable[object]]
+
+
+async def push_tagged(
+    sender: Sender, push_blob: PushBlob, digest: str, signatures: Sequence[Signature]
+) -> bool:
+    """Put signatures beside those that the tag has already; whether there was anything to do. Two signers at the same
+    moment can lose one of the two, as with cosign: the tag has no compare-and-swap. Raises as the registry does."""
+    there = await tagged_signatures(sender, digest)
+    fresh = [one for one in signatures if one not in there and one.media_type == SIMPLE_TYPE]
+    if not fresh:
+        return False
+    artifact = build_tagged([*there, *fresh])
+    await _push(sender, push_blob, artifact, signature_tag(digest))
+    return True
+
+
+async def push_referrer(sender: Sender, push_blob: PushBlob, digest: str, signature: Signature) -> None:
+    """Put a signature as a referrer of the image, and on its list where the registry keeps none by itself."""
+    document = await sender.document(f"manifests/{digest}", accept=IMAGE_TYPES, limit=MANIFEST_MAX)
+    if f"sha256:{hashlib.sha256(document.data).hexdigest()}" != digest:
+        raise Invalid(f"the registry has another manifest under {digest}")
+    subject = Subject(
+        digest=digest, size=len(document.data), media_type=document.media_type.partition(";")[0].strip()
+    )
+    artifact = build_referrer(signature, subject)
+    if await _push(sender, push_blob, artifact, artifact.digest):
+        return
+    tag = referrers_tag(digest)
+    try:
+        before = await sender.get(f"manifests/{tag}", accept=INDEX_TYPE, limit=MANIFEST_MAX)
+    except NotFound:
+        before = b""
+    if (after := add_referrer(before, artifact)) != before:
+        whole = f"sha256:{hashlib.sha256(after).hexdigest()}"
+        await sender.put_manifest(tag, after, INDEX_TYPE, whole)
+
+
+async def _push(sender: Sender, push_blob: PushBlob, artifact: Artifact, reference: str) -> bool:
+    """Whether the registry lists it as a referrer by itself."""
+    for _, content in artifact.blobs:
+        await push_blob(content)
+    listed = await sender.put_manifest(reference, artifact.manifest, MANIFEST_TYPE, artifact.digest)
+    return bool(listed)
