@@ -103,7 +103,8 @@ class Admission:
         """The same for all images of a container: its own, and those that it mounts."""
         if self.policy is None:
             return
-        await self.check(self._images.image_by_id(container.image_id), container.image_name)
+        if container.image_id:  # a build's step has none: the build has asked for its base
+            await self.check(self._images.image_by_id(container.image_id), container.image_name)
         for point in container.mounts:
             if point.image_id:
                 await self.check(self._images.image_by_id(point.image_id), point.image)

@@ -15,6 +15,7 @@ import pytest
 from cove.signing.keys import PrivateKey, generate_key
 from cove.signing.make import sign_image
 from tests.apikit import create, eventually, remove, start, state
+from tests.buildkit import build
 from tests.daemon import IMAGE, Daemon
 from tests.imagekit import File, make_docker_archive
 from tests.signkit import Authority
@@ -233,6 +234,22 @@ def test_what_is_made_of_a_good_image_is_another_one(guarded: PolicyDaemon, stri
     remove(guarded, container)
     refused(guarded, f"{TEAM}/app:2", "no signature")
     forget(guarded, image, f"{TEAM}/app:2")
+
+
+def test_a_build_runs_nothing_of_a_base_that_is_refused(guarded: PolicyDaemon, strict: object) -> None:
+    """The base has to fulfil the policy; what is built of it has to be signed in its turn."""
+    base = tag(guarded, IMAGE, f"{TEAM}/base")
+    dockerfile = f"FROM {base}\nRUN echo built >/built\n"
+    stopped = build(guarded, {"Dockerfile": dockerfile}, t=f"{TEAM}/app:1")
+    assert f"image {base} is refused: the image policy of {TEAM}" in stopped.error
+    assert "Running in" not in stopped.text
+    sign(guarded, base, as_=f"{TEAM}/base")
+    assert build(guarded, {"Dockerfile": dockerfile}, t=f"{TEAM}/app:1").image
+    refused(guarded, f"{TEAM}/app:1", "no signature")
+    sign(guarded, f"{TEAM}/app:1")
+    runs(guarded, f"{TEAM}/app:1")
+    forget(guarded, f"{TEAM}/app:1", base)
+    guarded.http("POST", "/build/prune?all=1")
 
 
 def test_a_pods_own_image_is_the_daemons(guarded: PolicyDaemon, strict: object) -> None:
