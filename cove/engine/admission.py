@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from cove.image.images import Images
-from cove.image.references import id_prefix, parse_reference
+from cove.image.references import Reference, id_prefix, parse_reference
+from cove.image.registry import Documents, PullCheck
+from cove.image.registry.signatures import fetch_signatures
 from cove.model.container import Container
 from cove.model.errors import CoveError, Forbidden, Invalid
 from cove.model.objects import Image
@@ -131,25 +133,31 @@ class Admission:
             outcomes.append(outcome)
         return outcomes
 
-    async def check_pull(
-        self,
-        repository: str,
-        digests: Sequence[str],
-        fetch: Callable[[], Awaitable[Sequence[Signature]]],
-    ) -> Sequence[Signature]:
-        """Return the signatures of an image of a registry, fetched if the policy asks for any, when it may be pulled.
+    @property
+    def pull_check(self) -> PullCheck | None:
+        """What a pull has to ask before it fetches a layer; None without a policy."""
+        return self._check_pull if self.policy is not None else None
 
-        `digests`: of its index and its manifest, as they came. Raises Forbidden, and what `fetch` raises.
-        """
-        if self.policy is None:
-            return ()
-        [obligation] = plan_pull(self.policy, repository)
-        signatures = await fetch() if obligation.rule.signers else ()
-        outcome = await self._fulfil(obligation, digests, signatures)
+    async def _check_pull(
+        self, reference: Reference, digest: str, manifest: bytes, index_digest: str, documents: Documents
+    ) -> None:
+        """Return if an image of a registry may be pulled; its signatures are kept where any are asked for. Raises
+        Forbidden, and what its registry makes of being asked for signatures."""
+        policy = self.policy
+        if policy is None:
+            return
+        digests = tuple(one for one in (index_digest, digest) if one)
+        [obligation] = plan_pull(policy, reference.name)
+        found: list[tuple[str, Signature]] = []
+        if obligation.rule.signers:
+            found = await fetch_signatures(documents, digests)
+        outcome = await self._fulfil(obligation, digests, [signature for _, signature in found])
         if outcome.problem:
-            _log.warning("image policy: %s", refusal(f"{repository}@{digests[0]}", outcome))
-            raise Forbidden(refusal(f"{repository}@{digests[0]}", outcome))
-        return signatures
+            sentence = refusal(reference.familiar, outcome)
+            _log.warning("image policy, pull: %s", sentence)
+            raise Forbidden(sentence)
+        for one in digests:
+            await self._images.signatures.hold(one, [s for kept, s in found if kept == one])
 
     async def _fulfil(
         self, obligation: Obligation, digests: Sequence[str], signatures: Sequence[Signature]

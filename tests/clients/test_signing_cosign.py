@@ -28,9 +28,11 @@ from cove.signing.manifests import (
 from cove.signing.types import IdentityRequirement, KeyRequirement, Question, Signature, Signer, Verdict
 from cove.signing.verify import verify
 from tests.clients.toolbox import require
-from tests.imagekit import File, make_docker_archive
-from tests.registrykit import docker_registry
+from tests.daemon import Daemon
+from tests.imagekit import File, make_docker_archive, make_layer
+from tests.registrykit import HostileRegistry, Reply, Repository, Request, docker_registry, error
 from tests.signkit import Authority
+from tests.system.test_image_policy import PolicyDaemon
 
 PASSWORD = "open-sesame"
 NO_LOG = ("--insecure-ignore-tlog=true", "--allow-http-registry")
@@ -283,3 +285,109 @@ def test_bundles_of_cosign(place: Place) -> None:
         digests=(place.digest,), signers=(KeyRequirement(pem=generate_key("ecdsa-p256").public.pem),)
     )
     assert verify(other, [signature], now_s=0).reason == "wrong-key"
+
+
+def pull(daemon: Daemon, place: Place, reference: str = "") -> tuple[int, str]:
+    """POST /images/create; the status, and the error that it or its stream says."""
+    name = reference or f"{place.repository}:1"
+    answer = daemon.http("POST", f"/images/create?fromImage={name}")
+    lines = [json.loads(line) for line in answer.body.splitlines()]
+    return answer.status, "".join(line.get("error", line.get("message", "")) for line in lines)
+
+
+def listed(daemon: Daemon) -> list[str]:
+    return [tag for one in daemon.http("GET", "/images/json").json() for tag in one["RepoTags"]]
+
+
+def test_a_pull_asks_for_the_signatures_that_the_policy_wants(place: Place) -> None:
+    place.cosign("generate-key-pair")
+    with PolicyDaemon() as daemon:
+        public = place.directory / "cosign.pub"
+        rule = {"signed-by": [{"key-file": str(public)}]}
+        daemon.use({"default": "reject", "scopes": {place.repository: rule}})
+        _, sentence = pull(daemon, place)
+        assert sentence == (
+            f"image {place.repository}:1 is refused: the image policy of {place.repository} isn't fulfilled: "
+            f"no signature of {place.digest} was found"
+        )
+        assert listed(daemon) == [] and not list((daemon.data_root / "images/blobs/sha256").iterdir())
+        write_key(place, "other")
+        sign = ("sign", "--tlog-upload=false", "--allow-http-registry", "-y", "--key")
+        place.cosign(*sign, "other.key", place.name)
+        assert "no signature was made with the key" in pull(daemon, place)[1]
+        place.cosign(*sign, "cosign.key", place.name)
+        assert pull(daemon, place) == (200, "")
+        kept = daemon.http("GET", f"/cove/v1/images/signatures?image={place.repository}:1").json()
+        assert kept["Digest"] == place.digest and len(kept["Signatures"]) == 2
+        runs(daemon, f"{place.repository}:1", "a")
+        runs(daemon, place.name, "a")
+        runs(daemon, kept["Image"], "a")
+        daemon.kill9()
+        daemon.start()
+        runs(daemon, place.name, "a")
+        # the same bytes under a name that nobody may use
+        assert daemon.http("POST", f"/images/{place.name}/tag?repo=elsewhere.example/app&tag=1").status == 201
+        runs(daemon, "elsewhere.example/app:1", "a")  # it is what the registry has, and signed
+        daemon.http("DELETE", "/images/elsewhere.example/app:1")
+        daemon.http("DELETE", f"/images/{place.repository}:1")
+        assert daemon.http("GET", f"/cove/v1/images/signatures?image={kept['Image']}").status == 404
+        # another repository of that registry isn't in the scope
+        place.run(
+            "skopeo", "copy", "--src-tls-verify=false", "--dest-tls-verify=false",
+            f"docker://{place.repository}:1", f"docker://{place.host}/team/other:1",
+        )  # fmt: skip
+        assert "by default rejects it" in pull(daemon, place, f"{place.host}/team/other:1")[1]
+
+
+def runs(daemon: Daemon, image: str, program: str) -> None:
+    """A container of the image is made and started: as far as an image without a program goes."""
+    answer = daemon.http("POST", "/containers/create", {"Image": image, "Cmd": [f"/{program}"]})
+    assert answer.status == 201, answer.body
+    container = answer.json()["Id"]
+    started = daemon.http("POST", f"/containers/{container}/start")
+    assert started.status != 403, started.body
+    daemon.http("DELETE", f"/containers/{container}?force=1")
+
+
+def test_an_image_for_several_platforms_is_signed_by_its_index(place: Place) -> None:
+    place.cosign("generate-key-pair")
+    index = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [
+            {
+                "mediaType": place.media_type,
+                "digest": place.digest,
+                "size": len(place.manifest),
+                "platform": {"os": "linux", "architecture": "amd64"},
+            }
+        ],
+    }
+    data = json.dumps(index).encode()
+    place.put("manifests/many", data, "application/vnd.oci.image.index.v1+json")
+    name = f"{place.repository}@sha256:{hashlib.sha256(data).hexdigest()}"
+    place.cosign("sign", "--tlog-upload=false", "--allow-http-registry", "-y", "--key", "cosign.key", name)
+    with PolicyDaemon() as daemon:
+        rule = {"signed-by": [{"key-file": str(place.directory / "cosign.pub")}]}
+        daemon.use({"default": "reject", "scopes": {place.host: rule}})
+        assert "no signature of" in pull(daemon, place)[1]  # the platform's own manifest isn't signed
+        assert pull(daemon, place, f"{place.repository}:many") == (200, "")
+        runs(daemon, f"{place.repository}:many", "a")
+        runs(daemon, name, "a")
+
+
+def test_a_registry_that_fails_is_told_from_an_image_without_signatures(place: Place) -> None:
+    def answer(request: Request) -> Reply:
+        if ".sig" in request.path:
+            return error(500, "UNKNOWN", "out of order")
+        return repository(request)
+
+    repository = Repository("team/app")
+    layer = make_layer([File("a", b"a")])
+    repository.add_image([(layer, layer, "")], tag="1")
+    with PolicyDaemon() as daemon, HostileRegistry(answer) as registry:
+        rule = {"signed-by": [{"key": generate_key("ed25519").public.pem}]}
+        daemon.use({"default": "reject", "scopes": {registry.host: rule}})
+        told = daemon.http("POST", f"/images/create?fromImage={registry.host}/team/app:1").body.decode()
+        assert "500" in told and "no signature" not in told, told
+        assert registry.count("GET", "/blobs/") == 0

@@ -63,6 +63,7 @@ def pull_options(api: Api, request: Request) -> PullOptions:
         registries=Registries(mirrors=settings.registry_mirrors, insecure=settings.insecure_registries),
         downloads=settings.max_downloads,
         timing=Timing(attempts=settings.download_attempts),
+        check=api.engine.admission.pull_check,
     )
 
 
