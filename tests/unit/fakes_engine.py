@@ -19,12 +19,13 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import uvloop
 
 from cove.api.server import ApiServer
+from cove.engine.admission import Admission
 from cove.engine.changes import Change
 from cove.engine.health import Health
 from cove.engine.types import (
@@ -41,6 +42,7 @@ from cove.engine.types import (
     WaitResult,
 )
 from cove.events.bus import Bus
+from cove.image.images import Images
 from cove.image.manifests import HistoryLine, history_of
 from cove.image.registry.push import PushEvent
 from cove.image.registry.search import Found, split_term
@@ -87,10 +89,18 @@ class FakePuller:
         raise NotFound(f"manifest for {reference} not found: manifest unknown")
 
 
+class FakeSignatures:
+    """No image has any."""
+
+    async def list(self, digests: object) -> list[object]:
+        return []
+
+
 class FakeImages:
     def __init__(self) -> None:
         self.images = [IMAGE]
         self.puller = FakePuller()
+        self.signatures = FakeSignatures()
         self.received = b""
         self.load_error: Exception | None = None
 
@@ -114,6 +124,9 @@ class FakeImages:
 
     def image_by_id(self, image_id: str) -> Image:
         return self.find_image(image_id)
+
+    def image_digests(self, image: Image) -> tuple[str, ...]:
+        return (image.id,)
 
     def history(self, image: Image) -> list[HistoryLine]:
         return history_of(image, [image.size_bytes])
@@ -297,6 +310,10 @@ class FakeEngine:
     entered: threading.Event = field(default_factory=threading.Event)
     go: asyncio.Event = field(default_factory=asyncio.Event)
     received: bytes = b""
+
+    @property
+    def admission(self) -> Admission:
+        return Admission(cast(Images, self.images))
 
     # --- reads
     def find(self, reference: str) -> View:
