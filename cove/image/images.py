@@ -321,9 +321,9 @@ class Images(Upkeep):
         for image_id in gone:
             del self._images[image_id], self._records[image_id]
         self._garbage_blobs |= before - self._wanted_blobs()
-        await self.signatures.forget(digests - self.all_digests())
         for image_id in affected:
             self._refresh(image_id)
+        await self.signatures.forget(digests - self.all_digests())
 
 
 def _now() -> str:
