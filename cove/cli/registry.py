@@ -55,6 +55,13 @@ SERVE: tuple[Flag, ...] = (
         "FILE",
         "Know clients by certificates of this authority; their common name is the user",
     ),
+    (
+        "",
+        "share",
+        "str",
+        "WHOM",
+        "Whose pushes may take blobs from this machine's images by a link: local, pushers or none (default: local)",
+    ),
     ("", "reserve", "str", "SIZE", "Leave SIZE of the disk free, e.g. 10g (default: 1g)"),
     ("", "max-blob", "str", "SIZE", "Take no blob larger than SIZE (default: 64g)"),
     (

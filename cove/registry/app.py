@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import ipaddress
 import logging
 import time
 from typing import Protocol
@@ -65,14 +66,30 @@ class Guard(Protocol):
         """Whether somebody must log in to see anything."""
 
 
+class Links(Protocol):
+    """Who links blobs of the machine's image store: sharing.Linker, sharing.Broker."""
+
+    def link(self, digest: str) -> str: ...
+
+
 class Registry:
     """The handler that the server calls for every request."""
 
-    def __init__(self, store: Store, guard: Guard, *, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        store: Store,
+        guard: Guard,
+        *,
+        read_only: bool = False,
+        links: Links | None = None,
+        share_with: str = "local",
+    ) -> None:
         self.store = store
         self.guard = guard
         self.meters = Meters()
         self.read_only = read_only
+        self._links = links
+        self._share_with = share_with
 
     async def __call__(self, request: Request) -> Response | None:
         request.id = choose_id(request.headers.get("x-request-id", ""))
@@ -176,6 +193,12 @@ class Registry:
             if method == "DELETE":
                 return await push.delete_blob(self, request, target)
             relied = not self.read_only and self.guard.may(caller, PUSH, target.name)
+            if (
+                relied
+                and method == "HEAD"
+                and self.store.catalog.find_blob(target.name, target.digest) is None
+            ):
+                await self.share(request, target.name, target.digest)
             return await pull.get_blob(self, request, target, relied=relied)
         if isinstance(target, Uploads):
             return await push.begin_upload(self, request, target)
@@ -203,10 +226,34 @@ class Registry:
     async def mount(self, request: Request, name: str, digest: str, source: str) -> bool:
         """Make a blob that exists elsewhere one of this repository, where the caller could read it there."""
         caller = _caller.get(Caller())
-        held = await self.holder(caller, digest, source)
-        return held and await self.store.mount(name, digest)
+        if self.holder(caller, digest, source) and await self.store.mount(name, digest):
+            return True
+        return await self.share(request, name, digest)
 
-    async def holder(self, caller: Caller, digest: str, source: str) -> bool:
+    async def share(self, request: Request, name: str, digest: str) -> bool:
+        """Make a blob of the machine's image store one of this repository, by a link; False: it hasn't it, or this caller
+        is none to share with. Only for a caller who may push to the repository."""
+        if self._links is None or (self._share_with == "local" and not self._is_local(request)):
+            return False
+        link = await self.store.threads.run(self._links.link, digest)
+        if not link:
+            return False
+        size = await self.store.take_link(name, digest, link)
+        self.meters.linked += 1
+        self.meters.linked_bytes += size
+        log.info("linked %s of the image store into %s: %d bytes", digest, name, size)
+        return True
+
+    def _is_local(self, request: Request) -> bool:
+        client = self.client(request)
+        if client == "local":
+            return True
+        try:
+            return ipaddress.ip_address(client.partition("%")[0]).is_loopback
+        except ValueError:
+            return False
+
+    def holder(self, caller: Caller, digest: str, source: str) -> bool:
         """Whether a repository has this blob that the caller may pull from: `source`, or any without one."""
         names = [source] if source else self.store.catalog.holders(digest)
         for each in names:

@@ -45,6 +45,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
         serve.add_argument(flag, default="")
     for flag in ("--user", "--tls-name"):
         serve.add_argument(flag, action="append", default=[])
+    serve.add_argument("--share", default="local")
     serve.add_argument("--tokens", action="store_true")
     serve.add_argument("--quiet", action="store_true")
     collect.add_argument("--dry-run", action="store_true")

@@ -28,13 +28,14 @@ from cove import __version__
 from cove.api.listener import HttpServer
 from cove.model.errors import Invalid
 from cove.registry.access import Policy
-from cove.registry.app import VERSION_HEADER, Registry, refuse_http
+from cove.registry.app import VERSION_HEADER, Links, Registry, refuse_http
 from cove.registry.certificates import own_certificate, server_context
-from cove.registry.identity import become, enter, hand_over, plan_identity
+from cove.registry.identity import Identity, become, enter, hand_over, plan_identity
 from cove.registry.login import Login
 from cove.registry.options import LISTEN, plan_bounds, plan_root
 from cove.registry.passwords import Passwords
 from cove.registry.rules import plan_policy
+from cove.registry.sharing import SHARES, Broker, Linker, start_broker
 from cove.registry.sockets import is_local, listen, notify, split_address, told_address
 from cove.registry.store import Store
 from cove.registry.uploads import Bounds
@@ -60,6 +61,8 @@ class Plan:
     self_signed: tuple[str, ...]  # names for a certificate of the registry's own; (): none is made
     client_authority: str
     read_only: bool
+    images: Path  # of the daemon on this machine
+    share_with: str
     sockets: list[socket.socket] = field(default_factory=list)
 
 
@@ -87,6 +90,8 @@ def plan_serving(options: argparse.Namespace) -> Plan:
             f"--listen {remote[0]} is open to the network, and nobody would have to log in: add --user NAME:FILE "
             "or --htpasswd FILE, or say --anonymous pull or --anonymous push"
         )
+    if options.share not in SHARES:
+        raise Invalid(f"--share {options.share}: expected {', '.join(SHARES)}")
     if options.tls not in ("", "self"):
         raise Invalid(f"--tls {options.tls}: expected self; files are given with --tls-cert and --tls-key")
     if bool(options.tls_cert) != bool(options.tls_key) or (options.tls and options.tls_cert):
@@ -115,6 +120,8 @@ def plan_serving(options: argparse.Namespace) -> Plan:
         self_signed=_names(addresses, options.tls_name) if options.tls else (),
         client_authority=options.tls_client_ca,
         read_only=options.read_only,
+        images=Path(options.data_root).absolute() / "images",
+        share_with=options.share,
     )
 
 
@@ -134,6 +141,7 @@ def serve(options: argparse.Namespace) -> int:
     plan = replace(plan, addresses=tuple(map(told_address, plan.addresses, plan.sockets)))
     identity = plan_identity(options.run_as, plan.root)
     hand_over(plan.root, identity)
+    links = start_links(plan, identity)
     inside = enter(plan.root, identity)
     os.chdir(inside)
     authority = (
@@ -148,16 +156,30 @@ def serve(options: argparse.Namespace) -> int:
         plan = replace(plan, tls=server_context(certificate, key, clients, required=not plan.passwords))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    uvloop.run(_run(plan, inside))
+    try:
+        uvloop.run(_run(plan, inside, links))
+    finally:
+        if isinstance(links, Broker):
+            links.close()
     return 0
 
 
-async def _run(plan: Plan, root: Path) -> None:
+def start_links(plan: Plan, identity: Identity | None) -> Links | None:
+    """Who links blobs of the image store: a process that stays root, or none where none is wanted or needed."""
+    if plan.share_with == "none" or plan.read_only:
+        return None
+    linker = Linker(plan.images, plan.root / "uploads")
+    if identity is None or identity.uid == 0:
+        return linker
+    return start_broker(linker, None, plan.sockets)
+
+
+async def _run(plan: Plan, root: Path, links: Links | None) -> None:
     store = Store(root, plan.bounds)
     try:
         store.recover()
         login = Login(plan.policy, plan.passwords, tokens=plan.tokens)
-        registry = Registry(store, login, read_only=plan.read_only)
+        registry = Registry(store, login, read_only=plan.read_only, links=links, share_with=plan.share_with)
         headers = (("Server", f"Cove/{__version__}"), VERSION_HEADER, ("X-Content-Type-Options", "nosniff"))
         server = HttpServer(registry, headers, idle_s=IDLE_S, most=CONNECTIONS_MAX, refuse=refuse_http)
         stop = asyncio.Event()

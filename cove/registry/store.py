@@ -63,6 +63,22 @@ class Store:
             return False  # swept meanwhile
         return True
 
+    async def take_link(self, name: str, digest: str, link: str) -> int:
+        """Make a link that lies in uploads/ a blob of a repository; its size in bytes."""
+        path = self.content.uploads / link
+
+        def take() -> int:
+            try:
+                size = path.stat().st_size
+                self.writer.add_blob(
+                    name, digest, size, lambda known: self.content.place(path, digest, known)
+                )
+            finally:
+                path.unlink(missing_ok=True)
+            return size
+
+        return await self.threads.change(take)
+
     async def rely_on(self, name: str, digest: str, at_s: float) -> bool:
         """Note that a pusher has been told of this blob, for the sweep; False: it has gone meanwhile."""
         if time.time() - at_s < RELIED_S:
