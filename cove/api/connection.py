@@ -360,8 +360,11 @@ class Connection(asyncio.Protocol):
                 await self.drain()
                 sock = cast(socket.socket, self._transport.get_extra_info("socket").dup())
                 sock.setblocking(False)
+            ready = end if response.grown is None else offset
             while offset < end:
-                piece = min(end - offset, FILE_PIECE_BYTES)
+                if response.grown is not None and offset >= ready:
+                    ready = min(end, await response.grown(offset))
+                piece = min(ready - offset, FILE_PIECE_BYTES)
                 if sock is None:
                     data = os.pread(response.fd, min(piece, HELD_BYTES), offset)
                     self.write(data)

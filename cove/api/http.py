@@ -11,7 +11,7 @@ import asyncio
 import re
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from http import HTTPStatus
 from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
@@ -56,18 +56,30 @@ class Response:
 
 
 class FileResponse(Response):
-    """An answer whose body is `length` bytes of an open file, from `offset` on; whoever sends it closes the file."""
+    """An answer whose body is `length` bytes of an open file, from `offset` on; whoever sends it closes the file.
 
-    __slots__ = ("fd", "offset")
+    `grown` is for a file that is still being written: called with an offset, it returns the end of what is there as
+    soon as that is behind the offset. It raises OSError when no more will come.
+    """
+
+    __slots__ = ("fd", "grown", "offset")
 
     length: int
 
     def __init__(
-        self, status: int, fd: int, offset: int, length: int, content_type: str, headers: Mapping[str, str]
+        self,
+        status: int,
+        fd: int,
+        offset: int,
+        length: int,
+        content_type: str,
+        headers: Mapping[str, str],
+        grown: Callable[[int], Awaitable[int]] | None = None,
     ) -> None:
         super().__init__(status, b"", content_type, headers, length)
         self.fd = fd
         self.offset = offset
+        self.grown = grown
 
 
 _encoder = msgspec.json.Encoder()

@@ -62,6 +62,15 @@ SERVE: tuple[Flag, ...] = (
         "WHOM",
         "Whose pushes may take blobs from this machine's images by a link: local, pushers or none (default: local)",
     ),
+    (
+        "",
+        "proxy",
+        "list",
+        "[NAME=]URL",
+        "Be a cache of another registry, of NAME/… or of everything; may be repeated",
+    ),
+    ("", "proxy-credentials", "str", "FILE", "Users of those registries, as in docker's config.json"),
+    ("", "proxy-age", "str", "TIME", "Ask again about a tag that was asked about TIME ago (default: 60s)"),
     ("", "reserve", "str", "SIZE", "Leave SIZE of the disk free, e.g. 10g (default: 1g)"),
     ("", "max-blob", "str", "SIZE", "Take no blob larger than SIZE (default: 64g)"),
     (

@@ -29,6 +29,7 @@ from cove.registry.names import (
     Uploads,
     parse_target,
 )
+from cove.registry.proxy import Proxy
 from cove.registry.refusals import Refused, full_disk, refuse_http
 from cove.registry.store import Store
 
@@ -83,6 +84,7 @@ class Registry:
         read_only: bool = False,
         links: Links | None = None,
         share_with: str = "local",
+        proxy: Proxy | None = None,
     ) -> None:
         self.store = store
         self.guard = guard
@@ -90,6 +92,7 @@ class Registry:
         self.read_only = read_only
         self._links = links
         self._share_with = share_with
+        self._proxy = proxy
 
     async def __call__(self, request: Request) -> Response | None:
         request.id = choose_id(request.headers.get("x-request-id", ""))
@@ -162,6 +165,11 @@ class Registry:
                 f"{request.method} isn't defined here, but {', '.join(allowed)}",
                 headers={"Allow": ", ".join(allowed)},
             )
+        if self._proxy is not None and not isinstance(target, Base | Catalog):
+            target, upstream = self._proxy.locate(target, request.query.get("ns"))
+            if upstream is not None:
+                self._check_access(request, caller, target)
+                return await self._proxy.serve(self, request, target, upstream)
         self._check_access(request, caller, target)
         return await self._serve(request, caller, target)
 
@@ -231,8 +239,10 @@ class Registry:
         return await self.share(request, name, digest)
 
     async def share(self, request: Request, name: str, digest: str) -> bool:
-        """Make a blob of the machine's image store one of this repository, by a link; False: it hasn't it, or this caller
-        is none to share with. Only for a caller who may push to the repository."""
+        """Make a blob of the machine's image store one of this repository, by a link. For a caller who may push to it.
+
+        False: the store lacks it, or this caller is none to share with.
+        """
         if self._links is None or (self._share_with == "local" and not self._is_local(request)):
             return False
         link = await self.store.threads.run(self._links.link, digest)

@@ -222,6 +222,31 @@ class Catalog:
                 raise unknown_blob(name, digest)
             self._add_member(self._add_repository(name), content)
 
+    def add_cached(self, name: str, digest: str, size: int, place: Callable[[bool], None] | None) -> bool:
+        """Make content a blob of a proxied repository; False: `place` is None, and the registry lacks it."""
+        with self.writing():
+            content = self._add_content(digest, size, place)
+            if content is not None:
+                self._add_member(self._add_repository(name, proxied=True), content)
+        return content is not None
+
+    def needs(self, name: str, digest: str) -> bool:
+        """Whether a manifest of this repository names this digest."""
+        row = self.db.execute(
+            "SELECT 1 FROM repositories r JOIN needs n ON n.repository = r.id AND n.digest = ?2 WHERE r.name = ?1",
+            (name, digest),
+        ).fetchone()
+        return row is not None
+
+    def set_tag(self, name: str, tag: str, digest: str) -> None:
+        """Let a tag of a proxied repository lead to a manifest that it has, from now on."""
+        with self.writing():
+            self.db.execute(
+                "INSERT OR REPLACE INTO tags SELECT r.id, ?2, c.id, ?4 FROM repositories r, contents c "
+                "WHERE r.name = ?1 AND c.digest = ?3",
+                (name, tag, digest, time.time()),
+            )
+
     def touch(self, name: str, digest: str) -> bool:
         """Note that somebody relies on a blob; False: it has gone meanwhile."""
         with self.writing():
@@ -241,14 +266,14 @@ class Catalog:
         tags: Sequence[str],
         place: Callable[[bool], None],
         *,
-        strict: bool = True,
+        proxied: bool = False,
     ) -> None:
         """Make a document a manifest of a repository, and give it these tags. Refused: MANIFEST_BLOB_UNKNOWN, with
-        every blob that it needs and the repository lacks (`strict`)."""
+        every blob that it needs and the repository lacks, unless another registry has them (`proxied`)."""
         with self.writing():
-            repository = self._add_repository(name)
+            repository = self._add_repository(name, proxied=proxied)
             lacking = [each for each in document.blobs if not self._has_member(repository, each)]
-            if strict and lacking:
+            if lacking and not proxied:
                 raise Refused(
                     400,
                     "MANIFEST_BLOB_UNKNOWN",
@@ -341,11 +366,14 @@ class Catalog:
             raise unknown_repository(name)
         return found
 
-    def _add_repository(self, name: str) -> int:
+    def _add_repository(self, name: str, *, proxied: bool = False) -> int:
         found = self._repository(name)
         if found is not None:
             return found
-        return int(self.db.execute("INSERT INTO repositories (name) VALUES (?)", (name,)).lastrowid or 0)
+        row = (name, proxied)
+        return int(
+            self.db.execute("INSERT INTO repositories (name, proxied) VALUES (?, ?)", row).lastrowid or 0
+        )
 
     def _content(self, digest: str) -> int | None:
         row = self.db.execute("SELECT id FROM contents WHERE digest = ?", (digest,)).fetchone()

@@ -20,7 +20,6 @@ class Meters:
         self.linked = 0  # blobs taken from the machine's image store
         self.linked_bytes = 0
         self.proxied: dict[str, int] = {}  # by hit, miss, stale
-        self.proxied_bytes = 0
 
     def request(self, method: str, route: str, status: int, elapsed_s: float) -> None:
         """Count an answered request; `route` is the target's kind, never a name."""
@@ -61,10 +60,4 @@ class Meters:
         page.family("cove_registry_proxy_total", "counter", "What the cache of other registries did.")
         for outcome, count in sorted(self.proxied.items()):
             page.sample("cove_registry_proxy_total", count, {"outcome": outcome})
-        page.single(
-            "cove_registry_proxy_bytes_total",
-            "counter",
-            "Bytes of blobs fetched from upstream.",
-            self.proxied_bytes,
-        )
         return page.render()

@@ -46,6 +46,9 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     for flag in ("--user", "--tls-name"):
         serve.add_argument(flag, action="append", default=[])
     serve.add_argument("--share", default="local")
+    serve.add_argument("--proxy", action="append", default=[])
+    serve.add_argument("--proxy-credentials", default="")
+    serve.add_argument("--proxy-age", default="60s")
     serve.add_argument("--tokens", action="store_true")
     serve.add_argument("--quiet", action="store_true")
     collect.add_argument("--dry-run", action="store_true")

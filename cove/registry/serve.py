@@ -32,13 +32,15 @@ from cove.registry.app import VERSION_HEADER, Links, Registry, refuse_http
 from cove.registry.certificates import own_certificate, server_context
 from cove.registry.identity import Identity, become, enter, hand_over, plan_identity
 from cove.registry.login import Login
-from cove.registry.options import LISTEN, plan_bounds, plan_root
+from cove.registry.options import LISTEN, parse_duration, plan_bounds, plan_root
 from cove.registry.passwords import Passwords
+from cove.registry.proxy import Proxy
 from cove.registry.rules import plan_policy
 from cove.registry.sharing import SHARES, Broker, Linker, start_broker
 from cove.registry.sockets import is_local, listen, notify, split_address, told_address
 from cove.registry.store import Store
 from cove.registry.uploads import Bounds
+from cove.registry.upstreams import Upstreams, parse_upstreams, read_credentials
 
 log = logging.getLogger("cove.registry")
 GRACE_S = 10.0
@@ -61,6 +63,8 @@ class Plan:
     self_signed: tuple[str, ...]  # names for a certificate of the registry's own; (): none is made
     client_authority: str
     read_only: bool
+    upstreams: Upstreams | None
+    proxy_age_s: float
     images: Path  # of the daemon on this machine
     share_with: str
     sockets: list[socket.socket] = field(default_factory=list)
@@ -90,6 +94,12 @@ def plan_serving(options: argparse.Namespace) -> Plan:
             f"--listen {remote[0]} is open to the network, and nobody would have to log in: add --user NAME:FILE "
             "or --htpasswd FILE, or say --anonymous pull or --anonymous push"
         )
+    upstreams = None
+    if options.proxy:
+        path = options.proxy_credentials
+        upstreams = Upstreams(parse_upstreams(options.proxy), read_credentials(Path(path)) if path else {})
+    elif options.proxy_credentials:
+        raise Invalid("--proxy-credentials: there is no --proxy that they could be for")
     if options.share not in SHARES:
         raise Invalid(f"--share {options.share}: expected {', '.join(SHARES)}")
     if options.tls not in ("", "self"):
@@ -120,6 +130,8 @@ def plan_serving(options: argparse.Namespace) -> Plan:
         self_signed=_names(addresses, options.tls_name) if options.tls else (),
         client_authority=options.tls_client_ca,
         read_only=options.read_only,
+        upstreams=upstreams,
+        proxy_age_s=parse_duration("--proxy-age", options.proxy_age),
         images=Path(options.data_root).absolute() / "images",
         share_with=options.share,
     )
@@ -179,7 +191,15 @@ async def _run(plan: Plan, root: Path, links: Links | None) -> None:
     try:
         store.recover()
         login = Login(plan.policy, plan.passwords, tokens=plan.tokens)
-        registry = Registry(store, login, read_only=plan.read_only, links=links, share_with=plan.share_with)
+        proxy = Proxy(plan.upstreams, store, age_s=plan.proxy_age_s) if plan.upstreams else None
+        registry = Registry(
+            store,
+            login,
+            read_only=plan.read_only,
+            links=links,
+            share_with=plan.share_with,
+            proxy=proxy,
+        )
         headers = (("Server", f"Cove/{__version__}"), VERSION_HEADER, ("X-Content-Type-Options", "nosniff"))
         server = HttpServer(registry, headers, idle_s=IDLE_S, most=CONNECTIONS_MAX, refuse=refuse_http)
         stop = asyncio.Event()
@@ -198,6 +218,8 @@ async def _run(plan: Plan, root: Path, links: Links | None) -> None:
             keeping.cancel()
         notify("STOPPING=1")
         await server.close(GRACE_S)
+        if proxy is not None:
+            await proxy.close()
     finally:
         store.close()
         for address in plan.addresses:
@@ -226,6 +248,11 @@ def announce(plan: Plan) -> None:
     if plan.policy.anonymous and not plan.read_only:
         lines.append(f"Callers without a login may {' and '.join(plan.policy.anonymous)}.")
     tcp = [address for address in plan.addresses if not address.startswith("unix://")]
+    if plan.upstreams is not None:
+        lines += [
+            f"{f'{each.name}/…' if each.name else 'Everything else'} is cached from {each.url}"
+            for each in plan.upstreams.known
+        ]
     if tcp and not plan.read_only:
         host, port = split_address(tcp[0])
         name = "localhost" if host in ("127.0.0.1", "::1", "0.0.0.0", "::") else host

@@ -79,6 +79,21 @@ class Store:
 
         return await self.threads.change(take)
 
+    async def take_cached(self, name: str, digest: str, path: Path | None, size: int) -> bool:
+        """Make a verified and synced file (None: what the registry has already) a blob of a proxied repository."""
+
+        def take() -> bool:
+            if path is None:
+                return self.writer.add_cached(name, digest, size, None)
+            try:
+                return self.writer.add_cached(
+                    name, digest, size, lambda known: self.content.place(path, digest, known)
+                )
+            finally:
+                path.unlink(missing_ok=True)
+
+        return await self.threads.change(take)
+
     async def rely_on(self, name: str, digest: str, at_s: float) -> bool:
         """Note that a pusher has been told of this blob, for the sweep; False: it has gone meanwhile."""
         if time.time() - at_s < RELIED_S:
@@ -95,7 +110,7 @@ class Store:
         document: Document,
         tags: Sequence[str],
         *,
-        strict: bool = True,
+        proxied: bool = False,
     ) -> None:
         """Keep a manifest, byte by byte. Refused: MANIFEST_BLOB_UNKNOWN."""
         if self.content.free_bytes() < self.bounds.reserve_bytes:
@@ -111,7 +126,7 @@ class Store:
                     document,
                     tags,
                     lambda known: self.content.place(path, digest, known),
-                    strict=strict,
+                    proxied=proxied,
                 )
             finally:
                 with contextlib.suppress(FileNotFoundError):
