@@ -7,6 +7,7 @@ import re
 import time
 
 from cove.api import (
+    cove_build,
     cove_changes,
     cove_images,
     cove_kube,
@@ -43,6 +44,7 @@ class App:
             (
                 *ROUTES,
                 *cove_v1.ROUTES,
+                *cove_build.ROUTES,
                 *cove_pods.ROUTES,
                 *cove_kube.ROUTES,
                 *cove_changes.ROUTES,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cove.build.cache import Cache, Entry
+from cove.build.contexts import Contexts
 from cove.build.copying import FileCopier
 from cove.build.events import BuildEvent
 from cove.build.graph import Clone, Download, Graph
@@ -52,6 +53,7 @@ class Builder:
         self._images = engine.images
         self.cache = Cache(engine.images)
         self.mounts = CacheMounts(engine.settings.data_root / "builds" / "mounts")
+        self.contexts = Contexts(engine.settings.data_root / "builds" / "contexts")
         self._shared = Shared()
         self._run_dir = engine.settings.run_dir / "builds"
 
@@ -100,6 +102,7 @@ class Builder:
             for path in self.mounts.take_unused():
                 freed += await asyncio.to_thread(_measure_and_remove, path)
                 names.append(path.name)
+            freed += await asyncio.to_thread(self.contexts.prune)
         return names, freed
 
 

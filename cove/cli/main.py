@@ -48,6 +48,7 @@ COMMANDS = (
     ("cp", "copy", "Copy files between a container and the host"),
     ("plan", "plan", "Print how a container would be isolated, step by step"),
     ("images", "images", "List images"),
+    ("build", "build", "Build an image from a Dockerfile"),
     ("load", "images", "Load images from an archive"),
     ("import", "images", "Make an image from a file system's tar archive"),
     ("save", "images", "Write images to an archive"),
@@ -94,11 +95,21 @@ GROUPS = {
             "inspect": ("inspect", "image inspect"),
             "prune": ("disk", "image prune"),
             "push": ("push", "push"),
+            "build": ("build", "build"),
             **{name: ("images", name) for name in ("load", "import", "save", "tag", "history")},
             **{name: ("imagetools", f"image {name}") for name in ("tree", "diff", "squash", "check")},
             "slim": ("imageslim", "image slim"),
             "mount": ("imagemount", "image mount"),
             "unmount": ("imagemount", "image unmount"),
+        },
+    ),
+    "builder": (
+        "What builds keep",
+        {
+            "build": ("build", "build"),
+            "ls": ("build", "builder ls"),
+            "list": ("build", "builder ls"),
+            "prune": ("build", "builder prune"),
         },
     ),
     "volume": (
@@ -208,7 +219,6 @@ GROUPS = {
 # What docker has and this release doesn't, and what to do instead.
 NOT_HERE = {
     "pull": "this release reads no registry; cove load and cove import bring images",
-    "build": "this release builds no images; cove import makes one from a file system's archive",
 }
 
 TLS_FLAGS = ("tls", "tlsverify", "tlscacert", "tlscert", "tlskey")
