@@ -10,6 +10,7 @@ The first line of a build is its plan: the steps with their texts. The last has 
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from typing import Any
 import msgspec
 
 from cove.api.docker import wire
-from cove.api.docker.build import parse_epoch
+from cove.api.docker.build import Answer, parse_epoch, read_registry_config
 from cove.api.docker.context import Api
 from cove.api.docker.limits import decode_resources, decode_ulimits
-from cove.api.http import Request, Response, Stream, encode_json, json_response
+from cove.api.docker.pulling import event_json as event_json_of_pull
+from cove.api.http import Request, Response, json_response
 from cove.api.router import Route
 from cove.build.builder import Order
 from cove.build.contexts import MAX_LISTING_BYTES
@@ -31,6 +33,8 @@ from cove.build.planning import MAX_DOCKERFILE_BYTES, plan
 from cove.build.request import PlanRequest
 from cove.dockerfile.parser import parse_dockerfile
 from cove.image.references import parse_tagged
+from cove.image.registry import PullEvent
+from cove.image.registry.auth import Credentials
 from cove.model.container import ContainerSpec
 from cove.model.errors import CoveError, Invalid
 from cove.model.objects import Image
@@ -81,13 +85,26 @@ async def take_contents(api: Api, request: Request) -> Response:
 async def build(api: Api, request: Request) -> None:
     body = await wire.read(request, BuildBody, required=True)
     async with AsyncExitStack() as undo:
-        order = await _order(api, body, undo)
         request.bind_to_client(ends_clean=False)
-        stream = await request.start_stream("application/x-ndjson")
-        await _run(api, stream, order)
+        answer = Answer(request, "application/x-ndjson")
+        credentials = read_registry_config(request.headers.get("x-registry-config", ""))
+        try:
+            order = await _order(api, body, undo, credentials, answer)
+        except CoveError as error:
+            if not answer.begun:
+                raise
+            await answer.tell([failure_json(error)])
+            return
+        await _run(api, answer, order)
 
 
-async def _order(api: Api, body: BuildBody, undo: AsyncExitStack) -> Order:
+async def _order(
+    api: Api,
+    body: BuildBody,
+    undo: AsyncExitStack,
+    credentials: Mapping[str, Credentials],
+    answer: Answer,
+) -> Order:
     contexts = {}
     for name, context_id in {"": body.context, **(body.contexts or {})}.items():
         if context_id:
@@ -95,7 +112,7 @@ async def _order(api: Api, body: BuildBody, undo: AsyncExitStack) -> Order:
             undo.callback(pending.close)
             contexts[name] = pending.open
     args = body.build_args or {}
-    graph = await _plan(api, body)
+    graph = await _plan(api, body, credentials, answer)
     network = body.network
     spec = ContainerSpec(
         image="",
@@ -116,7 +133,7 @@ async def _order(api: Api, body: BuildBody, undo: AsyncExitStack) -> Order:
     )
 
 
-async def _plan(api: Api, body: BuildBody) -> Graph:
+async def _plan(api: Api, body: BuildBody, credentials: Mapping[str, Credentials], answer: Answer) -> Graph:
     data = body.dockerfile.encode("utf-8", "surrogateescape")
     if len(data) > MAX_DOCKERFILE_BYTES:
         raise Invalid(f"Dockerfile: it has {len(data)} bytes, the limit is {MAX_DOCKERFILE_BYTES}")
@@ -131,8 +148,11 @@ async def _plan(api: Api, body: BuildBody) -> Graph:
         contexts={**{name: name for name in body.contexts or ()}, **(body.named or {})},
     )
 
+    async def told(event: PullEvent) -> None:
+        await answer.tell([{"pull": event_json_of_pull(event)}])
+
     async def pull(reference: str, platform: str) -> Image:
-        return await api.builder.pull(reference, platform)
+        return await api.builder.pull(reference, platform, credentials, told)
 
     dockerfile = parse_dockerfile(data, body.name)
     return await plan(api.engine.images, dockerfile, asked, pull, always=body.pull)
@@ -163,9 +183,9 @@ def _agent(name: str, path: str) -> Path:
     return socket
 
 
-async def _run(api: Api, stream: Stream, order: Order) -> None:
+async def _run(api: Api, answer: Answer, order: Order) -> None:
     async def tell(line: Json) -> None:
-        await stream.write(encode_json(line) + b"\n")
+        await answer.tell([line])
 
     async def emit(event: BuildEvent) -> None:
         await tell(event_json(event))

@@ -7,9 +7,10 @@ what it finished stays in the cache.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,8 +25,13 @@ from cove.build.sharing import Shared
 from cove.build.solver import Open, Solver, Solving
 from cove.build.sources import PackedTree
 from cove.engine.engine import Engine
+from cove.image.references import parse_reference
+from cove.image.registry import PullEvent, PullOptions
+from cove.image.registry.auth import Credentials
+from cove.image.registry.endpoints import Registries
+from cove.image.registry.messages import Timing
 from cove.model.container import ContainerSpec
-from cove.model.errors import Invalid, NotFound
+from cove.model.errors import Invalid
 from cove.model.objects import Image
 
 Emit = Callable[[BuildEvent], Coroutine[None, None, None]]
@@ -83,11 +89,27 @@ class Builder:
             self._engine.publish_image(image, "tag", name)
         return image
 
-    async def pull(self, reference: str, platform: str) -> Image:
-        """Bring a base image from its registry. Raises NotFound."""
-        raise NotFound(
-            f"No such image: {reference}, and this release's builder can't pull: load it with docker load"
+    async def pull(
+        self,
+        reference: str,
+        platform: str,
+        credentials: Mapping[str, Credentials],
+        tell: Callable[[PullEvent], Awaitable[None]],
+    ) -> Image:
+        """Bring a base image from its registry; `credentials` by the registry's host. Raises what a pull raises."""
+        settings = self._engine.settings
+        parsed = parse_reference(reference).with_default_tag()
+        options = PullOptions(
+            platform=platform,
+            credentials=credentials.get(parsed.name.partition("/")[0], Credentials()),
+            registries=Registries(mirrors=settings.registry_mirrors, insecure=settings.insecure_registries),
+            downloads=settings.max_downloads,
+            timing=Timing(attempts=settings.download_attempts),
         )
+        async with contextlib.aclosing(self._images.pull(parsed.familiar, options)) as events:
+            async for event in events:
+                await tell(event)
+        return self._images.find_image(parsed.familiar)
 
     async def _fetch(self, source: Download | Clone) -> PackedTree:
         raise Invalid(f"{source.url}: this release adds files of the build context only")

@@ -45,8 +45,8 @@ class Progress:
             if step["kind"] == "context":
                 self.titles.append("[internal] build context")
             else:
-                stage = step["stage"]
-                self.titles.append(f"[{stage} {place}/{totals[stage]}] {one_line(step['text'])}")
+                stage = f"stage-{step['stage']}" if step["stage"].isdecimal() else step["stage"]
+                self.titles.append(f"[{stage} {place}/{totals[step['stage']]}] {one_line(step['text'])}")
         for warning in line.get("warnings", ()):
             self.say(f"warning: {warning['rule']}: {warning['message']} (line {warning['line']})")
 
@@ -66,6 +66,9 @@ class Progress:
             self.done(line)
         elif "note" in line:
             self.say(line["note"])
+        elif "pull" in line and not line["pull"].get("progress"):
+            pulled = line["pull"]
+            self.say(f"{pulled['id']}: {pulled['status']}" if pulled.get("id") else pulled["status"])
 
     def _lines(self, step: int, text: str) -> None:
         whole = self.partial.pop(step, "") + text

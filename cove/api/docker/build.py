@@ -6,8 +6,10 @@ status of their own, later ones are a line of the stream, as Docker's clients ex
 
 from __future__ import annotations
 
+import base64
+import binascii
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,6 +20,7 @@ from cove.api.docker.buildstream import ClassicStream
 from cove.api.docker.context import Api
 from cove.api.docker.filters import parse_filters
 from cove.api.docker.limits import decode_resources, decode_ulimits
+from cove.api.docker.pulling import event_json, read_credentials
 from cove.api.docker.text import parse_time, rfc3339
 from cove.api.http import Query, Request, Response, Stream, encode_json, json_response
 from cove.api.router import Route
@@ -31,6 +34,8 @@ from cove.build.planning import plan
 from cove.build.request import PlanRequest
 from cove.dockerfile.parser import parse_dockerfile
 from cove.image.references import parse_tagged
+from cove.image.registry import PullEvent
+from cove.image.registry.auth import Credentials
 from cove.model.container import ContainerSpec
 from cove.model.errors import CoveError, Invalid, NotFound, NotImplementedHere
 from cove.model.objects import Image
@@ -151,11 +156,18 @@ def _decoded(query: Query, name: str, kind: type[T]) -> T:
 async def build(api: Api, request: Request) -> None:
     """Build an image of the archive in the body."""
     asked = decode_query(request.query, cpus=api.cpus)
+    credentials = read_registry_config(request.headers.get("x-registry-config", ""))
+    answer = Answer(request)
     async with AsyncExitStack() as undo:
         sent = await receive_archive(api.engine.images, request.body, undo)
-        graph = await _plan(api, sent, asked)
         request.bind_to_client(ends_clean=False)
-        stream = await request.start_stream("application/json")
+        try:
+            graph = await _plan(api, sent, asked, credentials, answer)
+        except CoveError as error:
+            if not answer.begun:
+                raise
+            await answer.tell([error_line(error)])
+            return
         order = Order(
             graph=graph,
             contexts={"": sent.open},
@@ -163,10 +175,47 @@ async def build(api: Api, request: Request) -> None:
             spec=asked.spec,
             source_date_epoch_s=asked.epoch_s,
         )
-        await _run(api, stream, order, asked)
+        await _run(api, answer, order, asked)
 
 
-async def _plan(api: Api, sent: SentContext, asked: Asked) -> Graph:
+class Answer:
+    """A stream of JSON lines that begins with the first of them."""
+
+    def __init__(self, request: Request, content_type: str = "application/json") -> None:
+        self._request = request
+        self._type = content_type
+        self._stream: Stream | None = None
+
+    @property
+    def begun(self) -> bool:
+        return self._stream is not None
+
+    async def tell(self, lines: Sequence[Json]) -> None:
+        if self._stream is None:
+            self._stream = await self._request.start_stream(self._type)
+        await self._stream.write(b"".join(encode_json(line) + b"\n" for line in lines))
+
+
+def read_registry_config(header: str) -> dict[str, Credentials]:
+    """X-Registry-Config: base64url of {"HOST": what X-Registry-Auth has}. Invalid, which tells nothing of it."""
+    if not header:
+        return {}
+    try:
+        data = base64.b64decode(header.strip() + "=" * (-len(header.strip()) % 4), b"-_", validate=True)
+        found = msgspec.json.decode(data or b"{}", type=dict[str, msgspec.Raw])
+    except (binascii.Error, msgspec.MsgspecError, ValueError):
+        raise Invalid("X-Registry-Config: expected base64url of a JSON object of registries") from None
+    named = {}
+    for name, auth in found.items():
+        host = name.removeprefix("https://").removeprefix("http://").partition("/")[0]
+        host = "docker.io" if host in ("index.docker.io", "registry-1.docker.io") else host
+        named[host] = read_credentials(base64.urlsafe_b64encode(bytes(auth)).decode())
+    return named
+
+
+async def _plan(
+    api: Api, sent: SentContext, asked: Asked, credentials: Mapping[str, Credentials], answer: Answer
+) -> Graph:
     name = asked.dockerfile
     try:
         data = sent.read(name)
@@ -178,23 +227,26 @@ async def _plan(api: Api, sent: SentContext, asked: Asked) -> Graph:
     dockerfile = parse_dockerfile(data, name)
     request = msgspec.structs.replace(asked.plan, build_platform=f"linux/{api.engine.images.architecture}")
 
+    async def told(event: PullEvent) -> None:
+        if not asked.quiet:
+            await answer.tell([event_json(event)])
+
     async def pull(reference: str, platform: str) -> Image:
-        return await api.builder.pull(reference, platform)
+        return await api.builder.pull(reference, platform, credentials, told)
 
     return await plan(api.engine.images, dockerfile, request, pull, always=asked.pull)
 
 
-async def _run(api: Api, stream: Stream, order: Order, asked: Asked) -> None:
+async def _run(api: Api, answer: Answer, order: Order, asked: Asked) -> None:
     shown = ClassicStream(order.graph, remove=asked.remove)
-    held: list[bytes] = []  # with q: shown when it fails
+    held: list[Json] = []  # with q: shown when it fails
 
     async def tell(lines: Sequence[Json]) -> None:
-        data = b"".join(encode_json(line) + b"\n" for line in lines)
         if asked.quiet:
-            held.append(data)
+            held.extend(lines)
             del held[:-200]
-        elif data:
-            await stream.write(data)
+        elif lines:
+            await answer.tell(lines)
 
     async def emit(event: BuildEvent) -> None:
         await tell(list(shown.feed(event)))
@@ -205,12 +257,10 @@ async def _run(api: Api, stream: Stream, order: Order, asked: Asked) -> None:
     except CoveError as error:
         if isinstance(error, BuildFailed):
             await tell(list(shown.failed(error.step)))
-        for data in held:
-            await stream.write(data)
-        await stream.write(encode_json(error_line(error)) + b"\n")
+        await answer.tell([*held, error_line(error)])
         return
     if asked.quiet:
-        await stream.write(encode_json({"stream": f"{image.id}\n"}) + b"\n")
+        await answer.tell([{"stream": f"{image.id}\n"}])
 
 
 def error_line(error: CoveError) -> Json:
