@@ -48,6 +48,7 @@ class FileCopier:
             target=os.fsencode(operation.target),
             keep_owner=operation.keep_owner,
             mode=operation.mode,
+            excludes=operation.excludes,
             parents=operation.parents,
         )
 
@@ -71,6 +72,8 @@ class FileCopier:
                 trees=trees,
                 items=tuple(item for item in items if isinstance(item, TreeItem)),
                 owner=operation.keep_owner,
+                excludes=operation.excludes,
+                parents=operation.parents,
             )
             async with Worker(job) as worker:
                 answer = await worker.last()
@@ -118,6 +121,7 @@ class FileCopier:
         packs: tuple[int, ...] = (),
         keep_owner: bool = False,
         mode: str = "",
+        excludes: tuple[str, ...] = (),
         parents: bool = False,
         directory_only: bool = False,
     ) -> Member | None:
@@ -143,6 +147,7 @@ class FileCopier:
                 owner=ids,
                 keep_owner=keep_owner,
                 mode=mode,
+                excludes=excludes,
                 parents=parents,
                 clamp_ns=self._clamp_ns,
                 budget_bytes=self._images.budget_bytes(),

@@ -42,6 +42,7 @@ from cove.build.sharing import Shared
 from cove.build.sources import PackedTree, Snapshot, Tree, items_digest
 from cove.image.images import Images
 from cove.image.jobs import Member
+from cove.image.selection import Excludes
 from cove.model.errors import CoveError, Invalid
 from cove.model.objects import Image
 
@@ -260,7 +261,9 @@ class Solver:
         outcome = await self._layer(number, step, key, base, self._copying(operation, base))
         entry = self._cache.find(key)
         if entry is not None and not step.ignore_cache:
-            self._cache.put(quick, entry.layers, msgspec.structs.replace(entry.note, stands_for=key))
+            self._cache.put(
+                quick, entry.layers, msgspec.structs.replace(entry.note, stands_for=key, description="")
+            )
         return outcome
 
     def _copying(self, operation: Copy, base: Snapshot) -> Callable[[Emit], Awaitable[Member | None]]:
@@ -276,7 +279,8 @@ class Solver:
                 tree = self._tree(item.source)
                 if isinstance(tree, PackedTree):
                     items += tree.select(item)
-            return items_digest(items, owner=operation.keep_owner, names=operation.parents)
+            excludes = Excludes(operation.excludes, rooted=operation.parents)
+            return items_digest(items, excludes, owner=operation.keep_owner, names=operation.parents)
 
         return await asyncio.to_thread(digest)
 

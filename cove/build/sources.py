@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from cove.build.graph import Item
 from cove.image.jobs import PackedItem
-from cove.image.selection import Fact, Found, find_items, kept_name
+from cove.image.selection import Excludes, Fact, Found, find_items, kept_name
 from cove.image.treeindex import FileEntry, TreeIndex, digest_entries
 
 
@@ -67,13 +67,16 @@ class PackedTree:
 Tree = Snapshot | PackedTree
 
 
-def items_digest(items: Sequence[PackedItem], *, owner: bool, names: bool) -> str:
+def items_digest(
+    items: Sequence[PackedItem], excludes: Excludes | None = None, *, owner: bool, names: bool
+) -> str:
     """The digest of what a copy takes; with `names` the sources' own names count (they show at the target)."""
     return digest_entries(
         (
             ((item.shown if names or not item.directory else b"") + b"\0" + entry.path, entry)
             for item in items
             for entry in item.entries
+            if excludes is None or not excludes.leaves_out(item.shown, entry.path)
         ),
         owner=owner,
     )

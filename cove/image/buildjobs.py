@@ -25,7 +25,7 @@ from cove.image.jobs import (
     Member,
 )
 from cove.image.sandbox import MS_BIND, MS_RDONLY, MS_REMOUNT
-from cove.image.selection import find_items, kept_name
+from cove.image.selection import Excludes, find_items, kept_name
 from cove.image.tarindex import index_archive
 from cove.image.treecopy import Copier, SnapshotTree
 from cove.image.treeindex import FileEntry, entry_digest
@@ -79,10 +79,13 @@ def digest_items(job: DigestItems, close_walls: Callable[[], None]) -> Digested:
     sandbox.pivot_into(place)
     close_walls()
     digest = hashlib.sha256()
+    excludes = Excludes(job.excludes, rooted=job.parents)
     for item in job.items:
         for found in find_items(trees[item.tree], item.path):
             shown = kept_name(item.pivot, found.name)
             for entry, directory, base in trees[item.tree].entries(found):
+                if excludes.leaves_out(shown, entry.path):
+                    continue
                 if entry.kind == "file":
                     entry = msgspec.structs.replace(entry, digest=_content_digest(directory, base))
                 digest.update(entry_digest(entry, shown + b"/" + entry.path, owner=job.owner))

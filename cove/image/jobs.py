@@ -200,6 +200,7 @@ class CopyFiles(Message, tag="copy-files", frozen=True, kw_only=True):
     owner: tuple[int, int] | None = None
     keep_owner: bool = False
     mode: str = ""
+    excludes: tuple[str, ...] = ()
     parents: bool = False
     clamp_ns: int | None = None
     budget_bytes: int
@@ -213,6 +214,8 @@ class DigestItems(Message, tag="digest-items", frozen=True, kw_only=True):
     layers_dir: str
     trees: tuple[tuple[str, ...], ...]
     items: tuple[TreeItem, ...]
+    excludes: tuple[str, ...] = ()
+    parents: bool = False
     owner: bool = False
 
 

@@ -6,11 +6,13 @@ leave, and so is one that a source names (BuildKit: FollowLinks). A source that 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
+from cove.dockerfile.ignore import DockerIgnore
 from cove.image.tarformat import show_name
 from cove.model.errors import Invalid, NotFound
 
@@ -101,6 +103,23 @@ def kept_name(pivot: bytes, name: bytes) -> bytes:
     return b"/".join(name.split(b"/")[count:])
 
 
+class Excludes:
+    """--exclude: what of the sources isn't copied. Patterns as in .dockerignore, of paths relative to a source that
+    is a directory, or of the name of one that is a file; with `rooted` (--parents) of paths in the tree."""
+
+    def __init__(self, patterns: Sequence[str], *, rooted: bool) -> None:
+        self._patterns = DockerIgnore("\n".join(patterns), "--exclude") if patterns else None
+        self._rooted = rooted
+
+    def leaves_out(self, shown: bytes, path: bytes) -> bool:
+        """`shown` is what the source was found as, `path` is relative to it."""
+        if self._patterns is None:
+            return False
+        text = b"/".join(part for part in (shown, path) if part) if self._rooted else path
+        text = text or shown.rpartition(b"/")[2]
+        return bool(text) and self._patterns.matches(os.fsdecode(text))
+
+
 def _expand(tree: Tree, parts: Sequence[bytes]) -> list[bytes]:
     found = [b""]
     for part in parts:
@@ -177,4 +196,4 @@ def _shown(path: bytes) -> str:
     return path.decode("utf-8", "backslashreplace")
 
 
-__all__ = ["Fact", "Found", "Tree", "find_items", "kept_name", "resolve"]
+__all__ = ["Excludes", "Fact", "Found", "Tree", "find_items", "kept_name", "resolve"]

@@ -23,7 +23,7 @@ from cove.image.decode import compression_of, decoder
 from cove.image.extract import wanted_attribute
 from cove.image.jobs import CopyFiles, PackedItem, TreeItem
 from cove.image.sandbox import O_PATH, RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, openat2
-from cove.image.selection import Fact, Found, find_items, kept_name
+from cove.image.selection import Excludes, Fact, Found, find_items, kept_name
 from cove.image.tarformat import BLOCK, Bytes, looks_like_tar, show_name
 from cove.image.treeindex import EntryKind, FileEntry
 from cove.model.errors import CoveError, HostError, Invalid
@@ -147,6 +147,7 @@ class Copier:
         self._job = job
         self._root = root
         self._trees = [SnapshotTree(fd) for fd in trees]
+        self._excludes = Excludes(job.excludes, rooted=job.parents)
         self._mode = parse_mode(job.mode) if job.mode else None
         self._left = job.budget_bytes
         self._links: dict[tuple[int, bytes], bytes] = {}
@@ -216,6 +217,8 @@ class Copier:
             base = _join(base, shown.rpartition(b"/")[2] or name)
         self._links.clear()
         for number, (entry, opened) in enumerate(self._entries(tree, source)):
+            if self._excludes.leaves_out(shown, entry.path):
+                continue
             path = _join(base, entry.path)
             if number == 0 and unpack and entry.kind == "file":
                 goal = base if self._job.parents else target.strip(b"/")

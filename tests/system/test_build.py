@@ -129,7 +129,7 @@ def test_a_step_that_fails_says_which_and_why(
         ({"Dockerfile": "FORM busybox\n"}, {}, "did you mean FROM?"),
         ({"a": "b"}, {}, "Cannot locate specified Dockerfile: Dockerfile"),
         ({"Dockerfile": ""}, {}, "no instructions"),
-        ({"Dockerfile": "FROM nothing.example/here\n"}, {}, "nothing.example/here"),
+        ({"Dockerfile": "FROM nothing.example/here\n"}, {}, "nothing.example"),
         ({"Dockerfile": "FROM busybox\n"}, {"target": "x"}, "x"),
         ({"Dockerfile": "FROM busybox\n"}, {"t": "UPPER"}, "must be lowercase"),
         ({"Dockerfile": "FROM busybox\n"}, {"memory": "5"}, "6MB"),

@@ -75,9 +75,9 @@ async def disk_usage(api: Api, request: Request) -> Response:
 
 
 def _build_cache(api: Api) -> list[Json]:
-    """The results that builds keep, without those that stand for no layer of their own."""
+    """The results of steps that builds keep."""
     shared = frozenset(diff_id for diff_id, _, users in api.engine.images.layer_uses() if users)
-    return [cache_json(entry, shared) for entry in api.builder.cache.entries() if entry.note.added]
+    return [cache_json(entry, shared) for entry in api.builder.cache.entries() if entry.note.description]
 
 
 def _sum(items: list[Json], active: list[Json], size: str) -> Json:
