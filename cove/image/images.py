@@ -34,6 +34,8 @@ from cove.image.references import (
 )
 from cove.image.registry import PullEvent, PullOptions
 from cove.image.registry.arrivals import Arrivals
+from cove.image.registry.artifacts import Artifact, Artifacts
+from cove.image.registry.documents import Descriptor
 from cove.image.registry.pull import Puller
 from cove.image.registry.push import PushedTag, Pusher, PushEvent, PushOptions
 from cove.image.registry.search import Found, Wish, search
@@ -59,6 +61,7 @@ class Images(Upkeep):
     scanning: Scanning
     puller: Puller
     pusher: Pusher
+    artifacts: Artifacts
 
     @classmethod
     async def open(cls, root: Path, store: Store, *, limits: Limits | None = None) -> Images:
@@ -69,6 +72,7 @@ class Images(Upkeep):
         await asyncio.to_thread(images.scanning.vulnerabilities.sweep)
         images.puller = Puller(images, content, Arrivals(content, images.limits))
         images.pusher = Pusher(images, content, store)
+        images.artifacts = Artifacts(images.pusher)
         await images._read_records()
         await images.signatures.read(images.all_digests())
         await asyncio.to_thread(
@@ -89,6 +93,16 @@ class Images(Upkeep):
     def push(self, reference: str, options: PushOptions) -> AsyncGenerator[PushEvent | PushedTag, None]:
         """Push an image, or all tags of a name, to its registry. See `Pusher.push`."""
         return self.pusher.push(reference, options)
+
+    async def push_artifact(self, reference: str, artifact: Artifact, options: PullOptions) -> str:
+        """Put a small manifest with its blobs into a repository: by tag, or by its digest without one; the digest."""
+        return await self.artifacts.push(reference, artifact, options)
+
+    async def referrers(
+        self, reference: str, digest: str, options: PullOptions, *, artifact_type: str = ""
+    ) -> list[Descriptor]:
+        """What a repository has that refers to a manifest. See `Artifacts.referrers`."""
+        return await self.artifacts.referrers(reference, digest, options, artifact_type=artifact_type)
 
     async def search(self, wish: Wish, options: PullOptions) -> list[Found]:
         """Repositories of a registry that match. See `cove.image.registry.search`."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import parse_qs, urlencode
 
 import msgspec
 
 from cove.image.references import DEFAULT_DOMAIN, Reference
 from cove.image.registry import PullOptions
+from cove.image.registry.artifacts import next_query
 from cove.image.registry.endpoints import Endpoint, plan_endpoints
 from cove.image.registry.fetcher import Fetcher
 from cove.model.errors import CoveError, Invalid, Unauthorized
@@ -152,14 +153,8 @@ def parse_catalog(data: bytes) -> Sequence[str]:
 
 
 def next_page(link: str) -> str:
-    """What a `Link` with rel="next" (RFC 8288) has as `last`, or "". Only that is taken of the address."""
-    address, _, parameters = link.partition(">")
-    if not address.startswith("<") or 'rel="next"' not in parameters.replace("rel=next", 'rel="next"'):
-        return ""
-    try:
-        return parse_qs(urlsplit(address[1:]).query).get("last", [""])[0][:255]
-    except ValueError:
-        return ""
+    """What a `Link` to the next page has as `last`, or "". Only that is taken of the address."""
+    return parse_qs(next_query(link).removeprefix("?")).get("last", [""])[0][:255]
 
 
 def _clean(text: str, limit: int) -> str:
