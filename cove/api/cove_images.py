@@ -11,6 +11,7 @@ from cove.api.docker.context import Api
 from cove.api.http import Request, Response, json_response
 from cove.api.router import Route
 from cove.image.checktypes import Report
+from cove.image.hostmounts import read_mounted
 from cove.image.tooljobs import FileChange, Share, SizedPath, Surveyed
 from cove.model.errors import Invalid
 from cove.model.objects import Image
@@ -272,6 +273,29 @@ async def slim(api: Api, request: Request) -> Response:
     return json_response({**answer, "Id": made.id}, 201)
 
 
+async def dedupe(api: Api, request: Request) -> Response:
+    """Have equal files of layers share their blocks; `dry-run=1`: only tell what that would save."""
+    images = api.engine.images
+    hosts = read_mounted()
+    everything = {one.id: one for _, _, users in images.layer_uses() for one in users}  # hidden ones, too
+    mounted = [
+        one
+        for one in everything.values()
+        if one.id in hosts or any(use.running for use in api.engine.image_users(one.id))
+    ]
+    found = await images.dedupe(mounted, dry_run=request.query.flag("dry-run"))
+    return json_response(
+        {
+            "Files": found.files,
+            "Compared": found.compared,
+            "Joined": found.joined,
+            "SavedSize": found.saved_bytes,
+            "InUse": found.kept,
+            "How": found.how,
+        }
+    )
+
+
 async def place(api: Api, request: Request) -> Response:
     """Where an image's layers are on the daemon's host, lowest first, for who mounts them there."""
     image = _image(api, request)
@@ -289,5 +313,6 @@ ROUTES: tuple[Route[Api], ...] = (
     ("POST", "/cove/v1/images/squash", squash),
     ("POST", "/cove/v1/images/record", record),
     ("POST", "/cove/v1/images/slim", slim),
+    ("POST", "/cove/v1/images/dedupe", dedupe),
     ("GET", "/cove/v1/images/place", place),
 )

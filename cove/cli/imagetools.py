@@ -164,6 +164,21 @@ def run_squash(client: Client, options: Options) -> int:
     return 0
 
 
+def run_dedupe(client: Client, options: Options) -> int:
+    """cove image dedupe"""
+    found = client.post("/cove/v1/images/dedupe" + query({"dry-run": options.on("dry-run")}))
+    if options.text("format"):
+        print(output.render_value(options.text("format"), found))
+        return 0
+    would = "would be " if options.on("dry-run") else ""
+    print(
+        f"{found['Joined']} files {would}joined by {found['How']}, {output.human_size(found['SavedSize'])} {would}saved"
+    )
+    if found["InUse"]:
+        print(f"{found['InUse']} more are equal and in use by running containers")
+    return 0
+
+
 _FORMAT = ("", "format", "str", "FORMAT", "json, or a template")
 
 COMMANDS = {
@@ -203,6 +218,14 @@ COMMANDS = {
         ),
         needed=1,
         example="cove image squash app:1 -t app:squashed",
+    ),
+    "image dedupe": Command(
+        "image dedupe",
+        run_dedupe,
+        "[OPTIONS]",
+        "Have equal files of different layers share their place on the disk.",
+        flags=(("", "dry-run", "bool", "", "Only say what it would save"), _FORMAT),
+        example="cove image dedupe --dry-run",
     ),
     "image check": Command(
         "image check",

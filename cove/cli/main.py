@@ -97,7 +97,10 @@ GROUPS = {
             "push": ("push", "push"),
             "build": ("build", "build"),
             **{name: ("images", name) for name in ("load", "import", "save", "tag", "history")},
-            **{name: ("imagetools", f"image {name}") for name in ("tree", "diff", "squash", "check")},
+            **{
+                name: ("imagetools", f"image {name}")
+                for name in ("tree", "diff", "squash", "check", "dedupe")
+            },
             "slim": ("imageslim", "image slim"),
             "mount": ("imagemount", "image mount"),
             "unmount": ("imagemount", "image unmount"),

@@ -33,12 +33,17 @@ def mounted_images(text: str) -> dict[str, str]:
     return found
 
 
+def read_mounted() -> dict[str, str]:
+    """Image ids that are mounted now, and where."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        return mounted_images(file.read())
+
+
 def refuse_mounted(images: Collection[str]) -> None:
     """Conflict when one of these images is mounted."""
     if not images:
         return
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        mounted = mounted_images(file.read())
+    mounted = read_mounted()
     for image in images:
         if image in mounted:
             raise Conflict(

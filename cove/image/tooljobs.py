@@ -144,5 +144,25 @@ class Slimmed(ToolMessage, tag="slimmed", frozen=True, kw_only=True):
     missing: tuple[str, ...]  # patterns that nothing matched
 
 
-ToolJob = CheckStore | Survey | Compare | ReadStack | Record | Slim
-ToolAnswer = Checked | Surveyed | Compared | StackRead | Recorded | Slimmed
+class DedupeLayers(ToolMessage, tag="dedupe", frozen=True, kw_only=True):
+    """Have equal files of these layers share their blocks. `root` is the store, `staging` a directory in it."""
+
+    root: str
+    staging: str
+    layers: tuple[str, ...]
+    mounted: tuple[str, ...] = ()
+    fresh: tuple[str, ...] | None = None
+    dry_run: bool = False
+
+
+class Deduped(ToolMessage, tag="deduped", frozen=True, kw_only=True):
+    files: int  # that were looked at: of a name that several layers have
+    compared: int  # pairs that were read
+    joined: int
+    saved_bytes: int
+    kept: int  # equal files that stay, as both are mounted
+    how: str  # hard links or extents
+
+
+ToolJob = CheckStore | Survey | Compare | ReadStack | Record | Slim | DedupeLayers
+ToolAnswer = Checked | Surveyed | Compared | StackRead | Recorded | Slimmed | Deduped

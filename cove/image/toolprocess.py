@@ -14,6 +14,7 @@ from pathlib import Path
 from cove.image import fanotify, sandbox
 from cove.image.checking import check_store
 from cove.image.checktypes import Problem
+from cove.image.dedupe import Dedupe
 from cove.image.layercheck import check_layer
 from cove.image.records import LayerRecord
 from cove.image.slimming import plan_keep, plan_slim
@@ -24,6 +25,8 @@ from cove.image.tooljobs import (
     Checked,
     CheckStore,
     Compare,
+    Deduped,
+    DedupeLayers,
     ReadStack,
     Record,
     Slim,
@@ -48,6 +51,8 @@ def do_tool(
     """Do one job; `send` takes the bytes of a stream, `tell` says that it has begun, `receive` is the data socket."""
     if isinstance(job, Record):
         return _record(job, calls, tell, receive)
+    if isinstance(job, DedupeLayers):
+        return _dedupe(job, calls)
     _enter(job.root)
     sandbox.set_limits()
     sandbox.keep_capabilities(_READER)
@@ -86,6 +91,29 @@ def _open(layers: Sequence[str], opened: ExitStack) -> list[int]:
         found.append(os.open(layer, _DIRECTORY))
         opened.callback(os.close, found[-1])
     return found
+
+
+def _dedupe(job: DedupeLayers, calls: sandbox.FileCalls) -> Deduped:
+    sandbox.unshare_all()
+    sandbox.pivot_into(job.root)
+    sandbox.set_limits(files=8192)  # a directory may be in every layer
+    sandbox.keep_capabilities((*sandbox.FILE_CAPABILITIES, sandbox.CAP_SYS_ADMIN))
+    calls.apply()
+    with ExitStack() as opened:
+        roots = _open([f"layers/{name}" for name in job.layers], opened)
+        numbers = {name: number for number, name in enumerate(job.layers)}
+
+        def chosen(names: Sequence[str]) -> frozenset[int]:
+            return frozenset(numbers[name] for name in names if name in numbers)
+
+        work = Dedupe(
+            roots=roots,
+            mounted=chosen(job.mounted),
+            fresh=None if job.fresh is None else chosen(job.fresh),
+            staging=_open([job.staging], opened)[0],
+            dry_run=job.dry_run,
+        )
+        return work.run()
 
 
 def _record(job: Record, calls: sandbox.FileCalls, tell: Callable[[], None], receive: int) -> ToolAnswer:

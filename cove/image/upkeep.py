@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -13,6 +13,7 @@ from cove.image.adding import Adding
 from cove.image.catalog import CONFIG, DIGEST, LAYER, NAME
 from cove.image.checking import read_listing, without
 from cove.image.checktypes import Records, Report
+from cove.image.content import Content
 from cove.image.records import DigestRecord, ImageRecord, LayerRecord, hex_of
 from cove.image.rewriting import config_changes, squashed_config
 from cove.image.tooljobs import (
@@ -20,19 +21,27 @@ from cove.image.tooljobs import (
     CheckStore,
     Compare,
     Compared,
+    Deduped,
+    DedupeLayers,
     ReadStack,
     Slim,
     Slimmed,
     Survey,
     Surveyed,
 )
+from cove.image.types import Limits
 from cove.image.worker import Worker
-from cove.model.errors import Invalid
+from cove.model.errors import Conflict, Invalid
 from cove.model.objects import Image
+from cove.store.interface import Store
 
 
 class Upkeep(Adding):
     """See the module."""
+
+    def __init__(self, content: Content, store: Store, limits: Limits) -> None:
+        super().__init__(content, store, limits)
+        self._deduping = asyncio.Lock()
 
     async def check(self, *, deep: bool = False) -> Report:
         """Compare the records with what is on the disk; `deep` reads and hashes every layer again. HostError.
@@ -137,6 +146,36 @@ class Upkeep(Adding):
                 return await self.add_single(
                     pieces, lambda layer: squashed_config(base, 0, layer, comment), reference
                 )
+
+    async def dedupe(
+        self, mounted: Collection[Image], *, fresh: Collection[str] | None = None, dry_run: bool = False
+    ) -> Deduped:
+        """Have equal files of layers share their blocks. `mounted`: images that containers or others look at now;
+        `fresh`: diff ids of layers to be compared with all, instead of all. Conflict, HostError."""
+        if self._deduping.locked():
+            raise Conflict("layers are being deduplicated already: wait until that has ended")
+        if self._busy and not dry_run:
+            raise Conflict("images are being loaded, built or saved: try again when that has ended")
+        async with self._deduping, self.staging() as staging:
+            # What no image has a build may have mounted.
+            loose = {diff_id for diff_id, _, users in self.layer_uses() if not users}
+            job = DedupeLayers(
+                root=str(self._content.root),
+                staging=f"loading/{staging.name}",
+                layers=tuple(layer.name for layer in self._layers.values()),
+                mounted=(
+                    *{name for image in mounted for name in self.layer_paths(image)},
+                    *(self._layers[diff_id].name for diff_id in loose),
+                ),
+                fresh=None
+                if fresh is None
+                else tuple(self._layers[diff_id].name for diff_id in fresh if diff_id in self._layers),
+                dry_run=dry_run,
+            )
+            async with Worker(job) as worker:
+                answer = await worker.last()
+            assert isinstance(answer, Deduped)
+            return answer
 
     async def _read_stack(
         self,
