@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import binascii
 import itertools
 import os
 import sys
@@ -209,7 +209,7 @@ def _secret(text: str) -> tuple[str, str]:
             raise CliError(f"--secret {text}: {path or name}: {error.strerror}") from None
     if len(data) > 500 << 10:
         raise CliError(f"--secret {text}: it is larger than 500 KiB, which is the limit")
-    return name, base64.b64encode(data).decode()
+    return name, binascii.b2a_base64(data, newline=False).decode()
 
 
 def _agent(text: str) -> tuple[str, str]:

@@ -5,7 +5,7 @@ Steps are called as in BuildKit: `[stage 2/5] RUN make`; one that was found in t
 
 from __future__ import annotations
 
-import base64
+import binascii
 import os
 import sys
 
@@ -58,7 +58,7 @@ class Progress:
         if "steps" in line:
             self.plan(line)
         elif "output" in line:
-            text = base64.b64decode(line["data"]).decode("utf-8", "replace")
+            text = binascii.a2b_base64(line["data"]).decode("utf-8", "replace")
             self._lines(line["output"], text)
         elif "started" in line:
             self.started(line["started"])
