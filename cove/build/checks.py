@@ -16,7 +16,7 @@ from cove.build.stages import Resolver, platform_args
 from cove.dockerfile import instructions as ins
 from cove.dockerfile.applying import apply_config, expanded
 from cove.dockerfile.errors import DockerfileError, nearest
-from cove.dockerfile.expand import MAX_CONTENT_CHARS, Expansion, ExpansionError, Rules, expand
+from cove.dockerfile.expand import MAX_CONTENT_CHARS, BudgetSpent, Expansion, ExpansionError, Rules, expand
 from cove.dockerfile.findings import Finding
 from cove.dockerfile.giturl import is_url, parse_git_url
 from cove.dockerfile.ignore import DockerIgnore
@@ -232,6 +232,8 @@ class _Checker:
         """The word with its variables; one that can't be expanded is planning's error, and nothing here."""
         try:
             return expand(word, env, rules or self._resolver.rules, self._resolver.budget)
+        except BudgetSpent as error:
+            raise _Spent(str(error), file=self._dockerfile.source.name) from None
         except ExpansionError:
             return Expansion("", (), frozenset(), frozenset())
 
@@ -273,6 +275,8 @@ class _Checker:
                 for mount in at.mounts:
                     parse_mount(mount, lambda word: replace(word).text)
             done = expanded(at, replace)
+        except _Spent:
+            raise
         except Invalid:
             return  # planning says what is wrong
         if isinstance(done, ins.Env | ins.Label):
@@ -396,6 +400,10 @@ class _Checker:
             )
             self._add("MultipleInstructionsDisallowed", message, before)
         scope.single[at.name] = at
+
+
+class _Spent(DockerfileError):
+    """Nothing more can be expanded: the check ends."""
 
 
 class _Scope:

@@ -11,6 +11,7 @@ MAX_ARG_STRLEN), the content of a heredoc 1 MiB, all results of one Dockerfile 1
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import msgspec
@@ -22,11 +23,16 @@ MAX_VALUE_CHARS = 128 << 10
 MAX_CONTENT_CHARS = 1 << 20
 MAX_WORK = 16 << 20
 MAX_DEPTH = 50
+_SPACES = re.compile(r"\s")
 _SPECIAL = "@*#?-$!0"  # parameters of a shell, never set here
 
 
 class ExpansionError(Invalid):
     """A word can't be expanded; the sentence says why, the caller knows the line."""
+
+
+class BudgetSpent(ExpansionError):
+    """A Dockerfile's expansions are too many, all together."""
 
 
 class Budget:
@@ -36,11 +42,11 @@ class Budget:
         self._left = left
 
     def spend(self, characters: int) -> None:
+        """Raises BudgetSpent when nothing is left, also after that."""
         self._left -= characters
         if self._left < 0:
-            raise ExpansionError(
-                f"variables make too much text: at most {MAX_WORK} characters in a Dockerfile"
-            )
+            problem = f"variables make too much text: at most {MAX_WORK} characters in a Dockerfile"
+            raise BudgetSpent(problem)
 
 
 class Expansion(msgspec.Struct, frozen=True):
@@ -70,10 +76,10 @@ def expand(
     rules = rules or Rules()
     if len(word) > rules.max_chars:
         raise ExpansionError(f"{len(word)} characters are too many in one value: at most {rules.max_chars}")
-    reader = _Reader(word, env, rules)
+    budget = budget or Budget()
+    budget.spend(len(word))
+    reader = _Reader(word, env, rules, budget)
     text, words = reader.until("", rules.keep_escapes)
-    if budget is not None:
-        budget.spend(len(text) + reader.work)
     return Expansion(text, tuple(words), frozenset(reader.used), frozenset(reader.unset))
 
 
@@ -88,12 +94,13 @@ class _Words:
     def add(self, text: str) -> None:
         """Text that isn't quoted: spaces end a word."""
         self.parts.append(text)
-        for char in text:
-            if not char.isspace():
-                self._word.append(char)
-            elif self._word:
+        first, *rest = _SPACES.split(text)
+        if first:
+            self._word.append(first)
+        for part in rest:
+            if self._word:
                 self.words.append("".join(self._word))
-                self._word = []
+            self._word = [part] if part else []
 
     def add_quoted(self, text: str) -> None:
         self.parts.append(text)
@@ -110,12 +117,11 @@ class _Words:
 class _Reader:
     """One word being read; `_at` is the place of the next character."""
 
-    def __init__(self, word: str, env: Mapping[str, str], rules: Rules) -> None:
-        self._text, self._env, self._rules = word, env, rules
+    def __init__(self, word: str, env: Mapping[str, str], rules: Rules, budget: Budget) -> None:
+        self._text, self._env, self._rules, self._budget = word, env, rules, budget
         self._at = 0
         self._depth = 0
         self._made = 0  # characters of the values so far
-        self.work = 0  # of patterns, in characters of text they may be compared with
         self.used: set[str] = set()
         self.unset: set[str] = set()
 
@@ -158,6 +164,7 @@ class _Reader:
 
     def _bounded(self, text: str) -> str:
         self._made += len(text)
+        self._budget.spend(len(text))
         if self._made > self._rules.max_chars:
             raise ExpansionError(f"variables make more than {self._rules.max_chars} characters of one value")
         return text
@@ -275,7 +282,7 @@ class _Reader:
         return self._glob(pattern, value or "").replace(value or "", replacement, everywhere, most)
 
     def _glob(self, pattern: str, value: str) -> Glob:
-        self.work += len(value) * len(pattern) // 16
+        self._budget.spend(len(value) * (len(pattern) + 4) // 4)  # what matching may cost
         try:
             return Glob(pattern)
         except GlobError as error:

@@ -40,15 +40,18 @@ class Glob:
     def replace(self, value: str, text: str, everywhere: bool, most: int) -> str:
         """The value with its first match, or all, replaced; each match is the longest. At most `most` long."""
         pieces = _pieces(self._units)
+        if len(pieces) == 1 and pieces[0][0]:
+            return _replace_fixed(pieces[0][1], value, text, everywhere, most)
         out: list[str] = []
-        at, size = 0, len(value)
+        at, last, size = 0, -1, len(value)
         while at <= len(value):
             found = _search(pieces, value, at)
             if found is None:
                 break
             start, end = found
-            if end == start == len(value) and out:
-                break  # an empty match behind another isn't one
+            if end == start == last:
+                break  # an empty match right behind another isn't one
+            last = end
             out += [value[at:start], text]
             size += len(text)
             if size > most:
@@ -87,6 +90,14 @@ def _pieces(units: list[str]) -> list[tuple[int, re.Pattern[str]]]:
         else:
             pieces[-1].append("." if unit == "?" else re.escape(unit[1:]))
     return [(len(piece), re.compile("".join(piece), re.DOTALL)) for piece in pieces]
+
+
+def _replace_fixed(pattern: re.Pattern[str], value: str, text: str, everywhere: bool, most: int) -> str:
+    """`replace` of a pattern without stars."""
+    count = sum(1 for _ in pattern.finditer(value)) if everywhere else 1
+    if len(value) + count * len(text) > most:
+        raise GlobError(f"replacing makes more than {most} characters")
+    return pattern.sub(lambda _: text, value, count=0 if everywhere else 1)
 
 
 def _match_at(pieces: list[tuple[int, re.Pattern[str]]], value: str, at: int, longest: bool) -> int | None:

@@ -331,9 +331,14 @@ def _sources(request: _Request) -> dict[str, Any]:
     if not request.heredocs:
         return {"sources": tuple(sources), "target": target}
     by_name = {heredoc.name: heredoc for heredoc in request.heredocs}
-    if heredoc_of(target) is not None:
+    try:
+        announced = [(word, heredoc_of(word)) for word in sources]
+        is_heredoc = heredoc_of(target) is not None
+    except ExpansionError:
+        problem = f"the name of a heredoc in {request.name} has no spaces, e.g. {request.name} <<EOF /file"
+        raise _at(problem, "<<") from None
+    if is_heredoc:
         raise _at(f"{request.name} cannot accept a heredoc as a destination", target)
-    announced = [(word, heredoc_of(word)) for word in sources]
     return {
         "sources": tuple(word for word, heredoc in announced if heredoc is None),
         "heredocs": tuple(

@@ -117,11 +117,14 @@ def json_words(text: str) -> list[str] | None:
     except (msgspec.MsgspecError, RecursionError):
         return None
     try:
-        return [msgspec.json.decode(item, type=str) for item in items]
+        words = [msgspec.json.decode(item, type=str) for item in items]
     except (msgspec.MsgspecError, RecursionError):
         raise DockerfileError(
             'when using JSON array syntax, arrays must be comprised of strings only, e.g. ["a", "b"]'
         ) from None
+    if any("\0" in word for word in words):
+        raise DockerfileError("a NUL character in a JSON string: no argument of a process can have one")
+    return words
 
 
 def split_pairs(keyword: str, text: str, escape: str) -> tuple[Pair, ...]:

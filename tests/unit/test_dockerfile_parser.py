@@ -158,10 +158,14 @@ def test_from_names_an_image_a_stage_and_a_platform(text: str, image: str, stage
                         "Destination could not be determined, e.g. ADD . /app\n   2 | ADD\n     | ^"),
         ("FROM x\nCOPY a <<E\nE", "Dockerfile:2:8: COPY cannot accept a heredoc as a destination\n"
                                   "   2 | COPY a <<E\n     |        ^"),
+        ("FROM x\nCOPY <<'a b' /c\na b", "Dockerfile:2:6: the name of a heredoc in COPY has no spaces, e.g. COPY <<EOF "
+                                         "/file\n   2 | COPY <<'a b' /c\n     |      ^"),
         ("FROM x\nRUN <<E\na", "Dockerfile:2:7: unterminated heredoc: no line 'E' follows\n"
                                "   2 | RUN <<E\n     |       ^"),
         ('FROM x\nRUN ["a", 1]', "Dockerfile:2:1: when using JSON array syntax, arrays must be comprised of strings "
                                  'only, e.g. ["a", "b"]\n   2 | RUN ["a", 1]\n     | ^'),
+        ('FROM x\nCMD ["a\\u0000"]', "Dockerfile:2:1: a NUL character in a JSON string: no argument of a process can "
+                                      'have one\n   2 | CMD ["a\\u0000"]\n     | ^'),
         ("FROM x\nRUN", "Dockerfile:2:1: RUN requires at least one argument, e.g. RUN make\n   2 | RUN\n     | ^"),
         ("FROM x\nRUN --network=lan a", 'Dockerfile:2:15: invalid network mode "lan": expected default, none or '
                                         "host\n   2 | RUN --network=lan a\n     |               ^"),

@@ -31,6 +31,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 REQUESTS: dict[str, PlanRequest] = {
+    "platforms": PlanRequest(platform="linux/arm/v7", target="final"),
+    "proxies-and-network": PlanRequest(
+        build_args={"HTTP_PROXY": "http://p", "no_proxy": "x"}, network="none", hosts=("db:10.0.0.1",)
+    ),
+    "reproducible": PlanRequest(build_args={"SOURCE_DATE_EPOCH": "1700000000"}),
+    "nginx-like": PlanRequest(
+        build_args={"ENABLED_MODULES": "brotli geoip"}, contexts={"builder": "docker-image://b"}
+    ),
+    "stage-reuse": PlanRequest(no_cache_stages=("b",)),
+    "ci-matrix": PlanRequest(target="reports", no_cache=True),
     "go-service": PlanRequest(platform="linux/arm64", build_args={"VERSION": "1.0"}, labels={"team": "a"}),
     "args": PlanRequest(build_args={"TAG_PREFIX": "w", "HTTP_PROXY": "http://p", "https_proxy": "http://s"}),
     "context-and-links": PlanRequest(

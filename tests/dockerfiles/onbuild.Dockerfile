@@ -1,0 +1,7 @@
+FROM base
+ONBUILD COPY --from=tool /x /x
+ONBUILD ADD . /app
+ONBUILD ARG REGION=eu
+ONBUILD RUN make REGION=$REGION \
+   install
+ONBUILD ENTRYPOINT ["/app"]

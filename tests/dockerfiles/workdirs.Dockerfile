@@ -1,0 +1,8 @@
+FROM base
+WORKDIR a
+WORKDIR ../b/./c//
+WORKDIR /
+WORKDIR "/with space"
+USER app
+WORKDIR owned
+WORKDIR ${NOTHING}
