@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from cove.cli.options import Options
 
 REFUSED = 1
-CHECKS = ("severity",)  # those that a daemon of this release may know
 
 
 def run_check(client: Client, options: Options) -> int:
@@ -37,13 +36,19 @@ def run_check(client: Client, options: Options) -> int:
             raise Invalid(str(error)) from None
 
     try:
-        policy = parse_policy(read_text(path, "policy"), read_file, checks=CHECKS)
+        policy = parse_policy(read_text(path, "policy"), read_file, checks={"severity": _check_severity})
         check_signers(policy.signers)
     except CoveError as error:
         raise CliError(f"{path}: {error}", REFUSED) from None
     keys = len({wirejson.dumps(repr(signer)) for signer in policy.signers})
     print(f"{path}: good: {len(policy.scopes)} scopes, {keys} signers")
     return 0
+
+
+def _check_severity(options: object) -> str:
+    from cove.scan.severity import LEVELS
+
+    return "" if options in LEVELS[1:] else f"expected one of {', '.join(LEVELS[1:])}"
 
 
 def run_show(client: Client, options: Options) -> int:

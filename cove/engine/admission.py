@@ -23,13 +23,32 @@ from cove.model.container import Container
 from cove.model.errors import CoveError, Forbidden, Invalid
 from cove.model.objects import Image
 from cove.model.waiting import NamedLocks
-from cove.signing.policy import DOCUMENT_MAX, Obligation, Policy, parse_policy, plan_obligations, plan_pull
+from cove.signing.policy import (
+    DOCUMENT_MAX,
+    CheckOptions,
+    Obligation,
+    Policy,
+    parse_policy,
+    plan_obligations,
+    plan_pull,
+)
 from cove.signing.types import Question, Signature, Signer
 
-# A further condition of a scope: given the image and the options, why it doesn't hold, or "".
-Check = Callable[[Image, Any], Awaitable[str]]
 _REMEMBERED = 4096
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """A further condition that a policy can name. All texts say what is wrong, "" nothing.
+
+    `options` looks at the options when a policy is read; `holds` at an image, with them; `stamp` is another value when
+    what was found may not hold any more.
+    """
+
+    options: CheckOptions
+    holds: Callable[[Image, Any], Awaitable[str]]
+    stamp: Callable[[], str] = lambda: ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +86,8 @@ class Admission:
         if not path:
             return None
         try:
-            policy = parse_policy(read_policy_file(path), read_policy_file, checks=self._checks)
+            known = {name: check.options for name, check in self._checks.items()}
+            policy = parse_policy(read_policy_file(path), read_policy_file, checks=known)
             await check_keys(self._images, policy.signers)
         except Invalid as error:
             raise Invalid(f"image-policy {path}: {error}") from None
@@ -83,7 +103,8 @@ class Admission:
         policy = self.policy
         if policy is None:
             return
-        key = (image.id, used, image.names, image.repo_digests, self._images.signatures.changes)
+        stamps = tuple(self._checks[name].stamp() for name in sorted(policy.checks))
+        key = (image.id, used, image.names, image.repo_digests, self._images.signatures.changes, *stamps)
         until_s = self._admitted.get(key)
         if until_s is not None and (not until_s or time.time() < until_s):
             return
@@ -183,7 +204,11 @@ class Admission:
 
     async def _further(self, outcome: Outcome, image: Image) -> Outcome:
         for name, options in outcome.obligation.rule.checks.items():
-            if problem := await self._checks[name](image, options):
+            try:
+                problem = await self._checks[name].holds(image, options)
+            except CoveError as error:
+                problem = f"{name} can't be told: {error}"
+            if problem:
                 return Outcome(obligation=outcome.obligation, problem=problem, reason=name)
         return outcome
 

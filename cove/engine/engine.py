@@ -45,6 +45,7 @@ from cove.engine.reconcile import reconcile
 from cove.engine.recording import Recordings
 from cove.engine.recreate import Asked, Origin, Recreations
 from cove.engine.secret_use import SecretRoom, settle_secrets
+from cove.engine.severity import severity_check
 from cove.engine.siderun import SideRuns
 from cove.engine.start import plan_only, warm_filters
 from cove.engine.types import (
@@ -150,6 +151,7 @@ class Engine:
         engine = cls(parts, Background())
         try:
             engine._id = await parts.daemon_id()
+            parts.admission.register("severity", severity_check(parts.images.scanning))
             parts.admission.except_own(is_infra_image(settings.native))
             policy = await parts.admission.read(settings.image_policy)
             parts.admission.use(settings.image_policy, policy)

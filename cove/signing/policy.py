@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -33,6 +33,8 @@ _SCOPE = re.compile(
 _CHECK = re.compile(r"[a-z][a-z0-9-]{0,40}")
 
 ReadFile = Callable[[str], str]
+CheckOptions = Callable[[Any], str]  # why options of a check are wrong, or ""
+_NO_CHECKS: Mapping[str, CheckOptions] = {}
 
 
 class _SignerDocument(msgspec.Struct, forbid_unknown_fields=True, rename="kebab"):
@@ -101,6 +103,11 @@ class Policy:
         return self.default
 
     @property
+    def checks(self) -> frozenset[str]:
+        """The further conditions that any rule has."""
+        return frozenset(name for rule in self.rules for name in rule.checks)
+
+    @property
     def rules(self) -> tuple[Rule, ...]:
         return (self.default, *self.scopes.values())
 
@@ -117,8 +124,10 @@ class Obligation:
     repository: str = ""
 
 
-def parse_policy(text: str, read_file: ReadFile, *, checks: Iterable[str] = ()) -> Policy:
-    """Raises Invalid, naming the field. `checks` are those that are known here."""
+def parse_policy(
+    text: str, read_file: ReadFile, *, checks: Mapping[str, CheckOptions] = _NO_CHECKS
+) -> Policy:
+    """Raises Invalid, naming the field. `checks` are those that are known here, each with what looks at its options."""
     if len(text) > DOCUMENT_MAX:
         raise Invalid(f"a policy has up to {DOCUMENT_MAX} characters, this one has {len(text)}")
     try:
@@ -130,7 +139,6 @@ def parse_policy(text: str, read_file: ReadFile, *, checks: Iterable[str] = ()) 
     documents = found.scopes or {}
     if len(documents) > SCOPES_MAX:
         raise Invalid(f"scopes: {len(documents)} of them; the limit is {SCOPES_MAX}")
-    known = frozenset(checks)
     scopes = {}
     for scope, document in documents.items():
         if not _SCOPE.fullmatch(scope) or not _is_host(scope.partition("/")[0]):
@@ -138,8 +146,8 @@ def parse_policy(text: str, read_file: ReadFile, *, checks: Iterable[str] = ()) 
                 f"scopes: {scope[:100]!r} isn't a registry's host or a repository's full name, "
                 "e.g. docker.io/library or registry.example.org:5000/team"
             )
-        scopes[scope] = _rule(scope, f"scopes.{scope}", document, read_file, known)
-    default = _rule(DEFAULT, DEFAULT, found.default, read_file, known)
+        scopes[scope] = _rule(scope, f"scopes.{scope}", document, read_file, checks)
+    default = _rule(DEFAULT, DEFAULT, found.default, read_file, checks)
     content = msgspec.json.encode(
         [text, [msgspec.to_builtins(s) for r in (default, *scopes.values()) for s in r.signers]]
     )
@@ -198,7 +206,7 @@ def _rule(
     where: str,
     document: Literal["accept", "reject"] | _RuleDocument,
     read_file: ReadFile,
-    known: frozenset[str],
+    known: Mapping[str, CheckOptions],
 ) -> Rule:
     if isinstance(document, str):
         return Rule(scope=scope, reject=document == "reject")
@@ -212,10 +220,12 @@ def _rule(
         raise Invalid(
             f"{where}.signed-by: expected 1 to {SIGNERS_MAX} signers, got {len(document.signed_by)}"
         )
-    for name in document.checks or {}:
+    for name, options in (document.checks or {}).items():
         if not _CHECK.fullmatch(name) or name not in known:
             hint = f"there are {', '.join(sorted(known))}" if known else "there are none"
             raise Invalid(f"{where}.checks: this release has no check {name[:60]!r}; {hint}")
+        if problem := known[name](options):
+            raise Invalid(f"{where}.checks.{name}: {problem}")
     return Rule(
         scope=scope,
         signers=tuple(

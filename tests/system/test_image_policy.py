@@ -19,6 +19,8 @@ from tests.buildkit import build
 from tests.daemon import IMAGE, Daemon
 from tests.imagekit import File, make_docker_archive
 from tests.signkit import Authority
+from tests.system.test_scan import load as load_layers
+from tests.system.test_scan_vulns import ALL, LAYERS
 from tests.system.test_signing import PATH, body_of, call_cove, load, signatures
 
 TEAM = "registry.example.org/team"
@@ -250,6 +252,21 @@ def test_a_build_runs_nothing_of_a_base_that_is_refused(guarded: PolicyDaemon, s
     runs(guarded, f"{TEAM}/app:1")
     forget(guarded, f"{TEAM}/app:1", base)
     guarded.http("POST", "/build/prune?all=1")
+
+
+def test_a_severity_is_asked_of_the_scanner(guarded: PolicyDaemon) -> None:
+    load_layers(guarded, "app:1", list(LAYERS))
+    guarded.use({"default": {"checks": {"severity": "critical"}}})
+    refused(guarded, "app:1", "severity can't be told: there is no database of vulnerabilities yet")
+    assert guarded.http("POST", "/cove/v1/vulns/import", ALL).status == 200
+    refused(guarded, "app:1", "it has known vulnerabilities of the level critical or worse: 1 critical")
+    refused(guarded, "app:1", "1 critical")  # from memory, the same
+    runs(guarded, IMAGE)
+    guarded.write({"default": {"checks": {"severity": "awful"}}})
+    answer = guarded.http("POST", "/cove/v1/reload")
+    assert "default.checks.severity: expected one of negligible, low, medium, high, critical" in answer.message
+    guarded.use({"default": "accept"})
+    forget(guarded, "app:1")
 
 
 def test_a_pods_own_image_is_the_daemons(guarded: PolicyDaemon, strict: object) -> None:

@@ -32,8 +32,12 @@ def policy(default: object, **scopes: object) -> Policy:
     )
 
 
+def severity(options: Any) -> str:
+    return "" if options == "high" else "expected high"
+
+
 def parse(**document: Any) -> Policy:
-    return parse_policy(json.dumps(document), no_file, checks=["severity"])
+    return parse_policy(json.dumps(document), no_file, checks={"severity": severity})
 
 
 STRICT = policy("reject", docker_io__library="accept", registry_example_org__team=SIGNED)
@@ -196,6 +200,7 @@ def test_who_signed_and_as_what() -> None:
         ({"default": {"signed-by": [{"ca": KEY}]}}, r"default.signed-by\[0\].identity: is missing"),
         ({"default": {**SIGNED, "signed-as": "docker.io"}}, "default.signed-as: expected repository, any"),
         ({"default": {**SIGNED, "checks": {"mood": 1}}}, "no check 'mood'; there are severity"),
+        ({"default": {**SIGNED, "checks": {"severity": 7}}}, "default.checks.severity: expected high"),
         ({"default": {"signed_by": []}}, "unknown field `signed_by`"),
         ({"default": "accept", "scopes": {f"h{n}.example": "accept" for n in range(1001)}}, "the limit is 1000"),
     ],
