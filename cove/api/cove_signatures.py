@@ -7,9 +7,11 @@ from typing import Any
 
 from cove.api.docker import wire
 from cove.api.docker.context import Api
+from cove.api.docker.pulling import pull_options
 from cove.api.http import Request, Response, json_response
 from cove.api.router import Route
 from cove.image.references import id_prefix, parse_reference
+from cove.image.signing import FORMS, fetch_kept, push_kept
 from cove.model.errors import Invalid
 from cove.model.objects import Image
 from cove.signing.types import BUNDLE_TYPE, PER_IMAGE_MAX, SIMPLE_TYPE, Signature
@@ -123,8 +125,25 @@ async def remove(api: Api, request: Request) -> Response:
     return json_response({"Removed": removed})
 
 
+async def push(api: Api, request: Request) -> Response:
+    """Put the image's signatures, as the repository of this name, into its registry."""
+    form = request.query.get("format") or "tag"
+    if form not in FORMS:
+        raise Invalid(f"format {form[:40]}: expected one of {', '.join(FORMS)}, e.g. format=tag")
+    pushed = await push_kept(api.engine.images, _name(request), form, pull_options(api, request))
+    return json_response({"Pushed": pushed})
+
+
+async def fetch(api: Api, request: Request) -> Response:
+    """Keep what the image's registry has of signatures of it."""
+    found = await fetch_kept(api.engine.images, _name(request), pull_options(api, request))
+    return json_response({"Found": found})
+
+
 ROUTES: tuple[Route[Api], ...] = (
     ("GET", "/cove/v1/images/signatures", show),
     ("POST", "/cove/v1/images/signatures", add),
     ("DELETE", "/cove/v1/images/signatures", remove),
+    ("POST", "/cove/v1/images/signatures/push", push),
+    ("POST", "/cove/v1/images/signatures/fetch", fetch),
 )

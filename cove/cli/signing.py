@@ -6,6 +6,7 @@ import base64
 import time
 
 from cove.cli.client import query
+from cove.cli.credentials import auth_headers
 from cove.cli.fail import CliError
 from cove.cli.keys import read_private_key, read_text, use_packages
 from cove.cli.options import Command
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 PATH = "/cove/v1/images/signatures"
 NOT_SIGNED = 1
+FORMS = ("tag", "referrer", "both")
 
 
 def parse_annotations(given: list[str]) -> dict[str, str]:
@@ -46,6 +48,9 @@ def run_sign(client: Client, options: Options) -> int:
     if not options.text("key"):
         raise CliError("--key: is missing: give a private key, e.g. one that cove key generate made")
     annotations = parse_annotations(options.all("annotation"))
+    form = options.text("format", "tag")
+    if form not in FORMS:
+        raise CliError(f"--format {form}: expected {', '.join(FORMS)}")
     shown = client.get(PATH + query({"image": image}))
     repository = options.text("as") or shown["Repository"]
     if not repository:
@@ -66,6 +71,10 @@ def run_sign(client: Client, options: Options) -> int:
     body = {"Digest": shown["Digest"], "Signatures": [encode(signature)]}
     client.post(PATH + query({"image": image}), body)
     print(printable(f"signed {repository_of(repository)}@{shown['Digest']}"))
+    if options.on("push"):
+        asked = {"image": image, "format": form}
+        told = client.request("POST", f"{PATH}/push" + query(asked), headers=auth_headers(image)).json()
+        print(printable(f"pushed {told['Pushed']} signature{'s' if told['Pushed'] != 1 else ''} of {image}"))
     return 0
 
 
@@ -139,6 +148,8 @@ def run_verify(client: Client, options: Options) -> int:
         raise CliError(f"--format {kind}: expected text or json")
     signers = collect_signers(options)
     annotations = parse_annotations(options.all("annotation"))
+    if options.on("registry"):
+        client.request("POST", f"{PATH}/fetch" + query({"image": image}), headers=auth_headers(image)).read()
     shown = client.get(PATH + query({"image": image}))
     repositories: tuple[str, ...] = ()
     if not options.on("any-repository"):
@@ -205,6 +216,14 @@ COMMANDS = {
             ("", "key", "str", "FILE", "Sign with this private key; $COSIGN_PASSWORD is its password"),
             ("", "certificate", "str", "FILE", "Add the key's certificate and its chain, in PEM"),
             ("a", "annotation", "list", "KEY=VALUE", "Say more in the signature, e.g. -a commit=4fd12c9"),
+            (
+                "",
+                "push",
+                "bool",
+                "",
+                "Put its signatures into the image's registry, which must have the image",
+            ),
+            ("", "format", "str", "FORM", "Push as a tag, as a referrer, or both (default: tag)"),
             ("", "as", "str", "REPOSITORY", "Sign it as this repository (default: the image's name)"),
         ),
         needed=1,
@@ -231,6 +250,7 @@ COMMANDS = {
                 "REPOSITORY",
                 "Want a signature as this repository (default: the image's name)",
             ),
+            ("", "registry", "bool", "", "Fetch what the image's registry has of signatures first"),
             ("", "any-repository", "bool", "", "Take a signature whatever repository it names"),
             ("", "format", "str", "FORMAT", "text or json (default: text)"),
         ),

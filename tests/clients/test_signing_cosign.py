@@ -31,8 +31,10 @@ from tests.clients.toolbox import require
 from tests.daemon import Daemon
 from tests.imagekit import File, make_docker_archive, make_layer
 from tests.registrykit import HostileRegistry, Reply, Repository, Request, docker_registry, error
+from tests.registryserver import serving
 from tests.signkit import Authority
 from tests.system.test_image_policy import PolicyDaemon
+from tests.system.test_signing import call_cove, signatures
 
 PASSWORD = "open-sesame"
 NO_LOG = ("--insecure-ignore-tlog=true", "--allow-http-registry")
@@ -391,3 +393,85 @@ def test_a_registry_that_fails_is_told_from_an_image_without_signatures(place: P
         told = daemon.http("POST", f"/images/create?fromImage={registry.host}/team/app:1").body.decode()
         assert "500" in told and "no signature" not in told, told
         assert registry.count("GET", "/blobs/") == 0
+
+
+@pytest.fixture(params=["docker-registry", "cove registry serve"])
+def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A registry without the referrers API, and one that has it."""
+    require("cosign")
+    storage = tmp_path / "registry"
+    storage.mkdir()
+    if request.param == "docker-registry":
+        with docker_registry(storage) as found:
+            yield found
+        return
+    with serving(storage) as registry:
+        yield f"127.0.0.1:{registry.port}"
+
+
+@pytest.mark.parametrize("form", ["tag", "referrer", "both"])
+def test_what_is_pushed_cosign_verifies_and_another_machine_pulls(
+    daemon: Daemon, host: str, form: str, tmp_path: Path
+) -> None:
+    image = f"{host}/team/app:1"
+    archive = make_docker_archive([[File("a", b"a")]], names=[image])
+    assert daemon.http("POST", "/images/load", archive).status == 200
+    key = generate_key("ecdsa-p256")
+    (tmp_path / "k.key").write_text(format_private_key(key, b""))
+    (tmp_path / "k.pub").write_text(key.public.pem)
+    call_cove(daemon, tmp_path, "sign", image, "--key", "k.key")
+    early = call_cove(daemon, tmp_path, "sign", image, "--key", "k.key", "-a", "n=0", "--push", status=1)
+    assert "push the image, and sign what is there then" in early.stderr
+    pushed = daemon.http("POST", f"/images/{host}/team/app/push?tag=1")
+    assert b"error" not in pushed.body, pushed.body
+    for note in ("1", "2"):
+        told = call_cove(
+            daemon, tmp_path, "sign", image, "--key", "k.key", "-a", f"n={note}", "--push", "--format", form
+        )
+        assert f"of {image}\n" in told.stdout
+    digest = signatures(daemon, image)["Digest"]
+    cosign = [str(require("cosign") / "cosign"), "verify", "--key", "k.pub", *NO_LOG]
+    if form == "referrer":
+        cosign.append("--experimental-oci11")
+    done = subprocess.run(
+        [*cosign, f"{host}/team/app@{digest}"],
+        cwd=tmp_path,
+        env={**os.environ, "COSIGN_EXPERIMENTAL": "1", "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    # what is kept here is forgotten, and comes back from the registry
+    daemon.http("DELETE", f"/cove/v1/images/signatures?image={image}")
+    call_cove(daemon, tmp_path, "verify", image, "--key", "k.pub", status=1)
+    back = call_cove(daemon, tmp_path, "verify", image, "--key", "k.pub", "-a", "n=2", "--registry")
+    assert f"as {host}/team/app@{digest} n=2" in back.stdout
+    daemon.http("DELETE", f"/images/{image}")
+    with PolicyDaemon() as other:
+        rule = {"signed-by": [{"key-file": str(tmp_path / "k.pub")}], "annotations": {"n": "1"}}
+        other.use({"default": "reject", "scopes": {host: rule}})
+        answer = other.http("POST", f"/images/create?fromImage={image}")
+        assert b"error" not in answer.body, answer.body
+        runs(other, image, "a")
+
+
+def test_signatures_of_no_repository_are_pushed_nowhere(daemon: Daemon, host: str, tmp_path: Path) -> None:
+    image = f"{host}/team/app:1"
+    archive = make_docker_archive([[File("a", b"b")]], names=[image])
+    assert daemon.http("POST", "/images/load", archive).status == 200
+    image_id = signatures(daemon, image)["Image"]
+    path = "/cove/v1/images/signatures"
+    answer = daemon.http("POST", f"{path}/push?image={image}")
+    assert answer.status == 404 and f"has no signature as {host}/team/app here" in answer.message
+    for word in (image_id, image_id[7:], image_id[7:19]):
+        for verb in ("push", "fetch"):
+            answer = daemon.http("POST", f"{path}/{verb}?image={word}")
+            assert (
+                answer.status == 400
+                and f"name the image by its repository, e.g. {host}/team/app" in answer.message
+            )
+    assert daemon.http("POST", f"{path}/push?image={image}&format=x").status == 400
+    answer = daemon.http("POST", f"{path}/fetch?image={image}")
+    assert answer.json() == {"Found": 0}
+    daemon.http("DELETE", f"/images/{image}")
