@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PATH = "/cove/v1/images/signatures"
 NOT_SIGNED = 1
-FORMS = ("tag", "referrer", "both")
+FORMS = ("tag", "referrer", "both", "bundle")
 
 
 def parse_annotations(given: list[str]) -> dict[str, str]:
@@ -41,7 +41,7 @@ def run_sign(client: Client, options: Options) -> int:
     """cove sign"""
     use_packages()
     from cove.model.errors import CoveError
-    from cove.signing.make import sign_image
+    from cove.signing.make import sign_bundle, sign_image
     from cove.signing.payload import repository_of
 
     image = options.args[0]
@@ -63,7 +63,8 @@ def run_sign(client: Client, options: Options) -> int:
     )
     key = read_private_key(options.text("key"))
     try:
-        signature = sign_image(
+        sign = sign_bundle if form == "bundle" else sign_image
+        signature = sign(
             key, repository_of(repository), shown["Digest"], annotations, certificates=certificates
         )
     except CoveError as error:
@@ -72,7 +73,10 @@ def run_sign(client: Client, options: Options) -> int:
     client.post(PATH + query({"image": image}), body)
     print(printable(f"signed {repository_of(repository)}@{shown['Digest']}"))
     if options.on("push"):
-        asked = {"image": image, "format": form}
+        asked = {
+            "image": image,
+            "format": "tag" if form == "bundle" else form,
+        }  # a bundle is always a referrer
         told = client.request("POST", f"{PATH}/push" + query(asked), headers=auth_headers(image)).json()
         print(printable(f"pushed {told['Pushed']} signature{'s' if told['Pushed'] != 1 else ''} of {image}"))
     return 0
@@ -223,7 +227,7 @@ COMMANDS = {
                 "",
                 "Put its signatures into the image's registry, which must have the image",
             ),
-            ("", "format", "str", "FORM", "Push as a tag, as a referrer, or both (default: tag)"),
+            ("", "format", "str", "FORM", "tag, referrer, both, or bundle: cosign 3's (default: tag)"),
             ("", "as", "str", "REPOSITORY", "Sign it as this repository (default: the image's name)"),
         ),
         needed=1,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from cove.image.references import Reference, is_image_id, parse_reference
@@ -32,25 +31,19 @@ async def push_kept(images: Images, reference: str, form: Form, target: PullOpti
     mine = [(digest, one) for digest, one in kept if _is_of(one, parsed)]
     if not mine:
         raise NotFound(f"{reference} has no signature as {parsed.name} here: make one with cove sign")
-    async with images.pusher.sending(parsed, target) as sender:
-
-        async def push_blob(content: bytes) -> object:
-            return await images.pusher.push_document(content, sender)
-
-        pushed = 0
+    pushed = 0
+    async with images.artifacts.repository(parsed.name, target) as repository:
         for digest in dict.fromkeys(digest for digest, _ in mine):
             try:
-                await sender.document(
-                    f"manifests/{digest}", accept=IMAGE_TYPES, limit=MANIFEST_MAX, method="HEAD"
-                )
+                await repository.get(f"manifests/{digest}", accept=IMAGE_TYPES, limit=MANIFEST_MAX)
             except NotFound:
                 continue
-            signatures: Sequence[Signature] = [one for of, one in mine if of == digest]
+            signatures = [one for of, one in mine if of == digest]
             if form != "referrer":
-                await push_tagged(sender, push_blob, digest, signatures)
+                await push_tagged(repository, digest, signatures)
             for one in signatures:
                 if form != "tag" or one.media_type == BUNDLE_TYPE:
-                    await push_referrer(sender, push_blob, digest, one)
+                    await push_referrer(repository, digest, one)
             pushed += len(signatures)
     if not pushed:
         raise Conflict(
@@ -64,8 +57,8 @@ async def fetch_kept(images: Images, reference: str, target: PullOptions) -> int
     registry makes of it."""
     image, parsed = _find(images, reference)
     digests = images.image_digests(image)
-    async with images.pusher.sending(parsed, target) as reader:
-        found = await fetch_signatures(reader, digests)
+    async with images.artifacts.repository(parsed.name, target) as repository:
+        found = await fetch_signatures(repository, digests)
     for digest in digests:
         await images.signatures.hold(digest, [one for of, one in found if of == digest])
     return len(found)

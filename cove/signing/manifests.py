@@ -26,12 +26,12 @@ from cove.signing.types import (
 )
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 SIGNATURE_ARTIFACT = "application/vnd.dev.cosign.artifact.sig.v1+json"
 ARTIFACTS = (SIGNATURE_ARTIFACT, BUNDLE_TYPE)  # the artifact types among referrers that are signatures
 MANIFEST_MAX = 4 << 20
-REFERRERS_MAX = 1000
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _BUNDLE_PREFIX = "application/vnd.dev.sigstore.bundle"
 
@@ -100,6 +100,11 @@ class Referrer:
     artifact_type: str
 
 
+class _Kind(msgspec.Struct):
+    media_type: str = msgspec.field(name="mediaType", default="")
+    manifests: list[Any] | None = None
+
+
 class _Index(msgspec.Struct):
     manifests: list[_Listed] | None = None
 
@@ -129,33 +134,13 @@ def parse_referrers(data: bytes) -> tuple[Referrer, ...]:
     return tuple(listed[-PER_IMAGE_MAX:])
 
 
-def add_referrer(index: bytes, artifact: Artifact) -> bytes:
-    """A list of referrers with one more, for a registry that keeps none itself; `index` b"" for the first. All that
-    others wrote into it stays. Raises Invalid for one that can't be read, or is full."""
+def manifest_type(data: bytes) -> str:
+    """The media type that a manifest says it is of; an OCI manifest or index need not say so. Raises Invalid."""
     try:
-        document = msgspec.json.decode(index, type=dict[str, Any]) if index else {}
-        listed = document.get("manifests") or []
-        known = {one["digest"] for one in listed}
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError, KeyError) as error:
-        raise Invalid(f"the list of referrers is malformed: {error}") from None
-    if artifact.digest in known:
-        return index
-    if len(listed) >= REFERRERS_MAX:
-        raise Invalid(f"the list of referrers has {len(listed)} entries; the limit is {REFERRERS_MAX}")
-    entry = {
-        "mediaType": MANIFEST_TYPE,
-        "digest": artifact.digest,
-        "size": len(artifact.manifest),
-        "artifactType": artifact.artifact_type,
-    }
-    return msgspec.json.encode(
-        {
-            **document,
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.index.v1+json",
-            "manifests": [*listed, entry],
-        }
-    )
+        found = msgspec.json.decode(data, type=_Kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Invalid(f"the image's manifest is malformed: {error}") from None
+    return found.media_type or (MANIFEST_TYPE if found.manifests is None else INDEX_TYPE)
 
 
 def referrers_tag(digest: str) -> str:

@@ -102,6 +102,26 @@ def parse_payload(data: bytes) -> Claim:
     )
 
 
+def build_statement(reference: str, digest: str, annotations: Mapping[str, str]) -> bytes:
+    """What cosign 3 signs: a statement of in-toto about the manifest. The subject's name is ours: the repository, which
+    cosign leaves out. Raises Invalid."""
+    build_payload(reference, digest, annotations)  # the same rules
+    subject: dict[str, Any] = {
+        "name": reference,
+        "digest": {"sha256": digest.removeprefix("sha256:")},
+    }
+    if annotations:
+        subject["annotations"] = dict(sorted(annotations.items()))
+    return msgspec.json.encode(
+        {
+            "_type": STATEMENTS[0],
+            "subject": [subject],
+            "predicateType": SIGNING_PREDICATES[0],
+            "predicate": {},
+        }
+    )
+
+
 def parse_statement(data: bytes) -> Claim:
     """A statement of in-toto that signs images. Raises Invalid for another one, e.g. of where an image comes from."""
     try:

@@ -264,7 +264,9 @@ def test_a_severity_is_asked_of_the_scanner(guarded: PolicyDaemon) -> None:
     runs(guarded, IMAGE)
     guarded.write({"default": {"checks": {"severity": "awful"}}})
     answer = guarded.http("POST", "/cove/v1/reload")
-    assert "default.checks.severity: expected one of negligible, low, medium, high, critical" in answer.message
+    assert (
+        "default.checks.severity: expected one of negligible, low, medium, high, critical" in answer.message
+    )
     guarded.use({"default": "accept"})
     forget(guarded, "app:1")
 

@@ -6,14 +6,13 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cove.image.registry.signatures import fetch_signatures, push_referrer, push_tagged, tagged_signatures
-from cove.model.errors import Invalid, NotFound, Unavailable
+from cove.model.errors import Conflict, Invalid, NotFound, Unavailable
 from cove.signing.keys import generate_key
 from cove.signing.make import sign_image
 from cove.signing.manifests import (
@@ -21,9 +20,9 @@ from cove.signing.manifests import (
     SIGNATURE_ARTIFACT,
     Artifact,
     Subject,
-    add_referrer,
     build_referrer,
     build_tagged,
+    manifest_type,
     parse_manifest,
     parse_referrers,
     signature_tag,
@@ -50,8 +49,7 @@ class Shelf:
     def __init__(self) -> None:
         self.documents: dict[str, bytes | Exception] = {}
         self.asked: list[str] = []
-        self.lists_referrers = False
-        self.media_type = f"{MANIFEST_TYPE}; charset=utf-8"
+        self.meddle: Callable[[str], object] | None = None
 
     def add(self, artifact: Artifact, reference: str = "") -> None:
         for digest, content in artifact.blobs:
@@ -76,29 +74,28 @@ class Shelf:
             raise Invalid(f"{path} has more than {limit} bytes")
         return found
 
-    async def document(
-        self, path: str, *, accept: str = "", limit: int, method: str = "GET"
-    ) -> SimpleNamespace:
-        return SimpleNamespace(data=await self.get(path, limit=limit), media_type=self.media_type)
-
-    async def put_manifest(self, reference: str, data: bytes, media_type: str, digest: str) -> str:
-        assert digest == digest_of(data)
+    async def put_manifest(self, reference: str, data: bytes) -> None:
+        digest = digest_of(data)
         document = json.loads(data)
         for one in (document.get("config"), *document.get("layers", ())):
             assert one is None or f"blobs/{one['digest']}" in self.documents, (
                 "a manifest names what isn't there"
             )
         self.documents[f"manifests/{reference}"] = self.documents[f"manifests/{digest}"] = data
-        subject = document.get("subject", {}).get("digest", "") if self.lists_referrers else ""
-        if subject:
-            path = f"referrers/{subject}"
+        if subject := document.get("subject"):
+            path = f"referrers/{subject['digest']}"
             listed = json.loads(self.documents.get(path, b'{"manifests": []}'))["manifests"]  # type: ignore[arg-type]
             listed.append({"digest": digest, "size": len(data), "artifactType": document["artifactType"]})
             self.documents[path] = json.dumps({"manifests": listed}).encode()
-        return str(subject)
 
-    async def push_blob(self, content: bytes) -> None:
-        self.documents[f"blobs/{digest_of(content)}"] = content
+    async def put(self, artifact: Artifact, *, tag: str = "") -> str:
+        for blob in artifact.blobs:
+            self.documents[f"blobs/{digest_of(blob)}"] = blob
+        digest = digest_of(artifact.manifest)
+        await self.put_manifest(tag or digest, artifact.manifest)
+        if self.meddle is not None:
+            self.meddle(tag)
+        return digest
 
     def fetch(self) -> list[tuple[str, Signature]]:
         return asyncio.run(fetch_signatures(self, [IMAGE, OTHER]))
@@ -211,53 +208,53 @@ def test_a_registry_that_fails_is_no_image_without_signatures() -> None:
 
 def test_a_signature_joins_those_under_the_tag() -> None:
     shelf = Shelf()
-    assert asyncio.run(push_tagged(shelf, shelf.push_blob, IMAGE, [made("1")]))
-    assert asyncio.run(push_tagged(shelf, shelf.push_blob, IMAGE, [made("2")]))
-    assert not asyncio.run(push_tagged(shelf, shelf.push_blob, IMAGE, [made("1")]))
+    asyncio.run(push_tagged(shelf, IMAGE, [made("1")]))
+    asyncio.run(push_tagged(shelf, IMAGE, [made("2")]))
+    asyncio.run(push_tagged(shelf, IMAGE, [made("1")]))
     assert asyncio.run(tagged_signatures(shelf, IMAGE)) == [made("1"), made("2")]
     shelf.documents[f"blobs/{digest_of(made('1').content)}"] = b"another"
     with pytest.raises(Invalid, match="isn't the blob"):  # nothing is thrown away that can't be read
-        asyncio.run(push_tagged(shelf, shelf.push_blob, IMAGE, [made("3")]))
+        asyncio.run(push_tagged(shelf, IMAGE, [made("3")]))
 
 
-@pytest.mark.parametrize("lists", [True, False])
-def test_a_signature_becomes_a_referrer(lists: bool) -> None:
+def test_another_signer_at_the_same_moment_loses_nothing() -> None:
     shelf = Shelf()
-    shelf.lists_referrers = lists
+    left = [made("other")]
+
+    def overwrite(tag: str) -> None:
+        if left:
+            shelf.add(build_tagged([left.pop()]), tag)
+
+    shelf.meddle = overwrite
+    asyncio.run(push_tagged(shelf, IMAGE, [made("mine")]))
+    assert asyncio.run(tagged_signatures(shelf, IMAGE)) == [made("other"), made("mine")]
+    shelf.meddle = lambda tag: shelf.add(build_tagged([made("again")]), tag)
+    with pytest.raises(Conflict, match="others write the signatures of"):
+        asyncio.run(push_tagged(shelf, IMAGE, [made("x")]))
+
+
+def test_a_signature_becomes_a_referrer() -> None:
+    shelf = Shelf()
     image = b'{"an": "image"}'
     digest = digest_of(image)
     shelf.documents[f"manifests/{digest}"] = image
-    for note in ("1", "2", "2"):
-        asyncio.run(push_referrer(shelf, shelf.push_blob, digest, made(note)))
-    assert (f"manifests/sha256-{digest[7:]}" in shelf.documents) != lists
+    for note in ("1", "2"):
+        asyncio.run(push_referrer(shelf, digest, made(note)))
     found = asyncio.run(fetch_signatures(shelf, [digest]))
     assert [json.loads(one.content)["optional"]["n"] for _, one in found] == ["1", "2"]
-    [one] = [d for p, d in shelf.documents.items() if p.startswith("manifests/") and b'"subject"' in d][:1]  # type: ignore[operator]
+    one = next(d for p, d in shelf.documents.items() if p.startswith("manifests/") and b'"subject"' in d)  # type: ignore[operator]
     assert json.loads(one)["subject"] == {"mediaType": MANIFEST_TYPE, "digest": digest, "size": len(image)}  # type: ignore[arg-type]
     shelf.documents[f"manifests/{digest}"] = b"{}"
     with pytest.raises(Invalid, match="has another manifest under"):
-        asyncio.run(push_referrer(shelf, shelf.push_blob, digest, made("3")))
+        asyncio.run(push_referrer(shelf, digest, made("3")))
 
 
-def test_what_others_wrote_into_the_list_of_referrers_stays() -> None:
-    before = json.dumps(
-        {
-            "schemaVersion": 2,
-            "manifests": [{"digest": OTHER, "size": 3, "artifactType": "x/y", "annotations": {"a": "b"}}],
-        }
-    ).encode()
-    artifact = build_referrer(made(), SUBJECT)
-    after = json.loads(add_referrer(before, artifact))
-    assert after["manifests"][0] == json.loads(before)["manifests"][0]
-    assert [one["digest"] for one in after["manifests"]] == [OTHER, artifact.digest]
-    whole = add_referrer(before, artifact)
-    assert add_referrer(whole, artifact) == whole
-    for bad in (b"[", b"[]", b'{"manifests": [1]}', b'{"manifests": 7}'):
-        with pytest.raises(Invalid, match="list of referrers is malformed"):
-            add_referrer(bad, artifact)
-    full = json.dumps({"manifests": [{"digest": str(n)} for n in range(1000)]}).encode()
-    with pytest.raises(Invalid, match="has 1000 entries"):
-        add_referrer(full, artifact)
+def test_the_type_of_a_manifest() -> None:
+    assert manifest_type(b'{"mediaType": "a/b"}') == "a/b"
+    assert manifest_type(b'{"layers": []}') == MANIFEST_TYPE
+    assert manifest_type(b'{"manifests": []}') == "application/vnd.oci.image.index.v1+json"
+    with pytest.raises(Invalid, match="malformed"):
+        manifest_type(b"[")
 
 
 def test_counts_are_bounded() -> None:

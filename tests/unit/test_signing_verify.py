@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cove.model.errors import Invalid
 from cove.signing.bundle import build_bundle, encode_pae
 from cove.signing.keys import PrivateKey, generate_key
-from cove.signing.make import sign_image
+from cove.signing.make import sign_bundle, sign_image
 from cove.signing.payload import build_payload, parse_payload, parse_statement, repository_of
 from cove.signing.types import (
     BUNDLE_TYPE,
@@ -307,6 +307,18 @@ def test_a_bundle_with_a_statement() -> None:
     # a statement of where the image comes from is signed, too, and says something else
     verdict = ask(bundled(statement(predicate="https://slsa.dev/provenance/v1")))
     assert verdict.reason == "malformed" and "isn't a signature of an image" in verdict.sentence
+
+
+def test_a_bundle_of_our_own() -> None:
+    made = sign_bundle(KEY, REPOSITORY, DIGEST, {"n": "1"})
+    verdict = ask(made)
+    assert verdict.signed and verdict.findings[0].annotations == {"n": "1"}
+    assert ask(sign_bundle(KEY, f"{REPOSITORY}x", DIGEST, {})).reason == "other-repository"
+    issued = AUTHORITY.issue()
+    certified = sign_bundle(issued.key, REPOSITORY, DIGEST, {}, certificates=issued.pem)
+    assert ask(certified, question=identity()).reason == "untrusted"  # the one between isn't in it
+    with pytest.raises(Invalid, match="the certificate is of another key"):
+        sign_bundle(KEY, REPOSITORY, DIGEST, {}, certificates=issued.pem)
 
 
 def test_pae_is_dsses() -> None:  # secure-systems-lab/dsse, protocol.md, "Test vectors"

@@ -6,22 +6,22 @@ named. Whether a signature is good isn't told here.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
-from cove.model.errors import Invalid, NotFound
+from cove.image.registry.artifacts import Artifact
+from cove.image.registry.documents import digest_of
+from cove.model.errors import Conflict, Invalid, NotFound
 from cove.signing.manifests import (
     MANIFEST_MAX,
     MANIFEST_TYPE,
-    Artifact,
     Layer,
     Referrer,
     Subject,
-    add_referrer,
     build_referrer,
     build_tagged,
+    manifest_type,
     parse_manifest,
     parse_referrers,
     referrers_tag,
@@ -29,6 +29,7 @@ from cove.signing.manifests import (
 )
 from cove.signing.types import PER_IMAGE_MAX, SIMPLE_TYPE, Signature
 
+_ATTEMPTS = 5
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 IMAGE_TYPES = ", ".join(
     (
@@ -48,21 +49,10 @@ class Reader(Protocol):
         """`path` in the repository: manifests/REFERENCE, blobs/DIGEST, referrers/DIGEST. NotFound, Invalid, …"""
 
 
-class Document(Protocol):
-    @property
-    def data(self) -> bytes: ...
+class Writer(Reader, Protocol):
+    """A repository that artifacts are put into (artifacts.py)."""
 
-    @property
-    def media_type(self) -> str: ...
-
-
-class Sender(Reader, Protocol):
-    """Who writes small things into a repository as well."""
-
-    async def document(self, path: str, *, accept: str = "", limit: int, method: str = "GET") -> Document: ...
-
-    async def put_manifest(self, reference: str, data: bytes, media_type: str, digest: str) -> str:
-        """Whose referrer the registry lists it as, or ""."""
+    async def put(self, artifact: Artifact, *, tag: str = "") -> str: ...
 
 
 async def fetch_signatures(documents: Reader, digests: Sequence[str]) -> list[tuple[str, Signature]]:
@@ -142,7 +132,7 @@ async def _manifests(documents: Reader, digest: str, problems: list[Invalid]) ->
     for one in listed:
         try:
             data = await documents.get(f"manifests/{one.digest}", accept=MANIFEST_TYPE, limit=one.size + 1)
-            if f"sha256:{hashlib.sha256(data).hexdigest()}" != one.digest:
+            if digest_of(data) != one.digest:
                 raise Invalid(f"the referrer {one.digest} has another content than its digest says")
             found.append(parse_manifest(data, subject=digest))
         except (Invalid, NotFound) as error:
@@ -153,47 +143,25 @@ async def _manifests(documents: Reader, digest: str, problems: list[Invalid]) ->
 # --- writing ------------------------------------------------------------------------------
 
 
-PushBlob = Callable[[bytes], Awaitable[object]]
+async def push_tagged(repository: Writer, digest: str, signatures: Sequence[Signature]) -> None:
+    """Put signatures beside those that the tag has already. The tag has no compare-and-swap: it is read again after
+    each write, for another signer may have written it meanwhile. Conflict, and what the registry makes of it."""
+    for _ in range(_ATTEMPTS):
+        there = await tagged_signatures(repository, digest)
+        fresh = [one for one in signatures if one not in there and one.media_type == SIMPLE_TYPE]
+        if not fresh:
+            return
+        made = build_tagged([*there, *fresh])
+        blobs = tuple(content for _, content in made.blobs)
+        await repository.put(Artifact(manifest=made.manifest, blobs=blobs), tag=signature_tag(digest))
+    raise Conflict(f"others write the signatures of {digest} at the same time: try again")
 
 
-async def push_tagged(
-    sender: Sender, push_blob: PushBlob, digest: str, signatures: Sequence[Signature]
-) -> bool:
-    """Put signatures beside those that the tag has already; whether there was anything to do. Two signers at the same
-    moment can lose one of the two, as with cosign: the tag has no compare-and-swap. Raises as the registry does."""
-    there = await tagged_signatures(sender, digest)
-    fresh = [one for one in signatures if one not in there and one.media_type == SIMPLE_TYPE]
-    if not fresh:
-        return False
-    artifact = build_tagged([*there, *fresh])
-    await _push(sender, push_blob, artifact, signature_tag(digest))
-    return True
-
-
-async def push_referrer(sender: Sender, push_blob: PushBlob, digest: str, signature: Signature) -> None:
-    """Put a signature as a referrer of the image, and on its list where the registry keeps none by itself."""
-    document = await sender.document(f"manifests/{digest}", accept=IMAGE_TYPES, limit=MANIFEST_MAX)
-    if f"sha256:{hashlib.sha256(document.data).hexdigest()}" != digest:
+async def push_referrer(repository: Writer, digest: str, signature: Signature) -> None:
+    """Put a signature as a referrer of the image. Invalid, and what the registry makes of it."""
+    data = await repository.get(f"manifests/{digest}", accept=IMAGE_TYPES, limit=MANIFEST_MAX)
+    if digest_of(data) != digest:
         raise Invalid(f"the registry has another manifest under {digest}")
-    subject = Subject(
-        digest=digest, size=len(document.data), media_type=document.media_type.partition(";")[0].strip()
-    )
-    artifact = build_referrer(signature, subject)
-    if await _push(sender, push_blob, artifact, artifact.digest):
-        return
-    tag = referrers_tag(digest)
-    try:
-        before = await sender.get(f"manifests/{tag}", accept=INDEX_TYPE, limit=MANIFEST_MAX)
-    except NotFound:
-        before = b""
-    if (after := add_referrer(before, artifact)) != before:
-        whole = f"sha256:{hashlib.sha256(after).hexdigest()}"
-        await sender.put_manifest(tag, after, INDEX_TYPE, whole)
-
-
-async def _push(sender: Sender, push_blob: PushBlob, artifact: Artifact, reference: str) -> bool:
-    """Whether the registry lists it as a referrer by itself."""
-    for _, content in artifact.blobs:
-        await push_blob(content)
-    listed = await sender.put_manifest(reference, artifact.manifest, MANIFEST_TYPE, artifact.digest)
-    return bool(listed)
+    subject = Subject(digest=digest, size=len(data), media_type=manifest_type(data))
+    made = build_referrer(signature, subject)
+    await repository.put(Artifact(manifest=made.manifest, blobs=tuple(content for _, content in made.blobs)))
