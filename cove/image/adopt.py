@@ -106,7 +106,8 @@ class _Adopter:
         if kind is None:  # a socket: tar can't hold one, and of a layer it is no part
             os.unlink(base, dir_fd=directory)
             return
-        mtime_ns = self._clamp(found.st_mtime_ns)
+        # Whole seconds, as the header has them: the files are the same here and where the layer is unpacked.
+        mtime_ns = self._clamp(found.st_mtime_ns) // _SECOND_NS * _SECOND_NS
         if mtime_ns != found.st_mtime_ns:
             os.utime(base, ns=(mtime_ns, mtime_ns), dir_fd=directory, follow_symlinks=False)
         entry = Entry(
@@ -115,7 +116,7 @@ class _Adopter:
             mode=stat.S_IMODE(found.st_mode),
             uid=found.st_uid,
             gid=found.st_gid,
-            mtime_ns=mtime_ns // _SECOND_NS * _SECOND_NS,
+            mtime_ns=mtime_ns,
         )
         if kind == "file":
             self._file(directory, base, entry, found)
