@@ -50,8 +50,17 @@ class Answer:
 class Registry:
     """A running server; its standard error is kept in a file."""
 
-    def __init__(self, root: Path, options: Sequence[str] = (), *, listen: str = "127.0.0.1:0") -> None:
+    def __init__(
+        self,
+        root: Path,
+        options: Sequence[str] = (),
+        *,
+        listen: str = "127.0.0.1:0",
+        prefix: Sequence[str] = (),
+    ) -> None:
+        """`prefix`: a program that starts it somewhere else, e.g. nsenter."""
         self.root = root
+        self.prefix = [*prefix]
         self.options = [*options]
         self.listen = listen
         self.log = root.parent / f"{root.name}.log"
@@ -63,6 +72,7 @@ class Registry:
             begin = log.tell()
             self.process = subprocess.Popen(
                 [
+                    *self.prefix,
                     sys.executable,
                     "-P",
                     "-m",
@@ -179,8 +189,10 @@ def make_manifest(config: bytes, layers: Sequence[bytes], **more: object) -> byt
 
 
 @contextlib.contextmanager
-def serving(root: Path, *options: str, listen: str = "127.0.0.1:0") -> Iterator[Registry]:
-    registry = Registry(root, options, listen=listen)
+def serving(
+    root: Path, *options: str, listen: str = "127.0.0.1:0", prefix: Sequence[str] = ()
+) -> Iterator[Registry]:
+    registry = Registry(root, options, listen=listen, prefix=prefix)
     try:
         yield registry
     finally:
