@@ -31,6 +31,7 @@ from cove.registry.names import (
 )
 from cove.registry.proxy import Proxy
 from cove.registry.refusals import Refused, full_disk, refuse_http
+from cove.registry.source import Source
 from cove.registry.store import Store
 
 log = logging.getLogger("cove.registry")
@@ -85,6 +86,7 @@ class Registry:
         links: Links | None = None,
         share_with: str = "local",
         proxy: Proxy | None = None,
+        source: Source | None = None,
     ) -> None:
         self.store = store
         self.guard = guard
@@ -93,6 +95,7 @@ class Registry:
         self._links = links
         self._share_with = share_with
         self._proxy = proxy
+        self._source = source
 
     async def __call__(self, request: Request) -> Response | None:
         request.id = choose_id(request.headers.get("x-request-id", ""))
@@ -170,7 +173,11 @@ class Registry:
             if upstream is not None:
                 self._check_access(request, caller, target)
                 return await self._proxy.serve(self, request, target, upstream)
+        if self._source is not None and not isinstance(target, Base | Catalog):
+            target = self._source.locate(target, request.query.get("ns"))
         self._check_access(request, caller, target)
+        if self._source is not None and isinstance(target, Manifest) and target.tag:
+            await self._source.fill(target)
         return await self._serve(request, caller, target)
 
     def _check_access(self, request: Request, caller: Caller, target: Target) -> None:

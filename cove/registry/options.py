@@ -49,6 +49,8 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     serve.add_argument("--proxy", action="append", default=[])
     serve.add_argument("--proxy-credentials", default="")
     serve.add_argument("--proxy-age", default="60s")
+    serve.add_argument("--images", action="store_true")
+    serve.add_argument("--daemon", default="")
     serve.add_argument("--tokens", action="store_true")
     serve.add_argument("--quiet", action="store_true")
     collect.add_argument("--dry-run", action="store_true")
@@ -60,7 +62,8 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
 
 def plan_root(options: argparse.Namespace) -> Path:
     """The registry's directory: --root, or the one beside the machine's images."""
-    path = Path(options.root or f"{options.data_root}/registry")
+    name = "registry-images" if getattr(options, "images", False) else "registry"
+    path = Path(options.root or f"{options.data_root}/{name}")
     if not path.is_absolute():
         path = Path.cwd() / path
     return path

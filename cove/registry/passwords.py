@@ -67,6 +67,10 @@ class Passwords:
             raise Invalid(f"--user {name}: {path} has no password in its first line")
         self._plain[name] = self._digest(password.encode())
 
+    def add(self, name: str, password: str) -> None:
+        """A user of this process's own."""
+        self._plain[name] = self._digest(password.encode())
+
     def check(self, name: str, password: bytes) -> bool:
         """Whether this is the user's password. As slow for a user that doesn't exist. Blocks: for a thread."""
         if len(password) > PASSWORD_BYTES_MAX or b"\0" in password:

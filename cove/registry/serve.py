@@ -38,7 +38,9 @@ from cove.registry.proxy import Proxy
 from cove.registry.rules import plan_policy
 from cove.registry.sharing import SHARES, Broker, Linker, start_broker
 from cove.registry.sockets import is_local, listen, notify, split_address, told_address
+from cove.registry.source import USER, Asker, DaemonClient, Source, default_socket, new_password
 from cove.registry.store import Store
+from cove.registry.sweep import describe, sweep
 from cove.registry.uploads import Bounds
 from cove.registry.upstreams import Upstreams, parse_upstreams, read_credentials
 
@@ -67,6 +69,7 @@ class Plan:
     proxy_age_s: float
     images: Path  # of the daemon on this machine
     share_with: str
+    daemon: str  # the daemon's socket, where its images are what is served; ""
     sockets: list[socket.socket] = field(default_factory=list)
 
 
@@ -129,12 +132,26 @@ def plan_serving(options: argparse.Namespace) -> Plan:
         tls=tls,
         self_signed=_names(addresses, options.tls_name) if options.tls else (),
         client_authority=options.tls_client_ca,
-        read_only=options.read_only,
+        read_only=options.read_only or options.images,
         upstreams=upstreams,
         proxy_age_s=parse_duration("--proxy-age", options.proxy_age),
         images=Path(options.data_root).absolute() / "images",
         share_with=options.share,
+        daemon=_daemon_socket(options),
     )
+
+
+def _daemon_socket(options: argparse.Namespace) -> str:
+    if not options.images:
+        if options.daemon:
+            raise Invalid("--daemon: it is asked only for --images")
+        return ""
+    if options.proxy:
+        raise Invalid("--images and --proxy: serve them by two registries, with a --root for each")
+    address = options.daemon or f"unix://{default_socket()}"
+    if not address.startswith("unix:///"):
+        raise Invalid(f"--daemon {address}: expected unix:///PATH, e.g. unix:///run/cove/docker.sock")
+    return str(address.removeprefix("unix://"))
 
 
 def _names(addresses: Sequence[str], more: Sequence[str]) -> tuple[str, ...]:
@@ -150,10 +167,21 @@ def serve(options: argparse.Namespace) -> int:
     plan = plan_serving(options)
     for address in plan.addresses:
         plan.sockets.append(listen(address))
+    inner = listen("127.0.0.1:0") if plan.daemon else None
     plan = replace(plan, addresses=tuple(map(told_address, plan.addresses, plan.sockets)))
     identity = plan_identity(options.run_as, plan.root)
     hand_over(plan.root, identity)
-    links = start_links(plan, identity)
+    own = [*plan.sockets, inner] if inner is not None else plan.sockets
+    links = start_links(plan, identity, own)
+    password = new_password()
+    asker: Broker | DaemonClient | None = None
+    if plan.daemon:
+        asker = client = DaemonClient(plan.daemon, password)
+        if identity is not None and identity.uid != 0:
+            others = (
+                [links.sock] if isinstance(links, Broker) else []
+            )  # or else that one would never see its end
+            asker = start_broker({"image": client.image, "push": client.push}, [*own, *others])
     inside = enter(plan.root, identity)
     os.chdir(inside)
     authority = (
@@ -169,24 +197,38 @@ def serve(options: argparse.Namespace) -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
-        uvloop.run(_run(plan, inside, links))
+        uvloop.run(_run(plan, inside, links, Inner(inner, asker, password) if inner and asker else None))
     finally:
-        if isinstance(links, Broker):
-            links.close()
+        for each in (links, asker):
+            if isinstance(each, Broker):
+                each.close()
     return 0
 
 
-def start_links(plan: Plan, identity: Identity | None) -> Links | None:
+@dataclass(frozen=True)
+class Inner:
+    """Where the daemon pushes what is asked for, and who asks it to."""
+
+    sock: socket.socket
+    asker: Asker
+    password: str
+
+    @property
+    def address(self) -> str:
+        return told_address("", self.sock)
+
+
+def start_links(plan: Plan, identity: Identity | None, own: Sequence[socket.socket]) -> Links | None:
     """Who links blobs of the image store: a process that stays root, or none where none is wanted or needed."""
-    if plan.share_with == "none" or plan.read_only:
+    if plan.share_with == "none" or (plan.read_only and not plan.daemon):
         return None
     linker = Linker(plan.images, plan.root / "uploads")
     if identity is None or identity.uid == 0:
         return linker
-    return start_broker(linker, None, plan.sockets)
+    return start_broker({"link": linker.link}, own)
 
 
-async def _run(plan: Plan, root: Path, links: Links | None) -> None:
+async def _run(plan: Plan, root: Path, links: Links | None, inner: Inner | None) -> None:
     store = Store(root, plan.bounds)
     try:
         store.recover()
@@ -199,6 +241,7 @@ async def _run(plan: Plan, root: Path, links: Links | None) -> None:
             links=links,
             share_with=plan.share_with,
             proxy=proxy,
+            source=Source(inner.asker, store, inner.address) if inner else None,
         )
         headers = (("Server", f"Cove/{__version__}"), VERSION_HEADER, ("X-Content-Type-Options", "nosniff"))
         server = HttpServer(registry, headers, idle_s=IDLE_S, most=CONNECTIONS_MAX, refuse=refuse_http)
@@ -208,16 +251,22 @@ async def _run(plan: Plan, root: Path, links: Links | None) -> None:
             loop.add_signal_handler(number, _told_to_stop, stop)
         for sock in plan.sockets:
             await server.listen(sock, plan.tls if sock.family != socket.AF_UNIX else None)
+        inner_server = None
+        if inner is not None:
+            inner_server = _inner_server(inner, store, links, registry)
+            await inner_server.listen(inner.sock)
         gc.collect()
         gc.freeze()
         announce(plan)
         notify("READY=1")
         async with asyncio.TaskGroup() as group:
-            keeping = group.create_task(_keep_house(store))
+            keeping = group.create_task(_keep_house(store, sweeps=inner is not None))
             await stop.wait()
             keeping.cancel()
         notify("STOPPING=1")
         await server.close(GRACE_S)
+        if inner_server is not None:
+            await inner_server.close(1.0)
         if proxy is not None:
             await proxy.close()
     finally:
@@ -234,12 +283,25 @@ def _told_to_stop(stop: asyncio.Event) -> None:
     stop.set()
 
 
-async def _keep_house(store: Store) -> None:
-    """Uploads that nobody goes on with expire."""
+def _inner_server(inner: Inner, store: Store, links: Links | None, registry: Registry) -> HttpServer:
+    passwords = Passwords()
+    passwords.add(USER, inner.password)
+    login = Login(Policy(users=True, said=True), passwords)
+    handler = Registry(store, login, links=links, share_with="local")
+    handler.meters = registry.meters
+    return HttpServer(handler, (VERSION_HEADER,), idle_s=IDLE_S, refuse=refuse_http)
+
+
+async def _keep_house(store: Store, *, sweeps: bool) -> None:
+    """Uploads that nobody goes on with expire; images that the machine no longer has go (`sweeps`)."""
     while True:
         await asyncio.sleep(HOUSEKEEPING_S)
         if count := await store.uploads.expire():
             log.info("%d abandoned uploads expired", count)
+        if sweeps:
+            swept = await store.threads.change(sweep, store.content, store.writer, untagged=True)
+            if swept.contents:
+                log.info("%s", describe(swept, dry_run=False))
 
 
 def announce(plan: Plan) -> None:
@@ -248,6 +310,8 @@ def announce(plan: Plan) -> None:
     if plan.policy.anonymous and not plan.read_only:
         lines.append(f"Callers without a login may {' and '.join(plan.policy.anonymous)}.")
     tcp = [address for address in plan.addresses if not address.startswith("unix://")]
+    if plan.daemon:
+        lines.append(f"Served are the images of the daemon at {plan.daemon}, under their names")
     if plan.upstreams is not None:
         lines += [
             f"{f'{each.name}/…' if each.name else 'Everything else'} is cached from {each.url}"

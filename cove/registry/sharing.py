@@ -1,10 +1,10 @@
 """Blobs that the machine's image store has: linked into the registry instead of uploaded, or asked of the daemon.
 
-The server isn't root and can't enter the store. A small process that was forked while root was still there does two
-things for it, over a socket pair: `link DIGEST` makes a link of images/blobs/sha256/HEX in the registry's uploads,
-once its content has been hashed and found to be what its name says; `push …` asks the daemon, see source.py. It takes
-nothing but a digest or an image's name, and keeps no capability but the one to write where the server's files are.
-Where the server's user owns the store (an ordinary user's own daemon), the same is done without it.
+The server isn't root and can't enter the store. A small process that was forked while root was still there does
+that for it, over a socket pair: `link DIGEST` makes a link of images/blobs/sha256/HEX in the registry's uploads,
+once its content has been hashed and found to be what its name says. Another one asks the daemon, see source.py.
+They take nothing but a digest or an image's name, and keep no capability but the one to write where the server's files
+are. Where the server's user owns the store (an ordinary user's own daemon), the same is done without them.
 
 Order that must hold: fork before threads, sockets' addresses and root are gone.
 """
@@ -18,7 +18,7 @@ import signal
 import socket
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cove.image.sandbox import CAP_DAC_OVERRIDE, die_with_parent, hide_from_tracers, keep_capabilities
@@ -30,8 +30,6 @@ MESSAGE_BYTES_MAX = 4096
 _AT_FDCWD, _AT_SYMLINK_FOLLOW = -100, 0x400
 _O_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 SHARES = ("local", "pushers", "none")
-
-Push = Callable[[str, str], str]  # an image's name and where to; an error's sentence, or ""
 
 
 class Linker:
@@ -88,7 +86,7 @@ class Broker:
     """The server's end: asks the process that still is root. Blocking, for threads; one question at a time."""
 
     def __init__(self, sock: socket.socket, pid: int) -> None:
-        self._sock = sock
+        self.sock = sock
         self._pid = pid
         self._lock = threading.Lock()
 
@@ -96,28 +94,35 @@ class Broker:
         """As Linker.link."""
         return self._ask(f"link {digest}")
 
-    def push(self, image: str, target: str) -> str:
-        """Have the daemon push an image to this registry; why it didn't, or ""."""
-        return self._ask(f"push {image} {target}")
+    def image(self, reference: str) -> str:
+        """As source.DaemonClient.image."""
+        return self._ask(f"image {reference}")
+
+    def push(self, reference: str, target: str) -> str:
+        """As source.DaemonClient.push."""
+        return self._ask(f"push {reference} {target}")
 
     def _ask(self, words: str) -> str:
         with self._lock:
             try:
-                self._sock.send(words.encode())
-                return self._sock.recv(MESSAGE_BYTES_MAX).decode().strip()
+                self.sock.send(words.encode())
+                return self.sock.recv(MESSAGE_BYTES_MAX).decode().strip()
             except OSError:
                 return ""
 
     def close(self) -> None:
         """End the process, and wait for its end."""
-        self._sock.close()
+        self.sock.close()
         try:
             os.waitpid(self._pid, 0)
         except ChildProcessError:
             pass
 
 
-def start_broker(linker: Linker, push: Push | None, closing: list[socket.socket]) -> Broker:
+Verbs = Mapping[str, Callable[..., str]]  # what may be asked for, and who answers
+
+
+def start_broker(verbs: Verbs, closing: Sequence[socket.socket]) -> Broker:
     """Fork the process; it closes the sockets of `closing`, which are the server's."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
@@ -133,22 +138,16 @@ def start_broker(linker: Linker, push: Push | None, closing: list[socket.socket]
         keep_capabilities((CAP_DAC_OVERRIDE,))
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)  # it ends with the socket
-        _answer(theirs, linker, push)
+        _answer(theirs, verbs)
     finally:
         os._exit(0)
 
 
-def _answer(sock: socket.socket, linker: Linker, push: Push | None) -> None:
+def _answer(sock: socket.socket, verbs: Verbs) -> None:
     while words := sock.recv(MESSAGE_BYTES_MAX):
-        verb, _, rest = words.decode("utf-8", "replace").partition(" ")
+        verb, *rest = words.decode("utf-8", "replace").split(" ")
         try:
-            if verb == "link":
-                answer = linker.link(rest)
-            elif verb == "push" and push is not None:
-                image, _, target = rest.partition(" ")
-                answer = push(image, target)
-            else:
-                answer = ""
-        except (Refused, ValueError):
-            answer = ""
+            answer = verbs[verb](*rest)
+        except (Refused, LookupError, TypeError, ValueError) as error:
+            answer = "" if verb == "link" else f"{type(error).__name__}"
         sock.send(answer[: MESSAGE_BYTES_MAX // 4].encode() or b"\n")
