@@ -11,6 +11,7 @@ from cove.api.docker.context import Api
 from cove.api.http import Request, Response, json_response
 from cove.api.router import Route
 from cove.image.checktypes import Report
+from cove.image.content import EMPTY_LAYER
 from cove.image.hostmounts import read_mounted
 from cove.image.tooljobs import FileChange, Share, SizedPath, Surveyed
 from cove.model.errors import Invalid
@@ -296,6 +297,19 @@ async def dedupe(api: Api, request: Request) -> Response:
     )
 
 
+async def erofs(api: Api, request: Request) -> Response:
+    """The image's layers as EROFS images, lowest first, made where they aren't there."""
+    image = _image(api, request)
+    paths = await api.engine.images.erofs_layers(image)
+    return json_response(
+        {
+            "Id": image.id,
+            "Layers": [str(path) for path in paths],
+            "Empty": str(api.engine.images.layers_dir / EMPTY_LAYER),
+        }
+    )
+
+
 async def place(api: Api, request: Request) -> Response:
     """Where an image's layers are on the daemon's host, lowest first, for who mounts them there."""
     image = _image(api, request)
@@ -314,5 +328,6 @@ ROUTES: tuple[Route[Api], ...] = (
     ("POST", "/cove/v1/images/record", record),
     ("POST", "/cove/v1/images/slim", slim),
     ("POST", "/cove/v1/images/dedupe", dedupe),
+    ("POST", "/cove/v1/images/erofs", erofs),
     ("GET", "/cove/v1/images/place", place),
 )

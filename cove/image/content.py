@@ -5,6 +5,7 @@
       layers/NAME/       a layer's files, as overlayfs wants them; `0` is empty, for images without layers
       frames/NAME        a plain layer's headers, so that it can be saved again (NAME.moved: see frames.py)
       scans/NAME.FORMAT  what is in a layer (scanning.py)
+      erofs/NAME         a layer as an EROFS image, made when one was asked for (erofs.py)
       loading/TOKEN/     a load's own directory, all that its worker sees
       partial/HEX        what has come of a layer's blob, for a pull that goes on later
       trash/TOKEN        renamed, then deleted
@@ -35,7 +36,7 @@ from cove.image.overlayfs import opaque_attribute
 from cove.model.errors import HostError
 
 EMPTY_LAYER = "0"
-_DIRECTORIES = ("blobs/sha256", "layers/0", "frames", "scans", "loading", "partial", "trash")
+_DIRECTORIES = ("blobs/sha256", "layers/0", "frames", "erofs", "scans", "loading", "partial", "trash")
 PARTIAL_AGE_S = 7 * 86400
 PARTIAL_BYTES = 16 << 30
 _GET_FLAGS, _SET_FLAGS, _TOP_DIRECTORY = 0x80086601, 0x40086602, 0x20000  # linux/fs.h, ioctl_iflags(2)
@@ -50,6 +51,7 @@ class Content:
         self.root = root
         self.layers = root / "layers"
         self.frames = root / "frames"
+        self.erofs = root / "erofs"
         self._scans = root / "scans"
         self._blobs = root / "blobs" / "sha256"
         self._partial = root / "partial"
@@ -263,6 +265,7 @@ class Content:
             self._throw(self.layers / name)
             self._throw(self.frames / name)
             self._throw(self.frames / f"{name}.moved")
+            self._throw(self.erofs / name)
             self._throw_scans(name)
         for digest in blobs:
             self._throw(self._blobs / digest.removeprefix("sha256:"))
@@ -277,6 +280,9 @@ class Content:
             for name in os.listdir(directory):
                 if name not in keep:
                     self._throw(directory / name)
+        for name in os.listdir(self.erofs):
+            if name not in wanted:
+                self._throw(self.erofs / name)
         for name in os.listdir(self.frames):
             if name.removesuffix(".moved") not in wanted:
                 self._throw(self.frames / name)

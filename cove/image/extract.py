@@ -70,7 +70,9 @@ class Extractor:
         self._stored = stored
         self._replaced = replaced or (lambda directory, name, _path: remove_tree(directory, name))
         self._directories: dict[Parts, int] = {}
-        self._times: dict[Parts, int] = {}
+        self._times: dict[Parts, int] = (
+            {(): 0} if layer else {}
+        )  # the root's, unless the archive says another
         self._whiteouts: set[Parts] = set()
         self.opaque: set[Parts] = set()
         self.size_bytes = 0
@@ -212,6 +214,7 @@ class Extractor:
         path = (*parts[:-1], name)
         try:
             os.mknod(name, stat.S_IFCHR, 0, dir_fd=directory)
+            os.utime(name, ns=(0, 0), dir_fd=directory, follow_symlinks=False)
         except FileExistsError:
             if stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
                 self.opaque.add(path)

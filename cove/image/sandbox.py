@@ -39,7 +39,14 @@ CAP_SYS_CHROOT, CAP_SYS_ADMIN, CAP_MKNOD, CAP_SETFCAP = 18, 21, 27, 31
 FILE_CAPABILITIES = (CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_FSETID, CAP_MKNOD, CAP_SETFCAP)
 
 _SYS_OPENAT2 = 437  # the same on every architecture, Linux 5.6
-_PR_CAPBSET_DROP, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, _PR_SET_PDEATHSIG = 24, 47, 4, 1
+_SYS_MOUNT_SETATTR, _AT_RECURSIVE, _MOUNT_ATTR_RDONLY = 442, 0x8000, 0x1
+_PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, _PR_SET_PDEATHSIG = (
+    23,
+    24,
+    47,
+    4,
+    1,
+)
 _PR_SET_DUMPABLE = 4
 _CAPABILITY_VERSION_3 = 0x20080522
 _SCMP_CMP_EQ = 4  # enum scmp_compare
@@ -149,6 +156,20 @@ def pivot_into(path: str, *, bind: bool = True) -> None:
     os.chdir("/")
 
 
+def read_only_but(path: str) -> None:
+    """Nothing can be written any more but below `path`; in a mount namespace of its own. mount_setattr(2)."""
+    mount(path, path, "", MS_BIND)
+    _set_read_only(b"/", read_only=True)
+    _set_read_only(path.encode(), read_only=False)
+
+
+def _set_read_only(path: bytes, *, read_only: bool) -> None:
+    change = (_MOUNT_ATTR_RDONLY, 0) if read_only else (0, _MOUNT_ATTR_RDONLY)
+    attributes = struct.pack("=QQQQ", *change, 0, 0)
+    result = _libc.syscall(_SYS_MOUNT_SETATTR, -100, path, _AT_RECURSIVE, attributes, len(attributes))
+    _check(result, "make the host's files read-only for a worker")
+
+
 def set_limits(*, memory_bytes: int = 4 << 30, files: int = 512) -> None:
     """Bounds on what a worker can take of the machine."""
     for which, value in (
@@ -161,11 +182,13 @@ def set_limits(*, memory_bytes: int = 4 << 30, files: int = 512) -> None:
         resource.setrlimit(which, (value, value))
 
 
-def keep_capabilities(keep: Sequence[int]) -> None:
-    """Give up every capability but these, for good."""
+def keep_capabilities(keep: Sequence[int], *, programs: bool = False) -> None:
+    """Give up every capability but these, for good. `programs`: what is executed has them, too, and else has none."""
     _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     number = 0
-    while _libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) == 0:
+    while _libc.prctl(_PR_CAPBSET_READ, number, 0, 0, 0) >= 0:
+        if not (programs and number in keep):
+            _libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0)
         number += 1
     mask = sum(1 << c for c in keep)
     header = struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)

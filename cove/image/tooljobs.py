@@ -164,5 +164,17 @@ class Deduped(ToolMessage, tag="deduped", frozen=True, kw_only=True):
     how: str  # hard links or extents
 
 
-ToolJob = CheckStore | Survey | Compare | ReadStack | Record | Slim | DedupeLayers
-ToolAnswer = Checked | Surveyed | Compared | StackRead | Recorded | Slimmed | Deduped
+class BuildErofs(ToolMessage, tag="erofs", frozen=True, kw_only=True):
+    """Make an EROFS image of the layer's directory `layer`, as the file `image` in the directory `staging`."""
+
+    layer: str
+    staging: str
+    image: str
+
+
+class ErofsBuilt(ToolMessage, tag="erofs-built", frozen=True, kw_only=True):
+    bytes: int
+
+
+ToolJob = CheckStore | Survey | Compare | ReadStack | Record | Slim | DedupeLayers | BuildErofs
+ToolAnswer = Checked | Surveyed | Compared | StackRead | Recorded | Slimmed | Deduped | ErofsBuilt

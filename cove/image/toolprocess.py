@@ -22,6 +22,7 @@ from cove.image.squash import stack_stream
 from cove.image.stack import Stack
 from cove.image.survey import survey
 from cove.image.tooljobs import (
+    BuildErofs,
     Checked,
     CheckStore,
     Compare,
@@ -51,6 +52,10 @@ def do_tool(
     """Do one job; `send` takes the bytes of a stream, `tell` says that it has begun, `receive` is the data socket."""
     if isinstance(job, Record):
         return _record(job, calls, tell, receive)
+    if isinstance(job, BuildErofs):
+        from cove.image.erofs import build
+
+        return build(job, calls)
     if isinstance(job, DedupeLayers):
         return _dedupe(job, calls)
     _enter(job.root)

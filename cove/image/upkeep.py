@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncGenerator, Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,12 +19,14 @@ from cove.image.content import Content
 from cove.image.records import DigestRecord, ImageRecord, LayerRecord, hex_of
 from cove.image.rewriting import config_changes, squashed_config
 from cove.image.tooljobs import (
+    BuildErofs,
     Checked,
     CheckStore,
     Compare,
     Compared,
     Deduped,
     DedupeLayers,
+    ErofsBuilt,
     ReadStack,
     Slim,
     Slimmed,
@@ -31,8 +35,9 @@ from cove.image.tooljobs import (
 )
 from cove.image.types import Limits
 from cove.image.worker import Worker
-from cove.model.errors import Conflict, Invalid
+from cove.model.errors import Conflict, HostError, Invalid
 from cove.model.objects import Image
+from cove.model.waiting import NamedLocks
 from cove.store.interface import Store
 
 
@@ -42,6 +47,7 @@ class Upkeep(Adding):
     def __init__(self, content: Content, store: Store, limits: Limits) -> None:
         super().__init__(content, store, limits)
         self._deduping = asyncio.Lock()
+        self._building = NamedLocks()
 
     async def check(self, *, deep: bool = False) -> Report:
         """Compare the records with what is on the disk; `deep` reads and hashes every layer again. HostError.
@@ -176,6 +182,33 @@ class Upkeep(Adding):
                 answer = await worker.last()
             assert isinstance(answer, Deduped)
             return answer
+
+    async def erofs_layers(self, image: Image) -> list[Path]:
+        """The image's layers as EROFS images, lowest first; those that aren't there yet are made. They stay as long
+        as their layers do. Unavailable, HostError."""
+        found = []
+        async with self.busy():
+            for diff_id in image.diff_ids:
+                layer = self._layers[diff_id]
+                async with self._building.alone(layer.name):
+                    if not (self._content.erofs / layer.name).exists():
+                        await self._build_erofs(layer)
+                found.append(self._content.erofs / layer.name)
+        return found
+
+    async def _build_erofs(self, layer: LayerRecord) -> None:
+        free = self._content.free_bytes() - self._limits.reserve_bytes
+        if layer.size_bytes > free:
+            raise HostError(
+                f"no space left on the image store's disk: an EROFS image of the layer takes {layer.size_bytes >> 20} "
+                f"MiB, {max(free, 0) >> 20} MiB are free beside the reserve"
+            )
+        async with self.staging() as staging:
+            job = BuildErofs(layer=str(self.layers_dir / layer.name), staging=str(staging), image="erofs")
+            async with Worker(job) as worker:
+                answer = await worker.last()
+            assert isinstance(answer, ErofsBuilt)
+            await asyncio.to_thread(os.rename, staging / "erofs", self._content.erofs / layer.name)
 
     async def _read_stack(
         self,
