@@ -44,7 +44,7 @@ class Built:
     def image(self) -> str:
         """The image's id; the whole text when there is none."""
         assert not self.error, f"{self.text}\n{self.error}"
-        return next(line["aux"]["ID"] for line in self.lines if "aux" in line)
+        return [line["aux"]["ID"] for line in self.lines if "aux" in line][-1]  # dockerd tells each stage's
 
 
 def context(files: Files) -> bytes:

@@ -5,7 +5,8 @@ The process's root is the destination, an overlay whose upper directory becomes 
 root. Rules, as BuildKit has them (tonistiigi/fsutil, copy; docs of COPY):
 
 - the target is a directory if it ends with a slash, if it is one, or if there is more than one source;
-- of a source directory what is in it is copied; a directory that is there keeps its owner and mode;
+- of a source directory what is in it is copied, the target itself is 0755 when it is made; a directory that is
+  there keeps its owner and mode;
 - a file replaces a file or a link, never a directory; a directory never replaces what isn't one;
 - what has to be made above the target is 0755 and the owner's.
 """
@@ -243,7 +244,9 @@ class Copier:
     def _put(self, entry: FileEntry, opened: Content, path: bytes, *, top: bool, tree: int) -> None:
         above, _, base = path.rpartition(b"/")
         if entry.kind == "dir":
-            self._put_directory(entry, path)
+            if top and not self._job.parents:
+                entry = FileEntry(b"", "dir", 0o755)  # the target's own, as BuildKit and dockerd have it
+            self._put_directory(entry, path, plain=top and not self._job.parents)
             return
         directory = self._parent(above, made_for=top)
         if not base:
@@ -293,7 +296,7 @@ class Copier:
         finally:
             os.close(fd)
 
-    def _put_directory(self, entry: FileEntry, path: bytes) -> None:
+    def _put_directory(self, entry: FileEntry, path: bytes, *, plain: bool) -> None:
         if not path:
             return
         above, _, base = path.rpartition(b"/")
@@ -314,7 +317,7 @@ class Copier:
         fd = os.open(base, _DIRECTORY, dir_fd=directory)
         try:
             os.fchown(fd, *self._owner(entry))
-            os.fchmod(fd, self._new_mode(entry))
+            os.fchmod(fd, entry.mode if plain else self._new_mode(entry))
             _set_attributes(fd, entry)
         finally:
             os.close(fd)

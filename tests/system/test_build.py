@@ -238,7 +238,7 @@ def test_a_copy_keeps_what_files_are(daemon: Daemon) -> None:
     assert {app["app/x.txt"].islnk(), app["app/hard"].islnk()} == {True, False}
     assert app["app/suid"].mode == 0o4755
     assert (layers[2]["x"].uid, layers[2]["x"].gid, layers[2]["x"].mode) == (3, 4, 0o640)
-    assert layers[3]["new"].mode == 0o750 and "new/run" in layers[3]
+    assert layers[3]["new"].mode == 0o755 and "new/run" in layers[3]
 
 
 def test_an_archive_that_is_added_is_unpacked(daemon: Daemon) -> None:
