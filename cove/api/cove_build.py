@@ -25,12 +25,15 @@ from cove.api.docker.pulling import event_json as event_json_of_pull
 from cove.api.http import Request, Response, json_response
 from cove.api.router import Route
 from cove.build.builder import Order
+from cove.build.checks import check
 from cove.build.contexts import MAX_LISTING_BYTES
 from cove.build.errors import BuildFailed
 from cove.build.events import BuildEvent, ImageBuilt, StepDone, StepOutput, StepStarted
 from cove.build.graph import Graph
 from cove.build.planning import MAX_DOCKERFILE_BYTES, plan
 from cove.build.request import PlanRequest
+from cove.dockerfile.findings import findings_text, summary_text
+from cove.dockerfile.instructions import Dockerfile
 from cove.dockerfile.parser import parse_dockerfile
 from cove.image.references import parse_tagged
 from cove.image.registry import PullEvent
@@ -80,6 +83,17 @@ async def plan_context(api: Api, request: Request) -> Response:
 async def take_contents(api: Api, request: Request) -> Response:
     await api.builder.contexts.receive(request.query.get("id"), request.body)
     return Response(204)
+
+
+async def check_dockerfile(api: Api, request: Request) -> Response:
+    """What there is to say of a Dockerfile: nothing is pulled or built."""
+    body = await wire.read(request, BuildBody, required=True)
+    dockerfile = _parsed(body)
+    findings = check(dockerfile, _asked(api, body))
+    lines = body.dockerfile.splitlines()
+    text = findings_text(findings, lines, body.name) + summary_text(findings)
+    found = [msgspec.to_builtins(finding) for finding in findings]
+    return json_response({"Findings": found, "Count": len(found), "Text": text})
 
 
 async def build(api: Api, request: Request) -> None:
@@ -134,10 +148,25 @@ async def _order(
 
 
 async def _plan(api: Api, body: BuildBody, credentials: Mapping[str, Credentials], answer: Answer) -> Graph:
+    async def told(event: PullEvent) -> None:
+        await answer.tell([{"pull": event_json_of_pull(event)}])
+
+    async def pull(reference: str, platform: str) -> Image:
+        return await api.builder.pull(reference, platform, credentials, told)
+
+    asked = _asked(api, body)
+    return await plan(api.engine.images, _parsed(body), asked, pull, always=body.pull)
+
+
+def _parsed(body: BuildBody) -> Dockerfile:
     data = body.dockerfile.encode("utf-8", "surrogateescape")
     if len(data) > MAX_DOCKERFILE_BYTES:
         raise Invalid(f"Dockerfile: it has {len(data)} bytes, the limit is {MAX_DOCKERFILE_BYTES}")
-    asked = PlanRequest(
+    return parse_dockerfile(data, body.name)
+
+
+def _asked(api: Api, body: BuildBody) -> PlanRequest:
+    return PlanRequest(
         build_args=body.build_args or {},
         target=body.target,
         labels=body.labels or {},
@@ -147,15 +176,6 @@ async def _plan(api: Api, body: BuildBody, credentials: Mapping[str, Credentials
         no_cache_stages=tuple(body.no_cache_stages or ()),
         contexts={**{name: name for name in body.contexts or ()}, **(body.named or {})},
     )
-
-    async def told(event: PullEvent) -> None:
-        await answer.tell([{"pull": event_json_of_pull(event)}])
-
-    async def pull(reference: str, platform: str) -> Image:
-        return await api.builder.pull(reference, platform, credentials, told)
-
-    dockerfile = parse_dockerfile(data, body.name)
-    return await plan(api.engine.images, dockerfile, asked, pull, always=body.pull)
 
 
 def _secrets(given: dict[str, str]) -> dict[str, bytes]:
@@ -243,6 +263,7 @@ def failure_json(error: CoveError) -> Json:
 
 ROUTES: tuple[Route[Api], ...] = (
     ("POST", "/cove/v1/build", build),
+    ("POST", "/cove/v1/build/check", check_dockerfile),
     ("POST", "/cove/v1/build/context", plan_context),
     ("POST", "/cove/v1/build/context/contents", take_contents),
 )

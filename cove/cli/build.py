@@ -9,6 +9,7 @@ import sys
 
 from cove.cli import output
 from cove.cli.buildcontext import find_ignore, send_context
+from cove.cli.buildoutput import parse_output, write_output
 from cove.cli.buildprogress import make_progress
 from cove.cli.client import filters, query
 from cove.cli.fail import CliError
@@ -32,6 +33,8 @@ _PROGRESS = ("auto", "plain", "tty", "quiet", "json", "rawjson")
 def run_build(client: Client, options: Options) -> int:
     """cove build"""
     path = options.args[0]
+    for text in options.all("output"):
+        parse_output(text)
     progress_kind = "quiet" if options.on("quiet") else options.text("progress", "auto")
     if progress_kind not in _PROGRESS:
         raise CliError(f"--progress {progress_kind}: expected one of {', '.join(_PROGRESS)}")
@@ -68,6 +71,8 @@ def _build(
     body = _body(options)
     body["Dockerfile"] = dockerfile.decode("utf-8", "surrogateescape")
     body["Name"] = name or "Dockerfile"
+    if options.on("check"):
+        return _check(client, body)
     if root:
         context, files, size = send_context(client, root, find_ignore(root, name))
         body["Context"] = context
@@ -99,7 +104,16 @@ def _build(
     progress.finish()
     if not image:
         raise CliError("the build broke off: the daemon ended", 1)
+    for text in options.all("output"):
+        write_output(client, image, *parse_output(text))
     return _tell(options, image, progress_kind)
+
+
+def _check(client: Client, body: dict[str, Any]) -> int:
+    """--check: what there is to say of the Dockerfile; nothing is built."""
+    found = client.post("/cove/v1/build/check", body)
+    print(found["Text"])
+    return 1 if found["Count"] else 0
 
 
 def _tell(options: Options, image: str, progress_kind: str) -> int:
@@ -319,6 +333,13 @@ COMMANDS = {
                 "NAME=PATH",
                 "A further directory, or docker-image://IMAGE, by NAME",
             ),
+            (
+                "",
+                "check",
+                "bool",
+                "",
+                "Check the Dockerfile and build nothing; 1 when there is something to say",
+            ),
             ("f", "file", "str", "FILE", "Read FILE, or - for standard input (default: PATH/Dockerfile)"),
             ("", "iidfile", "str", "FILE", "Write the image's id to FILE"),
             ("", "label", "list", "NAME=VALUE", "Give the image a label"),
@@ -327,6 +348,13 @@ COMMANDS = {
             ("", "network", "str", "NAME", "The network of steps: none, host, or a name (default: bridge)"),
             ("", "no-cache", "bool", "", "Run every step again"),
             ("", "no-cache-filter", "list", "STAGE", "Run every step of these stages again"),
+            (
+                "o",
+                "output",
+                "list",
+                "type=KIND,dest=PATH",
+                "Write its files (local, tar) or itself (oci, docker)",
+            ),
             ("", "platform", "str", "OS/ARCH", "Build for this platform, e.g. linux/amd64"),
             ("", "progress", "str", "KIND", "auto, plain, quiet or json (default: auto)"),
             ("", "pull", "bool", "", "Look for newer base images"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,28 @@ def test_what_the_options_write(daemon: Daemon, tmp_path: Path) -> None:
     )  # fmt: skip
     assert "10.9.8.7" in shown.stderr
     assert output(daemon, "app:3", "cat /f") == "named"
+
+
+def test_what_was_built_is_written_out(daemon: Daemon, tmp_path: Path) -> None:
+    root = written(tmp_path / "c", {"Dockerfile": "FROM scratch\nCOPY d /d\n", "d/f": "made\n"})
+    cove(daemon, "build", "-o", str(tmp_path / "out"), str(root))
+    assert (tmp_path / "out" / "d" / "f").read_text() == "made\n"
+    cove(daemon, "build", "--output", f"type=tar,dest={tmp_path / 'files.tar'}", str(root))
+    with tarfile.open(tmp_path / "files.tar") as archive:
+        assert "d/f" in [name.removeprefix("./") for name in archive.getnames()]
+    cove(daemon, "build", "-t", "app:1", "--output", f"type=oci,dest={tmp_path / 'image.tar'}", str(root))
+    with tarfile.open(tmp_path / "image.tar") as archive:
+        assert {"oci-layout", "index.json", "manifest.json"} <= set(archive.getnames())
+    assert daemon.http("GET", "/containers/json?all=1").json() == []
+    assert "expected type=" in cove(daemon, "build", "-o", "type=x", str(root), status=125).stderr
+
+
+def test_a_check_says_what_there_is_to_say(daemon: Daemon, tmp_path: Path) -> None:
+    root = written(tmp_path, {"Dockerfile": "FROM busybox as x\nMAINTAINER me\n"})
+    done = cove(daemon, "build", "--check", str(root), status=1)
+    assert "WARNING: FromAsCasing" in done.stdout and "MaintainerDeprecated" in done.stdout
+    written(root, {"Dockerfile": "FROM busybox\n"})
+    assert "no warnings" in cove(daemon, "build", "--check", str(root)).stdout
 
 
 def test_events_are_json(daemon: Daemon, tmp_path: Path) -> None:
