@@ -52,6 +52,7 @@ class ScanBody(wire.Wire, frozen=True, kw_only=True):
     ignore: wire.Strings = None
     only_fixed: bool | None = None
     secrets: bool | None = None
+    vulnerabilities: bool | None = None
 
 
 async def scan(api: Api, request: Request) -> Response | None:
@@ -67,6 +68,7 @@ async def scan(api: Api, request: Request) -> Response | None:
         ignore=tuple(body.ignore or ()),
         only_fixed=bool(body.only_fixed),
         secrets=body.secrets is not False,
+        vulnerabilities=body.vulnerabilities is not False,
     )
     return await send(request, _TYPES.get(form, _JSON), pieces)
 

@@ -14,6 +14,7 @@ from cove.model import wirejson
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from cove.cli.client import Client, Response
@@ -86,19 +87,21 @@ def run_scan(client: Client, options: Options) -> int:
     ignored = options.all("ignore")
     for path in options.all("ignore-file"):
         ignored = [*ignored, *read_ignored(path)]
+    asked = not options.on("secrets-only")
     body = {
         "Image": options.args[0],
         "Severity": level,
         "Ignore": ignored,
         "OnlyFixed": options.on("only-fixed"),
         "Secrets": options.on("secrets", True),
+        "Vulnerabilities": asked,
     }
     report = client.post("/cove/v1/images/scan", {**body, "Format": "json"})
     if form == "sarif":
         answer = client.request("POST", "/cove/v1/images/scan", {**body, "Format": "sarif"})
         write_out(answer, options.text("output"), "scan")
     else:
-        text = render_report(report) if form == "table" else wirejson.dumps(report) + "\n"
+        text = render_report(report, asked=asked) if form == "table" else wirejson.dumps(report) + "\n"
         _print(text, options.text("output"))
     found = len(report["Vulnerabilities"]) + len(report["Secrets"])
     return FOUND if level and found else 0
@@ -115,8 +118,8 @@ def _print(text: str, path: str) -> None:
         raise CliError(f"{path}: {error.strerror}", 1) from None
 
 
-def render_report(report: dict[str, Any]) -> str:
-    """A scan's report for a person."""
+def render_report(report: dict[str, Any], *, asked: bool) -> str:
+    """A scan's report for a person. `asked`: vulnerabilities were looked for."""
     summary = report["Summary"]
     distribution = report["Distribution"]
     system = distribution["Name"] or f"{distribution['ID']} {distribution['Version']}".strip()
@@ -139,18 +142,44 @@ def render_report(report: dict[str, Any]) -> str:
             for one in report["Vulnerabilities"]
         ]
         headings = ("SEVERITY", "ID", "PACKAGE", "VERSION", "FIXED IN", "LAYER", "SUMMARY")
-        first, *rest = output.render_table(headings, rows).splitlines()
-        lines += ["", first]
-        lines += [_colored(line, row[0]) for line, row in zip(rest, rows, strict=True)]
+        lines += ["", *_table(headings, rows)]
+    if report["Secrets"]:
+        rows = [
+            [
+                one["Severity"],
+                one["Title"],
+                f"{one['Path']}:{one['Line']}",
+                one["Masked"],
+                str(one["Layer"]) if one["Layer"] >= 0 else "config",
+                "yes" if one["Deleted"] else "-",
+                output.ellipsis(one["CreatedBy"], 60),
+            ]
+            for one in report["Secrets"]
+        ]
+        lines += [
+            "",
+            *_table(("SEVERITY", "SECRET", "WHERE", "IT IS", "LAYER", "DELETED", "CREATED BY"), rows),
+        ]
     counted = [f"{summary[level]} {level}" for level in LEVELS if summary[level]]
     told = ", ".join(counted) or "none"
-    lines += ["", f"Vulnerabilities: {told}; {summary['fixable']} of them fixed in a newer version"]
+    lines.append("")
+    if asked:
+        lines.append(f"Vulnerabilities: {told}; {summary['fixable']} of them fixed in a newer version")
+    if summary["secrets"]:
+        lines.append(f"Secrets: {summary['secrets']}; take them out of the build, and make new ones")
+    elif not asked:
+        lines.append("Secrets: none")
     if summary["ignored"] or summary["below"]:
         lines.append(f"Not shown: {summary['ignored']} ignored, {summary['below']} below what was asked for")
     if summary["unmatched"]:
         lines.append(f"Not looked up: {summary['unmatched']} packages, of an ecosystem that isn't known")
     lines += [printable(f"Note: {note}") for note in report["Notes"]]
     return "\n".join(lines) + "\n"
+
+
+def _table(headings: Sequence[str], rows: list[list[str]]) -> list[str]:
+    first, *rest = output.render_table(headings, rows).splitlines()
+    return [first, *(_colored(line, row[0]) for line, row in zip(rest, rows, strict=True))]
 
 
 def _colored(line: str, level: str) -> str:
@@ -203,7 +232,8 @@ COMMANDS = {
         "scan",
         run_scan,
         "[OPTIONS] IMAGE",
-        "Show the known vulnerabilities of an image's packages. The exit status is 3 where --severity finds some.",
+        "Show the known vulnerabilities of an image's packages, and secrets left in its layers. The exit status is 3 "
+        "where --severity finds some.",
         flags=(
             (
                 "s",
@@ -222,6 +252,7 @@ COMMANDS = {
             ),
             ("", "only-fixed", "bool", "", "Show only what a newer version mends"),
             ("", "secrets", "bool", "", "Look for secrets left in layers as well (default: true)"),
+            ("", "secrets-only", "bool", "", "Look for secrets alone; that needs no database"),
             ("", "format", "str", "FORMAT", "table, json or sarif (default: table)"),
             ("o", "output", "str", "FILE", "Write to FILE (default: standard output)"),
         ),

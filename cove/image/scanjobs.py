@@ -59,9 +59,21 @@ def do(job: ScanJob, receive: Receive, send: Send, calls: sandbox.FileCalls) -> 
         scans, layers = _enter_image(job.image, calls)
         send((make_bill(job.form, job.image.subject, scans, layers.provider, epoch_s=job.epoch_s),))
     else:
-        reader = open_database(job.database)
+        database = open_database(job.database) if job.database else None
         scans, layers = _enter_image(job.image, calls)
-        send((make_scan(job.form, job.image.subject, scans, layers.provider, reader, _choice(job)),))
+        send(
+            (
+                make_scan(
+                    job.form,
+                    job.image.subject,
+                    scans,
+                    layers.provider,
+                    database=database,
+                    config=job.config,
+                    choice=_choice(job),
+                ),
+            )
+        )
     return Done()
 
 

@@ -6,6 +6,7 @@ The worker sees the layers' directory and nothing else, read-only, and keeps the
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 import struct
@@ -25,7 +26,7 @@ from cove.image.sandbox import (
     openat2,
 )
 from cove.image.scantypes import ScanLayers
-from cove.scan.layer import LayerScanner
+from cove.scan.layer import FIRST, LayerScanner
 
 _STRICT = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
@@ -65,12 +66,19 @@ class TreeFile:
             self._fd = -1
 
 
-def walk(root: int) -> Iterator[TreeFile]:
-    """Every regular file below a directory. A directory that can't be read is left out."""
-    todo = [""]
+def walk(root: int, start: str = "", without: Sequence[str] = ()) -> Iterator[TreeFile]:
+    """Every regular file below a directory, but for what is below others; none where `start` is no directory."""
+    todo = [start]
     while todo:
         directory = todo.pop()
-        fd = openat2(root, os.fsencode(directory or "."), _DIRECTORY, _STRICT)
+        if directory in without:
+            continue
+        try:
+            fd = openat2(root, os.fsencode(directory or "."), _DIRECTORY, _STRICT)
+        except OSError:
+            if directory == start:
+                return
+            raise
         try:
             with os.scandir(fd) as entries:
                 for entry in entries:
@@ -86,7 +94,8 @@ def walk(root: int) -> Iterator[TreeFile]:
 def scan_layer(root: int) -> bytes:
     """Everything that a layer has, as it is kept."""
     scanner = LayerScanner()
-    for count, file in enumerate(walk(root)):
+    first = itertools.chain.from_iterable(walk(root, start) for start in FIRST)
+    for count, file in enumerate(itertools.chain(first, walk(root, without=FIRST))):
         if count >= MAX_FILES:
             scanner.note("", f"it has more than {MAX_FILES} files; the rest wasn't looked at")
             break

@@ -43,6 +43,7 @@ class Store(Protocol):
     def find_image(self, reference: str) -> Image: ...
     def layer_paths(self, image: Image) -> list[str]: ...
     def manifest_digest(self, image: Image) -> str: ...
+    def raw_config(self, image: Image) -> bytes: ...
     def busy(self) -> contextlib.AbstractAsyncContextManager[None]: ...
 
 
@@ -60,7 +61,7 @@ class Scanning:
         """A bill of materials of an image, in pieces. NotFound, Invalid, Unavailable, HostError."""
         if form not in BILL_FORMATS:
             raise Invalid(f"format {form}: expected one of {', '.join(BILL_FORMATS)}, e.g. format=cyclonedx")
-        pieces = self._report(reference, lambda image: MakeBill(image=image, form=form, epoch_s=epoch_s))
+        pieces = self._report(reference, lambda image, _: MakeBill(image=image, form=form, epoch_s=epoch_s))
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
                 yield piece
@@ -74,9 +75,10 @@ class Scanning:
         ignore: tuple[str, ...] = (),
         only_fixed: bool = False,
         secrets: bool = True,
+        vulnerabilities: bool = True,
     ) -> AsyncGenerator[bytes, None]:
-        """The report of an image's vulnerabilities, in pieces. `level`: these and worse ones; `ignore`: ids, or
-        ID:PACKAGE. NotFound, Invalid, Unavailable, HostError."""
+        """The report of an image's vulnerabilities and secrets, in pieces. `level`: these and worse ones; `ignore`:
+        ids, or ID:PACKAGE. NotFound, Invalid, Unavailable, HostError."""
         if form not in SCAN_FORMATS:
             raise Invalid(f"format {form}: expected one of {', '.join(SCAN_FORMATS)}, e.g. format=json")
         if level and level not in LEVELS:
@@ -85,9 +87,10 @@ class Scanning:
             raise Invalid(f"ignore: {len(ignore)} ids; up to {IGNORE_MAX} can be left out")
         pieces = self._report(
             reference,
-            lambda image: MakeScan(
+            lambda image, config: MakeScan(
                 image=image,
-                database=self.vulnerabilities.path,
+                database=self.vulnerabilities.path if vulnerabilities else "",
+                config=config,
                 form=form,
                 level=level,
                 ignore=ignore,
@@ -112,7 +115,7 @@ class Scanning:
         return known
 
     async def _report(
-        self, reference: str, job: Callable[[ScannedImage], ScanJob]
+        self, reference: str, job: Callable[[ScannedImage, bytes], ScanJob]
     ) -> AsyncGenerator[bytes, None]:
         """What a worker makes of an image whose layers have been looked through."""
         async with self._images.busy():
@@ -125,7 +128,8 @@ class Scanning:
                 scans=tuple(str(path) for path in scans),
                 subject=self._subject(image, reference),
             )
-            async with Worker(job(scanned)) as worker:
+            config = await asyncio.to_thread(self._images.raw_config, image)
+            async with Worker(job(scanned, config)) as worker:
                 while piece := await worker.receive():
                     yield piece
                 await worker.last()

@@ -39,7 +39,8 @@ class MakeScan(ScanMessage, tag="scan", frozen=True, kw_only=True):
     """Write the report of an image's vulnerabilities to the data socket; the rest of the fields say what is shown."""
 
     image: ScannedImage
-    database: str  # "": there is none
+    database: str  # "": vulnerabilities aren't asked for
+    config: bytes  # the image's configuration
     form: str
     level: str = ""
     ignore: tuple[str, ...] = ()

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from cove.scan.inventory import Inventory
+from cove.scan.inventory import Inventory, Provider
 from cove.scan.match import Finding, Matched, count_levels
-from cove.scan.model import Subject, Wire
+from cove.scan.model import LayerScan, Secret, Subject, Wire
 from cove.scan.purl import package_url
+from cove.scan.secrets import title_of
 from cove.scan.severity import rank
 from cove.scan.subject import image_json, shown
 
@@ -95,3 +96,46 @@ def scan_json(
         "Secrets": list(secrets),
         "Notes": [*inventory.notes, *matched.notes],
     }
+
+
+_LESS_BAD = {"password-hash": "medium"}  # of secrets; the others are high
+
+
+def image_secrets(
+    subject: Subject, scans: Sequence[LayerScan], provider: Provider, config: Sequence[Secret]
+) -> list[dict[str, Any]]:
+    """The secrets of every layer, those too that an upper layer hides: whoever has the image has the layer."""
+    found = []
+    for number, scan in enumerate(scans):
+        made = subject.created_by[number] if number < len(subject.created_by) else ""
+        for secret in scan.secrets:
+            hidden = provider(secret.path) != number
+            found.append(_secret_json(secret, shown(secret.path), number, made[:400], hidden=hidden))
+    return [*found, *(_secret_json(secret, secret.path, -1, "", hidden=False) for secret in config)]
+
+
+def _secret_json(secret: Secret, path: str, layer: int, made: str, *, hidden: bool) -> dict[str, Any]:
+    return {
+        "Rule": secret.rule,
+        "Title": title_of(secret.rule),
+        "Severity": _LESS_BAD.get(secret.rule, "high"),
+        "Path": path,
+        "Line": secret.line,
+        "Masked": secret.masked,
+        "Layer": layer,
+        "CreatedBy": made,
+        "Deleted": hidden,
+    }
+
+
+def choose_secrets(secrets: Sequence[dict[str, Any]], choice: Choice) -> list[dict[str, Any]]:
+    """Leave out what is ignored (`RULE`, `RULE:PATH`) and what isn't bad enough."""
+    ignored = {word.strip() for word in choice.ignore}
+    least = rank(choice.level) if choice.level else 0
+    return [
+        one
+        for one in secrets
+        if rank(one["Severity"]) >= least
+        and one["Rule"] not in ignored
+        and f"{one['Rule']}:{one['Path']}" not in ignored
+    ]

@@ -27,6 +27,7 @@ from cove.scan.model import (
     read_all,
 )
 from cove.scan.rpmheader import Header
+from cove.scan.secrets import SecretFinder
 
 _DPKG, _APK, _RPM, _RELEASE = "dpkg", "apk", "rpm", "os-release"
 _RPM_DIRECTORIES = ("var/lib/rpm", "usr/lib/sysimage/rpm", "usr/share/rpm")
@@ -36,6 +37,9 @@ _LISTS = re.compile(r"var/lib/dpkg/info/[^/]+\.list")
 _PROGRAM_LEAST = 4096
 _LISTS_MAX = 256 * MIB  # of all lists of a layer
 _SYSTEM = (_DPKG, _APK, _RPM)
+_OWNED_MAX = 1_000_000
+# Looked at before the rest: they say which files packages brought, and nobody's own secrets are in those below /usr.
+FIRST = ("var/lib/dpkg/info", *(path.rpartition("/")[0] for path in _APK_FILES), *_RPM_DIRECTORIES)
 
 Parser = Callable[[LayerFile], Iterable[Package]]
 
@@ -84,11 +88,12 @@ def kind_of(path: str) -> str:
 
 
 class LayerScanner:
-    """Takes a layer's files one after the other; `result` at the end."""
+    """Takes a layer's files one after the other, those below `FIRST` first; `result` at the end."""
 
     def __init__(self) -> None:
         self._found: list[Found] = []
-        self._lists: list[LayerFile] = []
+        self._secrets = SecretFinder()
+        self._lists_read = 0
         self._owned: dict[str, set[str]] = {}
         self._notes: list[str] = []
         self._packages = 0
@@ -98,8 +103,13 @@ class LayerScanner:
         """Look at one file, which begins with `head` (four bytes are enough)."""
         self._seen += 1
         if _LISTS.fullmatch(file.path):
-            self._lists.append(file)
+            self._own_listed(file)
             return
+        if not (file.path.startswith("usr/") and self._is_owned(file.path)):
+            try:
+                self._secrets.look(file)
+            except OSError as error:
+                self.note(file.path, str(error.strerror))
         kind = kind_of(file.path)
         program = not kind and file.mode & 0o111 and file.size >= _PROGRAM_LEAST and is_elf(head)
         if not kind and not program:
@@ -144,30 +154,24 @@ class LayerScanner:
         return Found(path=file.path, packages=tuple(packages))
 
     def _own(self, kind: str, paths: Iterable[str]) -> None:
-        """Remember those paths that may turn out to tell of packages of a language."""
+        """Remember which files the distribution's packages brought."""
         owned = self._owned.setdefault(kind, set())
-        for path in paths:
-            if len(owned) < 1_000_000 and (kind_of(path) or "bin/" in path or "lib" in path):
-                owned.add(path)
+        for path in _aliases(paths):
+            if len(owned) >= _OWNED_MAX:
+                return
+            owned.add(path)
 
-    def _mark_owned(self, found: list[Found]) -> list[Found]:
-        """Say of a language's package that the distribution's package brought its file."""
-        wanted = {one.path for one in found if any(p.kind not in ("deb", "apk", "rpm") for p in one.packages)}
-        if not wanted:
-            return found
-        read = 0
-        for file in self._lists:
-            read += file.size
-            if read > _LISTS_MAX:
-                self.note("var/lib/dpkg/info", f"its lists have more than {_LISTS_MAX} bytes")
-                break
-            try:
-                owned = wanted.intersection(_aliases(debs.listed_paths(file.read(0, file.size))))
-            except OSError as error:
-                self.note(file.path, str(error.strerror))
-                continue
-            self._owned.setdefault("deb", set()).update(owned)
-        return [self._with_owner(one) for one in found]
+    def _own_listed(self, file: LayerFile) -> None:
+        self._lists_read += file.size
+        if self._lists_read > _LISTS_MAX:
+            return
+        try:
+            self._own("deb", debs.listed_paths(file.read(0, file.size)))
+        except OSError as error:
+            self.note(file.path, str(error.strerror))
+
+    def _is_owned(self, path: str) -> bool:
+        return any(path in paths for paths in self._owned.values())
 
     def _with_owner(self, found: Found) -> Found:
         owner = next((kind for kind, paths in self._owned.items() if found.path in paths), "")
@@ -177,8 +181,11 @@ class LayerScanner:
         return msgspec.structs.replace(found, packages=packages)
 
     def result(self) -> LayerScan:
-        found = sorted(self._mark_owned(self._found), key=lambda one: one.path)
-        return LayerScan(files=tuple(found), notes=tuple(self._notes), seen=self._seen)
+        found = sorted((self._with_owner(one) for one in self._found), key=lambda one: one.path)
+        secrets = sorted(self._secrets.found, key=lambda one: (one.path, one.line, one.rule))
+        return LayerScan(
+            files=tuple(found), secrets=tuple(secrets), notes=tuple(self._notes), seen=self._seen
+        )
 
 
 def _aliases(paths: Iterable[str]) -> Iterator[str]:

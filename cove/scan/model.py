@@ -7,7 +7,7 @@ from typing import Protocol
 import msgspec
 
 MIB = 1 << 20
-FORMAT = 1  # of a layer's result, as it is kept: another number makes it be looked at again
+FORMAT = 2  # of a layer's result, as it is kept: another number makes it be looked at again
 TEXT_MAX = 512  # characters of a name, a version, a licence
 MAX_PACKAGES = 100_000  # of one layer
 MAX_NOTES = 100

@@ -8,11 +8,12 @@ from typing import Any
 import msgspec
 
 from cove.scan import sbom
-from cove.scan.findings import Choice, choose, scan_json
+from cove.scan.findings import Choice, choose, choose_secrets, image_secrets, scan_json
 from cove.scan.inventory import Inventory, Provider, assemble
-from cove.scan.match import count_levels, match
+from cove.scan.match import Matched, count_levels, match
 from cove.scan.model import LayerScan, Subject
 from cove.scan.sarif import sarif
+from cove.scan.secrets import find_in_config
 from cove.scan.subject import packages_json
 from cove.scan.vulndb import Reader
 
@@ -37,14 +38,26 @@ def make_scan(
     subject: Subject,
     scans: Sequence[LayerScan],
     provider: Provider,
-    database: Reader,
+    *,
+    database: Reader | None,
+    config: bytes,
     choice: Choice,
 ) -> bytes:
-    """The report of an image's vulnerabilities in one of SCAN_FORMATS; `summary`: how many there are of each level."""
+    """The report of an image's vulnerabilities and secrets in one of SCAN_FORMATS; `summary`: how many there are of
+    each level. Without a database vulnerabilities aren't looked for. `config`: the image's configuration."""
     inventory = assemble(scans, provider)
-    matched = match(inventory, database)
+    matched = match(inventory, database) if database is not None else Matched()
     if form == "summary":
         return msgspec.json.encode(count_levels(matched.findings))
-    chosen = choose(matched, inventory, choice)
-    report = scan_json(subject, inventory, matched, chosen, database.sources())
+    secrets: list[dict[str, Any]] = []
+    if choice.secrets:
+        secrets = image_secrets(subject, scans, provider, find_in_config(config))
+    report = scan_json(
+        subject,
+        inventory,
+        matched,
+        choose(matched, inventory, choice),
+        database.sources() if database is not None else (),
+        choose_secrets(secrets, choice),
+    )
     return sbom.render(sarif(report) if form == "sarif" else report)

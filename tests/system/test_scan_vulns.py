@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 
 from tests.daemon import ROOT, Daemon
-from tests.imagekit import Entry, File
+from tests.imagekit import Dir, Entry, File, Whiteout
 from tests.system.test_scan import RELEASE, load
 from tests.unit.test_scan_packages import POM, jar
+from tests.unit.test_scan_secrets import TOKENS
 from tests.vulnkit import ENTRIES, LOG4SHELL, TRACKER, entry, package, since, tarred, zipped
 
 STATUS = """Package: libcurl4
@@ -228,3 +229,45 @@ def test_two_imports_at_once_both_count(fresh_daemon: Daemon) -> None:
         thread.join()
     assert statuses == [200] * 4
     assert fresh_daemon.http("GET", "/cove/v1/vulns").json()["Sources"][0]["Entries"] == 200
+
+
+def test_secrets_of_every_layer_are_found_those_too_that_a_later_one_deletes(scanned: Daemon) -> None:
+    token = TOKENS["github-token"]
+    config = {"Cmd": ["sh"], "Env": ["DB_PASSWORD=hunter2hunter2"]}
+    layers = [
+        [File("root/.netrc", b"machine example.org login me password hunter2hunter2\n", mode=0o600)],
+        [File("app/.env", f"A=1\nTOKEN={token}\n".encode())],
+        [Whiteout("root/.netrc"), Dir("app")],
+    ]
+    load(scanned, "secrets:1", list(layers), config=config)
+    try:
+        report = scan(scanned, Image="secrets:1", Vulnerabilities=False)
+        shown = [
+            (one["Rule"], one["Path"], one["Line"], one["Layer"], one["Deleted"]) for one in report["Secrets"]
+        ]
+        assert shown == [
+            ("netrc", "/root/.netrc", 1, 0, True),
+            ("github-token", "/app/.env", 2, 1, False),
+            ("environment", "ENV DB_PASSWORD", 1, -1, False),
+        ]
+        assert report["Secrets"][0]["CreatedBy"].startswith("layer ")
+        assert "hunter2" not in json.dumps(report) and token not in json.dumps(report)
+        assert scan(scanned, Image="secrets:1", Secrets=False)["Secrets"] == []
+        left = scan(
+            scanned, Image="secrets:1", Vulnerabilities=False, Ignore=["netrc:/root/.netrc", "environment"]
+        )
+        assert [one["Rule"] for one in left["Secrets"]] == ["github-token"]
+        kept = b"".join(path.read_bytes() for path in (scanned.data_root / "images" / "scans").iterdir())
+        assert b"hunter2" not in kept and token.encode() not in kept
+        table = cove(scanned, "scan", "--secrets-only", "--severity", "high", "secrets:1")
+        assert table.returncode == 3
+        assert re.search(r"^high +token of GitHub +/app/.env:2 +ghp_\w{4}… +1 +- +layer ", table.stdout, re.M)
+        assert (
+            "Secrets: 3; take them out of the build" in table.stdout and "Vulnerabilities" not in table.stdout
+        )
+        sarif = scan(scanned, Image="secrets:1", Vulnerabilities=False, Format="sarif")["runs"][0]
+        assert [one["ruleId"] for one in sarif["results"]] == [
+            "secret/netrc", "secret/github-token", "secret/environment",
+        ]  # fmt: skip
+    finally:
+        scanned.http("DELETE", "/images/secrets:1")
