@@ -45,7 +45,8 @@ class Plain:
 
     def show(self, event: dict[str, Any]) -> None:
         name, status = str(event.get("id") or ""), str(event["status"])
-        if name and self._last.get(name) == status:
+        counts = (event.get("progressDetail") or {}).get("total")
+        if name and (counts or self._last.get(name) == status):
             return
         self._last[name] = status
         print(printable(f"{name}: {status}" if name else status), flush=True)

@@ -28,6 +28,8 @@ _BLOCK = 512 << 10
 _HEADER = b"\x1f\x8b\x08\x00\0\0\0\0\x00\xff"  # no flags, no time, of an unknown system
 _LAST_BLOCK = b"\x03\x00"  # empty, with the bit that says so
 _REPORT = 1 << 20
+_ZSTD_JOB = 2 << 20
+_ZSTD_HEAVY = 13  # the level from which on one thread has to do
 
 Write = Callable[[bytes], None]
 
@@ -126,8 +128,12 @@ def _deflate(block: Bytes, level: int) -> bytes:
 
 
 def _zstd(pieces: Iterable[bytes], write: Write, level: int, threads: int) -> None:
-    # Always with threads, if only one: the result doesn't depend on their number, but on whether there are any.
-    stream = zstandard.ZstdCompressor(level=level, threads=max(1, threads), write_checksum=True).compressobj()
+    # Always with threads, if only one: the result doesn't depend on their number, but on whether there are any. Jobs
+    # are small, since every thread has one of them and its tables in memory, which for high levels are 100 MiB.
+    parameters = zstandard.ZstdCompressionParameters.from_level(
+        level, threads=1 if level >= _ZSTD_HEAVY else max(1, threads), job_size=_ZSTD_JOB, write_checksum=True
+    )
+    stream = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
     for piece in pieces:
         write(stream.compress(piece))
     write(stream.flush())

@@ -36,6 +36,7 @@ from cove.image.registry import PullEvent, PullOptions
 from cove.image.registry.arrivals import Arrivals
 from cove.image.registry.artifacts import Artifact, Artifacts
 from cove.image.registry.documents import Descriptor
+from cove.image.registry.login import check_login
 from cove.image.registry.pull import Puller
 from cove.image.registry.push import PushedTag, Pusher, PushEvent, PushOptions
 from cove.image.registry.search import Found, Wish, search
@@ -93,6 +94,10 @@ class Images(Upkeep):
     def push(self, reference: str, options: PushOptions) -> AsyncGenerator[PushEvent | PushedTag, None]:
         """Push an image, or all tags of a name, to its registry. See `Pusher.push`."""
         return self.pusher.push(reference, options)
+
+    async def check_login(self, server: str, options: PullOptions) -> None:
+        """Return if a registry takes the credentials. See `cove.image.registry.login`."""
+        await check_login(server, options, self._content.layers / EMPTY_LAYER)
 
     async def push_artifact(self, reference: str, artifact: Artifact, options: PullOptions) -> str:
         """Put a small manifest with its blobs into a repository: by tag, or by its digest without one; the digest."""

@@ -50,6 +50,11 @@ class Engine:
     def socket(self) -> Path:
         return Path(self.host.removeprefix("unix://"))
 
+    @property
+    def inner_pid(self) -> int:
+        """A process in the network that its published ports are in; 0: the host's."""
+        return self._inner_pid
+
     def load(self, archive: bytes) -> None:
         """Load images from a docker-archive."""
         self.client.images.load(archive)

@@ -74,7 +74,7 @@ def test_a_registry_s_word_is_passed_on(daemon: Daemon, registry: str) -> None:
         ({"username": "a", "serveraddress": "ftp://x"}, 400, "isn't a registry's address"),
         ({"username": "a", "serveraddress": "x:99999"}, 400, "isn't a registry's address"),
         ({"username": "a", "serveraddress": "127.0.0.1:1"}, 503, "the registry 127.0.0.1:1 can't be asked"),
-        ({"identitytoken": "t"}, 400, "give username and password"),
+        ({"identitytoken": "t", "serveraddress": "x y"}, 400, "isn't a registry's address"),
     ],
 )
 def test_what_can_t_be_asked_is_said(

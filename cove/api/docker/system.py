@@ -7,17 +7,20 @@ import contextlib
 import platform
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from cove import __version__
 from cove.api.docker import wire
 from cove.api.docker.context import ARCHITECTURES, NEWEST, OLDEST, Api, version_text
 from cove.api.docker.filters import parse_filters
+from cove.api.docker.pulling import pull_options
 from cove.api.docker.text import parse_time, rfc3339
 from cove.api.http import TEXT, Request, Response, encode_json, json_response
 from cove.api.router import Route
 from cove.events.filters import KEYS as EVENT_KEYS
 from cove.events.filters import event_filter
+from cove.image.registry.auth import Credentials
 from cove.model.errors import Invalid
 from cove.model.objects import Event
 from cove.runtime.cdi_files import read_registry
@@ -214,18 +217,18 @@ def event_json(event: Event, version: int) -> Json:
 
 
 async def auth(api: Api, request: Request) -> Response:
-    """Ask a registry whether it takes a user's password; nothing is kept."""
+    """Ask a registry whether it takes a user's password, or a token that it gave; nothing is kept."""
     body = await wire.read(request, wire.AuthBody, required=True)
-    if body.identitytoken or body.registrytoken:
-        raise Invalid("identitytoken: a token can't be checked here; give username and password")
-    if not body.username:
+    if not (body.username or body.identitytoken or body.registrytoken):
         raise Invalid("username: is missing")
-    from cove.image.login import Credentials, check_login  # http.client and ssl: for the few who log in
-
-    credentials = Credentials(
-        username=body.username, password=body.password or "", server=body.serveraddress or ""
+    given = Credentials(
+        username=body.username or "",
+        password=body.password or "",
+        identity_token=body.identitytoken or "",
+        registry_token=body.registrytoken or "",
     )
-    await asyncio.to_thread(check_login, credentials, api.engine.settings.insecure_registries)
+    options = replace(pull_options(api, request), credentials=given)
+    await api.engine.images.check_login(body.serveraddress or "", options)
     return json_response({"Status": "Login Succeeded", "IdentityToken": ""})
 
 
