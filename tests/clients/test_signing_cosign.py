@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
+import http.client
 import json
 import os
+import sqlite3
 import subprocess
+import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +32,7 @@ from cove.signing.manifests import (
 )
 from cove.signing.types import IdentityRequirement, KeyRequirement, Question, Signature, Signer, Verdict
 from cove.signing.verify import verify
+from tests.apikit import eventually
 from tests.clients.toolbox import require
 from tests.daemon import Daemon
 from tests.imagekit import File, make_docker_archive, make_layer
@@ -476,3 +482,49 @@ def test_signatures_of_no_repository_are_pushed_nowhere(daemon: Daemon, host: st
     answer = daemon.http("POST", f"{path}/fetch?image={image}")
     assert answer.json() == {"Found": 0}
     daemon.http("DELETE", f"/images/{image}")
+
+
+def kept(daemon: Daemon) -> int:
+    """How many signatures a daemon that doesn't run has on record."""
+    with contextlib.closing(sqlite3.connect(f"file:{daemon.data_root}/state.db?mode=ro", uri=True)) as store:
+        [count] = store.execute("select count(*) from kv where key like 'images/signature/%'").fetchone()
+    return int(count)
+
+
+def test_killed_during_a_pull_that_was_accepted_nothing_stays(place: Place) -> None:
+    """Signatures come before the layers; without their image they go at the next start."""
+    place.cosign("generate-key-pair")
+    place.cosign(
+        "sign", "--tlog-upload=false", "--allow-http-registry", "-y", "--key", "cosign.key", place.name
+    )
+    [layer] = json.loads(place.manifest)["layers"]
+
+    def answer(request: Request) -> Reply:
+        """What the registry has; the layer never comes."""
+        if layer["digest"] in request.path:
+            return Reply(body=registry.stall(), length=layer["size"])
+        try:
+            data, kind = place.get(request.path.removeprefix("/v2/team/app/"))
+        except urllib.error.HTTPError as failed:
+            return error(failed.code, "UNKNOWN", "no such thing")
+        return Reply(headers={"Content-Type": kind}, body=data)
+
+    with PolicyDaemon() as daemon, HostileRegistry(answer) as registry:
+        rule = {"signed-by": [{"key-file": str(place.directory / "cosign.pub")}], "signed-as": place.host}
+        daemon.use({"default": "reject", "scopes": {registry.host: rule}})
+
+        def pull_it() -> None:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                daemon.http("POST", f"/images/create?fromImage={registry.host}/team/app:1")
+
+        thread = threading.Thread(target=pull_it)
+        thread.start()
+        eventually(lambda: registry.count("GET", layer["digest"]) > 0, "the layer is asked for")
+        daemon.kill9()
+        thread.join(60)
+        assert kept(daemon) == 1
+        daemon.start()
+        assert listed(daemon) == []
+        daemon.terminate()
+        assert kept(daemon) == 0
+        daemon.start()
