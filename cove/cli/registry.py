@@ -62,6 +62,14 @@ SERVE: tuple[Flag, ...] = (
         "WHOM",
         "Whose pushes may take blobs from this machine's images by a link: local, pushers or none (default: local)",
     ),
+    ("", "images", "bool", "", "Serve this machine's images to other machines, and take no pushes"),
+    (
+        "",
+        "daemon",
+        "str",
+        "ADDRESS",
+        "The daemon whose images these are (default: unix:///run/cove/docker.sock)",
+    ),
     (
         "",
         "proxy",

@@ -186,8 +186,10 @@ class Registry:
             if self.guard.asks and not caller.name and caller.grants is None:
                 raise self.guard.refuse(request, caller, "", "")
             return
-        if isinstance(target, Catalog):
-            return  # shows what the caller may pull
+        if isinstance(target, Catalog):  # it shows what the caller may pull
+            if self.guard.closed and not caller.name and caller.grants is None:
+                raise self.guard.refuse(request, caller, "", "")
+            return
         action = needed_action(request.method, target)
         if action != PULL and self.read_only:
             raise Refused(

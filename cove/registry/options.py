@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 from cove.model.errors import Invalid
 from cove.registry.uploads import Bounds
 
-DATA_ROOT = "/var/lib/cove"
+DATA_ROOT = "/var/lib/cove"  # root's; an ordinary user's daemon has its own (cove.rootless.bootstrap)
 LISTEN = "127.0.0.1:5000"
 _SIZE = re.compile(r"(\d{1,15})([bkmgt]?)b?", re.ASCII)
 _DURATION = re.compile(r"(\d{1,9})([smhd])", re.ASCII)
@@ -33,7 +34,7 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     check = commands.add_parser("check", add_help=False, allow_abbrev=False)
     for each in (serve, collect, check):
         each.add_argument("--root", default="")
-        each.add_argument("--data-root", default=DATA_ROOT)
+        each.add_argument("--data-root", default=default_data_root())
         each.add_argument("--run-as", default="")
     serve.add_argument("--listen", action="append", default=[])
     serve.add_argument("--read-only", action="store_true")
@@ -58,6 +59,14 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     collect.add_argument("--grace", default="1h")
     check.add_argument("--fast", action="store_true")
     return parser.parse_args(list(arguments))
+
+
+def default_data_root() -> str:
+    """Where the daemon of this user keeps its images."""
+    if os.geteuid() == 0:
+        return DATA_ROOT
+    given = os.environ.get("XDG_DATA_HOME", "")
+    return f"{given}/cove" if given else str(Path.home() / ".local/share/cove")
 
 
 def plan_root(options: argparse.Namespace) -> Path:

@@ -50,7 +50,11 @@ class Linker:
             return ""
         try:
             found = os.fstat(fd)
-            if not stat.S_ISREG(found.st_mode) or _hash(fd) != value:
+            if (
+                not stat.S_ISREG(found.st_mode)
+                or found.st_dev != self._uploads.stat().st_dev
+                or _hash(fd) != value
+            ):
                 return ""
             if not found.st_mode & 0o004:
                 os.fchmod(fd, 0o644)  # both its directories are their owners' alone

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 1 << 20  # written and hashed at once
 STALL_S = 60.0  # how long a body may bring nothing
+PAUSE_S = 0.1  # without a byte, before what has come is written
 BUSY_S = 5.0  # how long a request waits for another one of the same upload to end
 
 
@@ -170,19 +171,18 @@ class Uploads:
         pieces: list[bytes] = []
         held = 0
         try:
-            async for data in _unstalled(body):
+            while (data := await _next_piece(body, held)) is not None:
                 if length is not None and session.offset + held + len(data) - began > length:
                     raise Refused(
                         400, "SIZE_INVALID", f"the body is longer than the {length} bytes of Content-Range"
                     )
                 pieces.append(data)
                 held += len(data)
-                if held >= PIECE_BYTES:
-                    self._check_size(session.offset + held)
+                self._check_size(session.offset + held)
+                if held >= PIECE_BYTES or not data:
                     self._check_disk(held)
                     await self._write(session, pieces)
                     pieces, held = [], 0
-            self._check_size(session.offset + held)
         except (ClientGone, Invalid, asyncio.CancelledError):
             if pieces:
                 await asyncio.shield(self._write(session, pieces))
@@ -273,19 +273,20 @@ class Uploads:
                 del self._per_client[client]
 
 
-async def _unstalled(body: Body) -> AsyncIterator[bytes]:
-    """The body's pieces; a client that sends nothing for long is let go."""
-    while True:
-        try:
-            async with asyncio.timeout(STALL_S):
-                data = await anext(body)
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            raise Refused(
-                408, "BLOB_UPLOAD_INVALID", f"no byte of the body came for {STALL_S:.0f} seconds"
-            ) from None
-        yield data
+async def _next_piece(body: Body, held: int) -> bytes | None:
+    """The body's next bytes; None at its end; b"" when nothing came for a moment and what is `held` had better be
+    written: slow clients hold no memory. Refused: 408 for one that sends nothing for long."""
+    try:
+        async with asyncio.timeout(PAUSE_S if held else STALL_S):
+            return await anext(body)
+    except StopAsyncIteration:
+        return None
+    except TimeoutError:
+        if held:
+            return b""
+        raise Refused(
+            408, "BLOB_UPLOAD_INVALID", f"no byte of the body came for {STALL_S:.0f} seconds"
+        ) from None
 
 
 def _out_of_order(session: Session, message: str) -> Refused:

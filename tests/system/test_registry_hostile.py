@@ -162,7 +162,7 @@ def test_100_idle_and_slow_clients_hold_nobody_up(registry: Registry) -> None:
             sock = stack.enter_context(registry.connect())
             if number % 2:
                 sock.sendall(b"GET /v2/ HTTP/1.1\r\nHost: ")  # and no more
-        where = [registry.begin("slow/app") for _ in range(30)]
+        where = [registry.begin("slow/app") for _ in range(60)]
         for each in where:
             sock = stack.enter_context(registry.connect())
             sock.sendall(

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import stat
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from cove.cli.registry import COMMANDS
+from cove.registry.options import parse_options
 from tests.registryserver import (
     OCI_INDEX,
+    ROOT,
     Registry,
     describe,
     digest_of,
@@ -201,3 +207,71 @@ def test_what_is_in_the_way_is_told(registry: Registry, tmp_path: Path) -> None:
     assert "is served from" in same.stderr and same.returncode == 1
     open_ = run_registry("serve", f"--root={tmp_path}/other", "--listen=0.0.0.0:0")
     assert "nobody would have to log in" in open_.stderr and not (tmp_path / "other").exists()
+
+
+def test_it_ends_when_told_and_answers_what_is_under_way(tmp_path: Path) -> None:
+    with serving(tmp_path / "root") as registry:
+        where = registry.begin("app")
+        with registry.connect() as sock:
+            sock.sendall(
+                f"PATCH {where} HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n".encode() + b"12345"
+            )
+            while not (registry.root / "uploads" / where.rpartition("/")[2] / "data").stat().st_size:
+                pass  # it is being read
+            registry.process.terminate()
+            sock.sendall(b"67890")
+            assert sock.recv(1000).startswith(b"HTTP/1.1 202 ")
+        assert registry.process.wait(20) == 0
+        registry.start()
+        assert registry.ask("GET", where).headers["range"] == "0-9"
+
+
+def test_an_ordinary_user_serves_too(tmp_path: Path) -> None:
+    """No root, no user to become: by the command line, on two addresses, one of them a socket."""
+    if os.geteuid() != 0:
+        pytest.skip("it is root that can become somebody else for this")
+    directory = Path(tempfile.mkdtemp(prefix="cove-registry-"))
+    try:
+        os.chown(directory, 65534, 65534)
+        prefix = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        unix = directory / "socket"
+        with serving(directory / "root", f"--listen=unix://{unix}", prefix=prefix) as registry:
+            registry.push_image("app", "1", [b"layer"])
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(str(unix))
+                sock.sendall(b"GET /v2/app/tags/list HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert b'{"name":"app","tags":["1"]}' in sock.recv(1 << 16)
+            assert registry.stop() == 0
+            assert not unix.exists()
+    finally:
+        shutil.rmtree(directory)
+
+
+def test_the_command_line_becomes_the_registry(tmp_path: Path) -> None:
+    with serving(tmp_path / "root") as registry:
+        registry.push_image("app", "1", [b"layer"])
+        program = ROOT / "bin/cove"
+
+        def run(*words: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run([program, "registry", *words], capture_output=True, text=True, timeout=60)
+
+        checked = run("check", "--root", str(registry.root), "--fast")
+        assert (checked.returncode, checked.stdout.splitlines()[-1]) == (0, "no problem found")
+        assert run("gc", f"--root={registry.root}", "--dry-run").stdout == "would remove 0 blobs (0.0 MB)\n"
+        taken = run("serve", "--listen", registry.address, f"--root={tmp_path}/other")
+        assert taken.returncode == 1 and f"port {registry.port} is taken" in taken.stderr
+        missing = run("gc", "--root", str(tmp_path / "none"))
+        assert missing.returncode == 1 and "there is no registry in" in missing.stderr
+        assert run("serve", "--lisen=x").returncode == 125
+
+
+def test_both_tables_of_options_are_one() -> None:
+    """The command line's table, which help and completion know, and the parser of the process that it becomes."""
+    for name, command in COMMANDS.items():
+        verb = name.removeprefix("registry ")
+        for _, flag, kind, _, _ in command.flags:
+            words = [f"--{flag}"] if kind == "bool" else [f"--{flag}=x"]
+            value = getattr(parse_options([verb, *words]), flag.replace("-", "_"))
+            assert value == (True if kind == "bool" else ["x"] if kind == "list" else "x"), flag
+        known = {each.replace("_", "-") for each in vars(parse_options([verb]))} - {"command"}
+        assert known == {flag[1] for flag in command.flags}
