@@ -155,7 +155,9 @@ async def _plan(api: Api, body: BuildBody, credentials: Mapping[str, Credentials
         return await api.builder.pull(reference, platform, credentials, told)
 
     asked = _asked(api, body)
-    return await plan(api.engine.images, _parsed(body), asked, pull, always=body.pull)
+    return await plan(
+        api.engine.images, _parsed(body), asked, pull, api.engine.admission.check, always=body.pull
+    )
 
 
 def _parsed(body: BuildBody) -> Dockerfile:

@@ -35,7 +35,6 @@ from cove.model.errors import Invalid
 from cove.model.objects import Image
 
 Emit = Callable[[BuildEvent], Coroutine[None, None, None]]
-DEFAULT_KEEP_BYTES = 20 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +83,19 @@ class Builder:
             copier=FileCopier(self._images, clamp_ns),
             admit=self._engine.admission.check,
         )
-        image = await Solver(self._images, self.cache, self._shared, solving, emit).solve()
+        try:
+            image = await Solver(self._images, self.cache, self._shared, solving, emit).solve()
+        finally:
+            await self._bound_cache()
         for name in order.names:
             self._engine.publish_image(image, "tag", name)
         return image
+
+    async def _bound_cache(self) -> None:
+        """Keep the cache to its size: the longest unused results go first."""
+        keep = self._engine.settings.build_cache_bytes
+        if keep and self.cache.used_bytes() > keep:
+            await self.cache.prune(keep_bytes=keep)
 
     async def pull(
         self,
@@ -105,6 +113,7 @@ class Builder:
             registries=Registries(mirrors=settings.registry_mirrors, insecure=settings.insecure_registries),
             downloads=settings.max_downloads,
             timing=Timing(attempts=settings.download_attempts),
+            check=self._engine.admission.pull_check,
         )
         async with contextlib.aclosing(self._images.pull(parsed.familiar, options)) as events:
             async for event in events:

@@ -20,15 +20,22 @@ from cove.model.errors import Invalid, NotFound
 from cove.model.objects import Image
 
 MAX_DOCKERFILE_BYTES = MIB
+Admit = Callable[[Image, str], Awaitable[None]]  # whether an image may run, used by this reference
 PullImage = Callable[[str, str], Awaitable[Image]]  # a reference, a platform
 _ROUNDS_MAX = 32  # of ONBUILD triggers that name images with ONBUILD triggers
 
 
 async def plan(
-    images: Images, dockerfile: Dockerfile, request: PlanRequest, pull: PullImage, *, always: bool = False
+    images: Images,
+    dockerfile: Dockerfile,
+    request: PlanRequest,
+    pull: PullImage,
+    admit: Admit,
+    *,
+    always: bool = False,
 ) -> Graph:
-    """The graph. `always`: look for newer base images although some are here. Raises DockerfileError, NotFound, and
-    what a pull raises."""
+    """The graph. `always`: look for newer base images although some are here. Raises DockerfileError, NotFound,
+    Forbidden for a base image that may not run here, and what a pull raises."""
     bases: dict[str, BaseImage] = {}
     for _ in range(_ROUNDS_MAX):
         needed = needed_images(dockerfile, request, bases)
@@ -36,6 +43,7 @@ async def plan(
             return plan_build(dockerfile, request, bases)
         for one in needed:
             image = await _find(images, one.reference, one.platform, pull, always=always)
+            await admit(image, one.reference)
             bases[one.key] = base_image(images, image)
     raise Invalid(f"ONBUILD triggers name further images more than {_ROUNDS_MAX} times")
 

@@ -206,6 +206,53 @@ class Objects(Kind):
         raise Wrong("expected in the configuration file, where an object can be written")
 
 
+class BuilderSettings(Kind):
+    """dockerd's `{"gc": {"enabled": true, "defaultKeepStorage": "20GB"}}`, which only the file can give. The value is
+    the bytes that are kept, 0 for all of them; policies are passed over."""
+
+    json = "object"
+
+    def from_json(self, value: Any) -> Any:
+        if not isinstance(value, dict) or not isinstance(value.get("gc", {}), dict):
+            raise Wrong(f'expected an object such as {{"gc": {{"enabled": true}}}}, got {describe(value)}')
+        gc = value.get("gc", {})
+        if unknown := sorted(set(gc) - _GC):
+            raise Wrong(f'"gc": {unknown[0]!r} isn\'t one of {", ".join(sorted(_GC))}')
+        if not isinstance(gc.get("enabled", True), bool):
+            raise Wrong(f'"gc.enabled": expected true or false, got {describe(gc["enabled"])}')
+        if not gc.get("enabled", True):
+            return 0
+        for name in ("defaultKeepStorage", "defaultMaxUsedSpace", "defaultReservedSpace"):
+            if name in gc:
+                size = gc[name]
+                return Size("SIZE").from_json(size[:-1] if _is_long_unit(size) else size)
+        return DEFAULT_BUILD_CACHE
+
+    def from_text(self, text: str) -> Any:
+        raise Wrong("expected in the configuration file, where an object can be written")
+
+    def to_json(self, value: Any) -> Any:
+        return {"gc": {"defaultKeepStorage": value} if value else {"enabled": False}}
+
+
+DEFAULT_BUILD_CACHE = 20 << 30
+_GC = frozenset(
+    (
+        "enabled",
+        "defaultKeepStorage",
+        "defaultMaxUsedSpace",
+        "defaultReservedSpace",
+        "defaultMinFreeSpace",
+        "policy",
+    )
+)
+
+
+def _is_long_unit(size: Any) -> bool:
+    """10GB, as dockerd's examples have it."""
+    return isinstance(size, str) and len(size) > 2 and size[-1] in "bB" and size[-2] in "kKmMgGtT"
+
+
 class Ulimits(Kind):
     """`{"nofile": {"Name": "nofile", "Soft": 1024, "Hard": 4096}}`, as a flag nofile=1024:4096.
 

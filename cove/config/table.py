@@ -12,6 +12,8 @@ from typing import Any
 
 from cove.config import kinds
 from cove.config.kinds import (
+    DEFAULT_BUILD_CACHE,
+    BuilderSettings,
     Choice,
     Kind,
     Number,
@@ -573,7 +575,8 @@ _OTHERS = _rows(
          flag="containerd-plugins-namespace", ignored=_NO_CONTAINERD),
     _row("cri-containerd", _SWITCH, False, "start containerd with CRI", True, ignored=_NO_CONTAINERD),
     _row("nri-opts", Objects("KEY=VALUE"), {}, "node resource interface", {}, refused="there are no NRI plugins"),
-    _row("builder", Objects("-"), {}, "BuildKit's settings", {"gc": {}}, ignored="this release builds no images"),
+    _row("builder", BuilderSettings("-"), DEFAULT_BUILD_CACHE, "what builds may keep that no image has",
+         {"gc": {"defaultKeepStorage": "10GB"}}, reload=True),
     _row("min-api-version", Text("VERSION"), "1.24", "oldest API version", "1.24", ignored="1.24 and newer are served"),
     _row("resolv-conf", Text("PATH"), "", "resolver configuration of the host", "/etc/resolv.conf",
          ignored="the host's is read"),

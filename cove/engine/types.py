@@ -62,6 +62,7 @@ class Settings:
     registry_mirrors: tuple[str, ...] = ()  # URL (of Docker Hub), or HOST=URL
     insecure_registries: tuple[str, ...] = ()
     max_downloads: int = 3  # layers at a time
+    build_cache_bytes: int = 20 << 30  # what builds may keep that no image has; 0: no limit
     max_uploads: int = 5  # layers of a push at a time
     download_attempts: int = 5
 

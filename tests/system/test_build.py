@@ -348,6 +348,19 @@ def test_what_was_built_outlives_its_image_and_the_daemon(fresh_daemon: Daemon) 
     assert again.text.count("Using cache") == 2 and again.image == first.image
 
 
+def test_the_cache_keeps_to_its_size(tmp_path: Path) -> None:
+    config = tmp_path / "daemon.json"
+    config.write_text('{"builder": {"gc": {"defaultKeepStorage": "3MB"}}}')
+    with Daemon("--config-file", str(config)) as daemon:
+        daemon.load_image()
+        for number in range(3):
+            dockerfile = f"FROM busybox\nRUN head -c 2000000 /dev/urandom > /{number}\n"
+            build(daemon, {"Dockerfile": dockerfile}, t="app:1")
+        left = daemon.http("GET", "/system/df").json()["BuildCache"]
+        assert sum(entry["Size"] for entry in left if not entry["Shared"]) <= 3 << 20
+        assert any("/2" in entry["Description"] for entry in left), "what was used last stays"
+
+
 # --- ends ---------------------------------------------------------------------------------
 
 

@@ -234,7 +234,9 @@ async def _plan(
     async def pull(reference: str, platform: str) -> Image:
         return await api.builder.pull(reference, platform, credentials, told)
 
-    return await plan(api.engine.images, dockerfile, request, pull, always=asked.pull)
+    return await plan(
+        api.engine.images, dockerfile, request, pull, api.engine.admission.check, always=asked.pull
+    )
 
 
 async def _run(api: Api, answer: Answer, order: Order, asked: Asked) -> None:
