@@ -115,7 +115,7 @@ def decode_query(query: Query, *, cpus: int) -> Asked:
         epoch_s=parse_epoch(given.get(_EPOCH, "")),
         quiet=query.flag("q"),
         remove=query.flag("rm", True) or query.flag("forcerm"),
-        pull=query.get("pull") not in ("", "0", "false"),
+        pull=query.flag("pull"),
         squash=query.flag("squash"),
     )
 
