@@ -159,10 +159,8 @@ def _refuse_conflicts(options: Options) -> None:
         raise CliError(
             "--rm and --restart: a container that is removed when it ends can't restart; leave one out"
         )
-    if options.text("pull", "missing") not in ("missing", "never"):
-        raise CliError(
-            f"--pull {options.text('pull')}: expected missing or never; images come by cove load and import"
-        )
+    if options.text("pull", "missing") not in ("always", "missing", "never"):
+        raise CliError(f"--pull {options.text('pull')}: expected always, missing or never")
     if options.on("no-healthcheck") and any(name.startswith("health-") for name in options.given):
         raise CliError("--no-healthcheck and --health-*: leave one out")
     swappiness = options.number("memory-swappiness")

@@ -49,6 +49,7 @@ COMMANDS = (
     ("plan", "plan", "Print how a container would be isolated, step by step"),
     ("images", "images", "List images"),
     ("build", "build", "Build an image from a Dockerfile"),
+    ("pull", "pull", "Get an image from its registry"),
     ("load", "images", "Load images from an archive"),
     ("import", "images", "Make an image from a file system's tar archive"),
     ("save", "images", "Write images to an archive"),
@@ -102,6 +103,7 @@ GROUPS = {
                 for name in ("tree", "diff", "squash", "check", "dedupe")
             },
             "slim": ("imageslim", "image slim"),
+            "pull": ("pull", "pull"),
             "mount": ("imagemount", "image mount"),
             "unmount": ("imagemount", "image unmount"),
         },
@@ -221,7 +223,6 @@ GROUPS = {
 
 # What docker has and this release doesn't, and what to do instead.
 NOT_HERE = {
-    "pull": "this release reads no registry; cove load and cove import bring images",
 }
 
 TLS_FLAGS = ("tls", "tlsverify", "tlscacert", "tlscert", "tlskey")

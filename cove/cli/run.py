@@ -8,6 +8,7 @@ that don't depend on each other are sent before their answers are read.
 from __future__ import annotations
 
 import os
+import sys
 import time
 
 from cove.cli import createbody, terminal
@@ -48,7 +49,7 @@ def create_container(client: Client, options: Options, *, detach: bool) -> str:
         path = "/containers/create" + query(
             {"name": options.text("name"), "platform": options.text("platform")}
         )
-        answer = client.post(path, body)
+        answer = _create(client, path, body, options)
         for warning in answer.get("Warnings") or ():
             complain(f"warning: {warning}")
         if cidfile >= 0:
@@ -64,10 +65,40 @@ def create_container(client: Client, options: Options, *, detach: bool) -> str:
     return str(answer["Id"])
 
 
+def _create(client: Client, path: str, body: dict[str, Any], options: Options) -> Any:
+    """Create, after a pull where `--pull` says so; what is missing is pulled once."""
+    when = options.text("pull", "missing")
+    if when == "always":
+        _pull(client, body["Image"], options)
+    try:
+        return client.post(path, body)
+    except ApiError as error:
+        if when != "missing" or error.http != 404 or not str(error).startswith("No such image"):
+            raise
+    if not options.on("quiet"):
+        complain(f"Unable to find image '{body['Image']}' locally")
+    _pull(client, body["Image"], options)
+    return client.post(path, body)
+
+
+def _pull(client: Client, image: str, options: Options) -> None:
+    from cove.cli.pull import pull_image, split_name
+
+    repository, tag = split_name(image)
+    pull_image(
+        client,
+        repository,
+        tag or "latest",
+        sys.stderr,
+        platform=options.text("platform"),
+        quiet=options.on("quiet"),
+    )
+
+
 def _explain_create(error: ApiError, image: str) -> str:
     message = str(error)
-    if error.http == 404 and "image" in message.lower():
-        return f"{message}; cove images lists what is there, cove load and cove import bring more"
+    if error.http == 404 and message.startswith("No such image"):
+        return f"{message}; cove images lists what is there, cove pull brings more"
     return message
 
 

@@ -41,7 +41,7 @@ CREATE_FLAGS = (
     ("l", "label", "list", "NAME=VALUE", "Label the container, e.g. tier=web"),
     ("", "label-file", "list", "FILE", "Read labels from a file, one NAME=VALUE a line"),
     ("", "annotation", "list", "NAME=VALUE", "Annotate the container's OCI configuration"),
-    ("", "pull", "str", "WHEN", "missing or never: images come by load and import (default: missing)"),
+    ("", "pull", "str", "WHEN", "Pull the image always, never, or when it is missing (default: missing)"),
     ("q", "quiet", "bool", "", "Say nothing about pulling"),
     ("", "platform", "str", "OS/ARCH", "Refuse an image of another platform, e.g. linux/amd64"),
     ("", "runtime", "str", "NAME", "Use this runtime (default: cove)"),
