@@ -85,14 +85,11 @@ def _pull(client: Client, image: str, options: Options) -> None:
     from cove.cli.pull import pull_image, split_name
 
     repository, tag = split_name(image)
-    pull_image(
-        client,
-        repository,
-        tag or "latest",
-        sys.stderr,
-        platform=options.text("platform"),
-        quiet=options.on("quiet"),
-    )
+    platform, quiet = options.text("platform"), options.on("quiet")
+    try:
+        pull_image(client, repository, tag or "latest", sys.stderr, platform=platform, quiet=quiet)
+    except CliError as error:
+        raise CliError(str(error)) from None  # the container isn't there: run's own status
 
 
 def _explain_create(error: ApiError, image: str) -> str:

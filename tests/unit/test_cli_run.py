@@ -187,7 +187,7 @@ def test_an_unknown_image_says_what_to_do(make: Make) -> None:
         404,
         {"message": "No such image: x:latest"},
     )
-    result = run_cove("run", "x", host=container.daemon.address)
+    result = run_cove("run", "--pull", "never", "x", host=container.daemon.address)
     assert result.returncode == 125
     assert result.stderr.decode().startswith(
         "error: No such image: x:latest; cove images lists what is there"
