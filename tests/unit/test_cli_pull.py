@@ -136,7 +136,7 @@ def test_lines_that_left_the_screen_are_let_be() -> None:
 
 
 def test_an_error_among_events_is_raised() -> None:
-    with pytest.raises(CliError, match="^gone$"):
+    with pytest.raises(CliError, match=r"^gone$"):
         Progress(io.StringIO(), redraw=False).tell({"errorDetail": {"message": "gone"}})
 
 
