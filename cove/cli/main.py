@@ -221,10 +221,6 @@ GROUPS = {
     ),
 }
 
-# What docker has and this release doesn't, and what to do instead.
-NOT_HERE = {
-}
-
 TLS_FLAGS = ("tls", "tlsverify", "tlscacert", "tlscert", "tlskey")
 HELP = ("help", "-h", "--help")
 
@@ -356,8 +352,6 @@ def find_command(words: Sequence[str]) -> tuple[Command | None, list[str]]:
     for name, module, _ in COMMANDS:
         if name == first:
             return load_command(module, name), rest
-    if first in NOT_HERE:
-        raise CliError(f"{first}: {NOT_HERE[first]}")
     raise CliError(_unknown(first, first, [row[0] for row in COMMANDS] + list(GROUPS), ""))
 
 

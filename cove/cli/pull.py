@@ -84,7 +84,13 @@ COMMANDS = {
         flags=(
             ("a", "all-tags", "bool", "", "Pull every tag of the repository"),
             ("q", "quiet", "bool", "", "Print the image's name alone"),
-            ("", "platform", "str", "OS/ARCH", "Pull for this platform, e.g. linux/arm64 (default: this machine's)"),
+            (
+                "",
+                "platform",
+                "str",
+                "OS/ARCH",
+                "Pull for this platform, e.g. linux/arm64 (default: this machine's)",
+            ),
         ),
         needed=1,
         example="cove pull registry.example:5000/app:1.2",

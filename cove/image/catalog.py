@@ -149,9 +149,13 @@ class Catalog:
 
     def image_digests(self, image: Image) -> tuple[str, ...]:
         """The digests that stand for an image: its manifest's, and those that it was pulled or pushed by."""
-        pulled = [name.partition("@")[2] for name in image.repo_digests]
-        there = [digest for name in image.repo_digests for digest in self._digests[name].documents[-1:]]
-        return tuple(dict.fromkeys((self._records[image.id].manifest, *pulled, *there)))
+        pulled = [
+            digest
+            for name, known in self._digests.items()
+            if known.image == image.id
+            for digest in (name.partition("@")[2], known.documents[-1])
+        ]
+        return tuple(dict.fromkeys((self._records[image.id].manifest, *pulled)))
 
     def all_digests(self) -> set[str]:
         """`image_digests` of every image, hidden ones too."""

@@ -71,7 +71,7 @@ class Images(Upkeep):
         images = cls(content, store, limits or Limits())
         images.scanning = Scanning(images, content, Vulnerabilities(root.parent / "vulns"))
         await asyncio.to_thread(images.scanning.vulnerabilities.sweep)
-        images.puller = Puller(images, content, Arrivals(content, images.limits))
+        images.puller = Puller(images, content, Arrivals(content, images.limits, images.collect))
         images.pusher = Pusher(images, content, store)
         images.artifacts = Artifacts(images.pusher)
         await images._read_records()

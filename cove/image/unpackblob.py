@@ -16,7 +16,7 @@ from cove.image.jobs import Member, Progress, Unpack, UnpackBlob
 from cove.image.tarformat import Bytes, looks_like_tar
 from cove.image.types import MIB
 from cove.image.unpack import Unpacker, with_head, write_all
-from cove.model.errors import Invalid, Unavailable
+from cove.model.errors import CoveError, Invalid, Unavailable
 
 _PIECE = MIB
 
@@ -35,7 +35,12 @@ class BlobUnpacker(Unpacker):
 
     def unpack(self) -> Member:
         """The layer, unpacked into `0` of the root. CoveError for the first thing that is wrong."""
-        (member,) = self.run()
+        try:
+            (member,) = self.run()
+        except CoveError as error:
+            if self._blob.digest in str(error):
+                raise
+            raise type(error)(f"layer {self._blob.digest}: {error}") from error
         return member
 
     def _read_stream(self) -> None:
@@ -50,7 +55,7 @@ class BlobUnpacker(Unpacker):
                 pass
             self._verify()
             raise Invalid(f"layer {job.digest} isn't a tar archive, or compressed in an unknown way")
-        layer = self._begin(job.digest, job.size, compression=compression)
+        layer = self._begin("", job.size, compression=compression)
         try:
             while chunk := inner():
                 layer.consumed = self._consumed
@@ -73,6 +78,8 @@ class BlobUnpacker(Unpacker):
                 raise Invalid(f"layer {job.digest}: the part that was kept is cut off")
         else:
             chunk = self._read()
+            if not chunk and self._consumed < job.size:
+                raise Unavailable(f"layer {job.digest} ended after {self._consumed} of its {job.size} bytes")
             if chunk:
                 if self._consumed + len(chunk) > job.size:
                     raise Invalid(f"layer {job.digest} is longer than the {job.size} bytes it should have")
@@ -83,8 +90,6 @@ class BlobUnpacker(Unpacker):
 
     def _verify(self) -> None:
         job = self._blob
-        if self._consumed != job.size:
-            raise Unavailable(f"layer {job.digest} ended after {self._consumed} of its {job.size} bytes")
         if (actual := f"sha256:{self._digest.hexdigest()}") != job.digest:
             raise Invalid(
                 f"layer {job.digest} has another content than its name says: its digest is {actual}"

@@ -129,12 +129,6 @@ def test_nearest_finds_slips_of_the_finger(word: str, known: str) -> None:
     assert nearest(word, ["memory", "name", "network"]) == known
 
 
-def test_a_command_that_only_docker_has_says_what_to_do_instead() -> None:
-    for word in main.NOT_HERE:
-        with pytest.raises(CliError, match=f"^{word}: this release "):
-            main.find_command([word, "debian"])
-
-
 def test_help_of_the_process_in_the_container_stays_its_own() -> None:
     command = RUN["run"]
     assert main.wants_help(command, ["--help"])

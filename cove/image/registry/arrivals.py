@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +49,9 @@ class _Work:
 class Arrivals:
     """See the module."""
 
-    def __init__(self, content: Content, limits: Limits) -> None:
+    def __init__(self, content: Content, limits: Limits, tidy: Callable[[], Awaitable[None]]) -> None:
+        """`tidy` has the trash emptied."""
+        self._tidy = tidy
         self._content = content
         self._limits = limits
         self._works: dict[str, _Work] = {}
@@ -104,6 +106,7 @@ class Arrivals:
         await work.fetcher.release()
         if work.staging is not None:
             await asyncio.to_thread(self._content.throw, staging=work.staging)
+        await self._tidy()
 
     async def _run(self, work: _Work) -> Arrived:
         async with self._slot(work.downloads):

@@ -17,6 +17,7 @@ from cove.model.errors import Invalid, NotFound
 
 PIECE_BYTES = 4 << 20  # of a blob that comes by ranges
 _RANGES_FROM = 4 * PIECE_BYTES
+_PROGRESS_BYTES = 256 << 10  # an attempt that brought less doesn't begin the count of attempts anew
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 Write = Callable[[bytes | bytearray], object]
 
@@ -39,7 +40,7 @@ class BlobStream:
             try:
                 self._attempt(client)
             except Broken:
-                if self.position > before:
+                if self.position - before >= _PROGRESS_BYTES:
                     tries.progress()
                 if not tries.again():
                     raise
@@ -91,6 +92,7 @@ class BlobStream:
         data = bytearray()
         tries = Tries(client.timing)
         while True:
+            before = len(data)
             try:
                 with self._ask(client, begin + len(data), end) as answer:
                     if answer.status != 206:
@@ -99,11 +101,12 @@ class BlobStream:
                         data += piece
                         if begin + len(data) > end:
                             raise Invalid(f"{answer.url[:200]} sent more than the range that was asked for")
-                        tries.progress()
                 if begin + len(data) == end:
                     return data
                 raise Broken("a range ended early")
             except Broken:
+                if len(data) - before >= _PROGRESS_BYTES:
+                    tries.progress()
                 if not tries.again():
                     raise
 
