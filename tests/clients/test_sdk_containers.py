@@ -288,7 +288,7 @@ def test_terminals_are_resized(client: docker.DockerClient, image: str) -> None:
     ("call", "error", "words"),
     [
         (lambda c: c.containers.get("nothing"), docker.errors.NotFound, "No such container: nothing"),
-        (lambda c: c.containers.run("no/image"), docker.errors.ImageNotFound, "No such image: no/image"),
+        (lambda c: c.containers.create("no/image"), docker.errors.ImageNotFound, "No such image: no/image"),
         (lambda c: c.images.get("nothing"), docker.errors.ImageNotFound, "No such image: nothing"),
         (lambda c: c.volumes.get("nothing"), docker.errors.NotFound, "no such volume"),
         (lambda c: c.networks.get("nothing"), docker.errors.NotFound, "network nothing not found"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import threading
 import time
@@ -95,10 +94,10 @@ def test_a_tree_is_imported(client: docker.DockerClient, image: str) -> None:
     client.images.remove("tree:1")
 
 
-def test_a_pull_raises_and_says_what_to_do(client: docker.DockerClient) -> None:
-    with pytest.raises(docker.errors.ImageNotFound) as caught:
-        client.images.pull("debian", tag="nothing")
-    assert "docker load" in caught.value.explanation
+def test_a_pull_from_nowhere_raises_and_says_why(client: docker.DockerClient) -> None:
+    with pytest.raises(docker.errors.APIError) as caught:
+        client.images.pull("127.0.0.1:1/debian", tag="nothing")
+    assert "127.0.0.1:1: connection refused" in caught.value.explanation.lower()
 
 
 def test_volumes_are_made_listed_and_removed(client: docker.DockerClient, image: str) -> None:
@@ -180,9 +179,6 @@ def test_the_system_tells_of_itself(client: docker.DockerClient) -> None:
 def test_what_this_release_has_not_is_told_by_status_and_sentence(
     client: docker.DockerClient, image: str
 ) -> None:
-    with pytest.raises(docker.errors.APIError) as caught:
-        client.images.build(fileobj=io.BytesIO(b"FROM scratch\n"), rm=True)
-    assert caught.value.response.status_code == 501 and "this release of Cove" in caught.value.explanation
     with pytest.raises(docker.errors.APIError) as caught:
         client.services.list()
     assert caught.value.response.status_code == 503 and "not a swarm manager" in caught.value.explanation
