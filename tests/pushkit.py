@@ -61,12 +61,45 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _any
 
     def _allowed(self) -> bool:
+        if self.registry.tokens is not None:
+            return self._has_token()
         wanted = self.registry.password
         given = self.headers.get("Authorization", "")
         if not wanted or given == "Basic " + base64.b64encode(wanted.encode()).decode():
             return True
         self.read_body()
         self.error(401, "UNAUTHORIZED", {"WWW-Authenticate": 'Basic realm="test"'})
+        return False
+
+    def _has_token(self) -> bool:
+        """Bearer tokens as distribution's token.md has them; the token is the list of its scopes, in base64."""
+        tokens = self.registry.tokens
+        assert tokens is not None
+        given = self.headers.get("Authorization", "")
+        if self.route == "/token":
+            scopes = list(parse_qs(urlsplit(self.path).query).get("scope", []))
+            tokens.append((given, scopes))
+            if given != "Basic " + base64.b64encode(self.registry.password.encode()).decode():
+                self.error(401, "UNAUTHORIZED")
+            else:
+                token = base64.urlsafe_b64encode(" ".join(scopes).encode()).decode()
+                self.answer(200, json.dumps({"token": token}).encode())
+            return False
+        repository = self.registry.repository_of(self.route)
+        needed = [f"repository:{repository}:pull{'' if self.command in ('GET', 'HEAD') else ',push'}"]
+        if "from" in self.query:
+            needed.append(f"repository:{self.query['from']}:pull")
+        have = base64.urlsafe_b64decode(given.removeprefix("Bearer ") + "==").decode().split()
+        pairs = {
+            (name.rpartition(":")[0], action)
+            for name in have
+            for action in name.rpartition(":")[2].split(",")
+        }
+        if all((n.rpartition(":")[0], a) in pairs for n in needed for a in n.rpartition(":")[2].split(",")):
+            return True
+        self.read_body()
+        realm = f'Bearer realm="{self.registry.url}/token",service="test",scope="{" ".join(needed)}"'
+        self.error(401, "UNAUTHORIZED", {"WWW-Authenticate": realm})
         return False
 
     def _blobs(self) -> None:
@@ -194,9 +227,12 @@ INDEX = "application/vnd.oci.image.index.v1+json"
 class PushRegistry:
     """The registry; content by repository."""
 
-    def __init__(self, *, password: str = "", referrers: bool = False) -> None:
-        """`password` is user:password; `referrers`: the API for them is there."""
+    def __init__(self, *, password: str = "", tokens: bool = False, referrers: bool = False) -> None:
+        """`password` is user:password, asked for itself or for `tokens`; `referrers`: the API for them is there."""
         self.password = password
+        self.tokens: list[tuple[str, list[str]]] | None = (
+            [] if tokens else None
+        )  # Authorization and scopes asked
         self.referrers: list[dict[str, Any]] | None = [] if referrers else None
         self.blobs: dict[str, dict[str, bytes]] = {}
         self.manifests: dict[str, dict[str, tuple[str, bytes]]] = {}

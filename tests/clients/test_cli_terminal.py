@@ -234,3 +234,20 @@ def test_an_attached_run_goes_on_while_the_daemon_is_killed_and_started(
         output, error = process.communicate(timeout=BOUND_S)
         assert (process.returncode, output, error) == (7, b"", b"")
     assert fresh_daemon.http("GET", "/containers/json?all=1").json() == []
+
+
+def test_a_password_is_asked_for_and_not_shown(daemon: Daemon, tmp_path: Path) -> None:
+    from tests.pushkit import PushRegistry
+
+    with PushRegistry(password="ada:s3cret") as registry:
+        command = ["login", registry.host]
+        with Terminal(command, daemon.host, {"DOCKER_CONFIG": str(tmp_path)}) as terminal:
+            terminal.expect(b"Username: ")
+            terminal.type(b"ada\r")
+            terminal.expect(b"Password: ")
+            terminal.type(b"s3cret\r")
+            terminal.expect(b"Login Succeeded")
+            assert terminal.process.wait(BOUND_S) == 0
+            assert b"s3cret" not in terminal.seen and b"stored unencrypted" in terminal.seen
+            assert termios.tcgetattr(terminal.slave) == terminal.before
+        assert registry.host in (tmp_path / "config.json").read_text()

@@ -313,6 +313,51 @@ def test_a_registry_that_refuses_is_quoted(
     assert lines[-1]["error"] == lines[-1]["errorDetail"]["message"]
 
 
+def test_tokens_are_asked_for_what_is_done_with_them(daemon: Daemon, app: str) -> None:
+    ada = {"username": "ada", "password": "s3cret"}
+    with PushRegistry(password="ada:s3cret", tokens=True) as registry:
+        for name in ("base", "team/app"):
+            name_it(daemon, app, f"{registry.host}/{name}:1")
+            lines = push(daemon, f"{registry.host}/{name}", "1", auth=ada)
+            pushed(lines)
+        assert statuses(lines) == ["Mounted from base"] * 2
+        assert registry.tokens is not None
+        scopes = [set(asked) for _, asked in registry.tokens]
+        assert {"repository:base:pull,push"} in scopes
+        assert {"repository:team/app:pull,push", "repository:base:pull"} in scopes
+        assert not any(len(one) > 2 for one in scopes)
+        lines = push(daemon, f"{registry.host}/base", "1", auth={"username": "ada", "password": "no"})
+        assert "unknown user, or wrong password" in lines[-1]["error"]
+        answer = daemon.http("POST", "/auth", {**ada, "serveraddress": registry.host})
+        assert answer.status == 200
+
+
+def test_a_large_layer_takes_little_memory(fresh_daemon: Daemon, hostile: PushRegistry) -> None:
+    """192 MiB that don't get smaller; two thirds are at the registry when the processes are looked at."""
+    daemon = fresh_daemon
+    layer = [File(f"f{number}", os.urandom(32 << 20)) for number in range(6)]
+    load(daemon, make_docker_archive([layer], names=[f"{hostile.host}/app:1"]))
+    peaks: list[int] = []
+
+    def look(handler: Handler) -> bool:
+        if int(handler.headers.get("Content-Range", "0").partition("-")[0]) > 128 << 20 and not peaks:
+            found = [_peak_kib(pid) for pid in (daemon.pid, *descendants(daemon.pid))]
+            peaks.append(sum(found) >> 10)
+        return False
+
+    hostile.faults["PATCH"] = [look] * 100
+    pushed(push(daemon, f"{hostile.host}/app", "1"))
+    assert peaks and peaks[0] < 200, peaks
+
+
+def _peak_kib(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
+
+
 def loading(daemon: Daemon) -> list[str]:
     return os.listdir(daemon.data_root / "images" / "loading")
 

@@ -289,13 +289,13 @@ def test_a_terminal_is_required_for_it(make: Make) -> None:
 class Terminal:
     """A command on a pseudo-terminal of its own."""
 
-    def __init__(self, arguments: list[str], host: str) -> None:
+    def __init__(self, arguments: list[str], host: str, environment: dict[str, str] | None = None) -> None:
         self.master, self.slave = os.openpty()
         fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
         self.before = termios.tcgetattr(self.slave)
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-S", str(ROOT / "cove/cli/boot.py"), *arguments],
-            env={"COVE_HOST": host, "TERM": "xterm"},
+            env={"COVE_HOST": host, "TERM": "xterm", **(environment or {})},
             stdin=self.slave,
             stdout=self.slave,
             stderr=self.slave,

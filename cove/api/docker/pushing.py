@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Any
+
+import msgspec
 
 from cove.api.docker.context import Api
 from cove.api.docker.pulling import pull_options
 from cove.api.http import Request, Stream, encode_json
 from cove.api.router import Route
 from cove.image.references import parse_reference
-from cove.image.registry.documents import parse_platform
+from cove.image.registry.documents import Platform, parse_platform
 from cove.image.registry.push import Event, PushedTag, PushOptions
 from cove.image.registry.pushplan import parse_wanted
 from cove.model.errors import CoveError, Invalid
 
 Json = dict[str, Any]
+
+# A registry that moves a large blob to its place, or reads it once more, says nothing meanwhile.
+PATIENCE = {"idle_s": 120.0, "head_s": 180.0, "patience_s": 300.0}
 
 
 async def push(api: Api, request: Request) -> None:
@@ -33,8 +39,9 @@ async def push(api: Api, request: Request) -> None:
     reference = f"{request.name}:{query.get('tag')}" if query.get("tag") else request.name
     if platform := query.get("platform"):
         _check_platform(platform, api)
+    target = pull_options(api, request)
     options = PushOptions(
-        target=pull_options(api, request),
+        target=replace(target, timing=msgspec.structs.replace(target.timing, **PATIENCE)),
         wanted=parse_wanted(
             query.get("compression"),
             query.integer("compression-level", None, low=-(1 << 31), high=1 << 31),
@@ -64,10 +71,6 @@ async def push(api: Api, request: Request) -> None:
 
 def _check_platform(text: str, api: Api) -> None:
     """An image here is of one platform: whoever names it (JSON of OCI's, or os/arch) must mean no other."""
-    import msgspec
-
-    from cove.image.registry.documents import Platform
-
     if text.startswith("{"):
         try:
             msgspec.json.decode(text, type=Platform)
