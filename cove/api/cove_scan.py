@@ -8,8 +8,12 @@ from collections.abc import AsyncGenerator
 
 from cove.api.docker import wire
 from cove.api.docker.context import Api
+from cove.api.docker.pulling import pull_options
+from cove.api.docker.text import rfc3339
 from cove.api.http import Request, Response, json_response
 from cove.api.router import Route
+from cove.image.attaching import attach
+from cove.image.registry.artifacts import BLOB_BYTES_MAX
 from cove.model.errors import Invalid
 
 _EPOCH_MAX = 253_402_300_799  # the year 9999's last second
@@ -19,6 +23,7 @@ _TYPES = {
     "sarif": "application/sarif+json",
 }
 _JSON = "application/json"
+PUSHED = {"cyclonedx": "application/vnd.cyclonedx+json", "spdx": "application/spdx+json"}
 
 
 async def send(request: Request, kind: str, pieces: AsyncGenerator[bytes, None]) -> Response | None:
@@ -43,6 +48,33 @@ async def bill(api: Api, request: Request) -> Response | None:
         name, form, epoch_s=int(time.time()) if epoch_s is None else epoch_s
     )
     return await send(request, _TYPES.get(form, _JSON), pieces)
+
+
+async def push_bill(api: Api, request: Request) -> Response:
+    """Put an image's bill of materials beside the image in its registry, as an artifact that refers to it."""
+    name = request.query.get("image")
+    if not name:
+        raise Invalid(
+            "image: is missing: name one, e.g. /cove/v1/images/sbom/push?image=registry.example/app:1"
+        )
+    form = request.query.get("format", "cyclonedx")
+    if form not in PUSHED:
+        raise Invalid(f"format {form}: expected one of {', '.join(PUSHED)}, e.g. format=cyclonedx")
+    epoch_s = request.query.integer("epoch", None, low=0, high=_EPOCH_MAX)
+    now_s = int(time.time()) if epoch_s is None else epoch_s
+    images = api.engine.images
+    pieces = images.scanning.bill(name, form, epoch_s=now_s)
+    size = 0
+    kept = []
+    async with contextlib.aclosing(pieces):
+        async for piece in pieces:
+            size += len(piece)
+            if size > BLOB_BYTES_MAX:
+                raise Invalid(f"the bill has more than {BLOB_BYTES_MAX} bytes, the most that can be pushed")
+            kept.append(piece)
+    created = rfc3339(now_s * 1_000_000_000)
+    attached = await attach(images, name, b"".join(kept), PUSHED[form], created, pull_options(api, request))
+    return json_response({"Digest": attached.digest, "Subject": attached.subject})
 
 
 class ScanBody(wire.Wire, frozen=True, kw_only=True):
@@ -94,6 +126,7 @@ async def tell_vulnerabilities(api: Api, request: Request) -> Response | None:
 
 ROUTES: tuple[Route[Api], ...] = (
     ("GET", "/cove/v1/images/sbom", bill),
+    ("POST", "/cove/v1/images/sbom/push", push_bill),
     ("POST", "/cove/v1/images/scan", scan),
     ("POST", "/cove/v1/vulns/import", take_vulnerabilities),
     ("GET", "/cove/v1/vulns", tell_vulnerabilities),

@@ -41,7 +41,17 @@ def run_sbom(client: Client, options: Options) -> int:
     form = options.text("format") or "cyclonedx"
     if form not in FORMATS:
         raise CliError(f"--format {form}: expected one of {', '.join(FORMATS)}, e.g. --format spdx")
-    parameters = query({"image": options.args[0], "format": form, "epoch": source_date()})
+    image = options.args[0]
+    parameters = query({"image": image, "format": form, "epoch": source_date()})
+    if options.on("push"):
+        from cove.cli.credentials import auth_headers
+
+        if form == "json":
+            raise CliError("--push: expected --format cyclonedx or spdx, which other tools read")
+        path = f"/cove/v1/images/sbom/push{parameters}"
+        told = client.request("POST", path, headers=auth_headers(image)).json()
+        print(f"{told['Digest']} refers to {told['Subject']}")
+        return 0
     write_out(client.request("GET", f"/cove/v1/images/sbom{parameters}"), options.text("output"), "sbom")
     return 0
 
@@ -224,6 +234,7 @@ COMMANDS = {
         flags=(
             ("", "format", "str", "FORMAT", "cyclonedx, spdx or json (default: cyclonedx)"),
             ("o", "output", "str", "FILE", "Write to FILE (default: standard output)"),
+            ("", "push", "bool", "", "Put it beside the image in its registry instead, as an artifact"),
         ),
         needed=1,
         example="cove sbom --format spdx -o debian.spdx.json debian",

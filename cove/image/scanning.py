@@ -41,6 +41,7 @@ class Store(Protocol):
     """What this module needs of the images."""
 
     def find_image(self, reference: str) -> Image: ...
+    def image_by_id(self, image_id: str) -> Image: ...
     def layer_paths(self, image: Image) -> list[str]: ...
     def manifest_digest(self, image: Image) -> str: ...
     def raw_config(self, image: Image) -> bytes: ...
@@ -61,7 +62,11 @@ class Scanning:
         """A bill of materials of an image, in pieces. NotFound, Invalid, Unavailable, HostError."""
         if form not in BILL_FORMATS:
             raise Invalid(f"format {form}: expected one of {', '.join(BILL_FORMATS)}, e.g. format=cyclonedx")
-        pieces = self._report(reference, lambda image, _: MakeBill(image=image, form=form, epoch_s=epoch_s))
+        pieces = self._report(
+            lambda: self._images.find_image(reference),
+            reference,
+            lambda image, _: MakeBill(image=image, form=form, epoch_s=epoch_s),
+        )
         async with contextlib.aclosing(pieces):
             async for piece in pieces:
                 yield piece
@@ -86,6 +91,7 @@ class Scanning:
         if len(ignore) > IGNORE_MAX:
             raise Invalid(f"ignore: {len(ignore)} ids; up to {IGNORE_MAX} can be left out")
         pieces = self._report(
+            lambda: self._images.find_image(reference),
             reference,
             lambda image, config: MakeScan(
                 image=image,
@@ -103,23 +109,31 @@ class Scanning:
                 yield piece
 
     async def summary(self, image_id: str) -> dict[str, int]:
-        """How many vulnerabilities of each level an image has: what a policy asks for. Kept for each image and
-        database. NotFound, Unavailable, HostError."""
+        """How many vulnerabilities of each level an image has, by its whole id, hidden ones too: what a policy asks
+        for. Kept for each image and database. NotFound (no database), Unavailable, HostError."""
         key = (image_id, self.vulnerabilities.version)
         known = self._summaries.get(key)
         if known is None:
-            data = b"".join([piece async for piece in self.scan(image_id, "summary")])
+            pieces = self._report(
+                lambda: self._images.image_by_id(image_id),
+                image_id,
+                lambda image, config: MakeScan(
+                    image=image, database=self.vulnerabilities.path, config=config, form="summary"
+                ),
+            )
+            async with contextlib.aclosing(pieces):
+                data = b"".join([piece async for piece in pieces])
             known = self._summaries[key] = msgspec.json.decode(data, type=dict[str, int])
             while len(self._summaries) > _SUMMARIES_MAX:
                 self._summaries.popitem(last=False)
         return known
 
     async def _report(
-        self, reference: str, job: Callable[[ScannedImage, bytes], ScanJob]
+        self, find: Callable[[], Image], reference: str, job: Callable[[ScannedImage, bytes], ScanJob]
     ) -> AsyncGenerator[bytes, None]:
         """What a worker makes of an image whose layers have been looked through."""
         async with self._images.busy():
-            image = self._images.find_image(reference)
+            image = find()
             layers = self._images.layer_paths(image)
             scans = await self._scanned(layers)
             scanned = ScannedImage(

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from cyclonedx.validation.json import JsonStrictValidator
 
 from tests.daemon import ROOT, Daemon, Response
 from tests.imagekit import Dir, Entry, File, Layer, Opaque, Symlink, Whiteout, make_docker_archive
+from tests.registrykit import docker_registry
 from tests.unit.test_scan_packages import METADATA, jar
 
 TAR = {"Content-Type": "application/x-tar"}
+NOBODY = {"X-Registry-Auth": "e30="}
 RELEASE = File("usr/lib/os-release", b'ID=debian\nVERSION_ID="12"\n')
 
 
@@ -179,3 +182,43 @@ def test_the_command_writes_a_file_and_goes_by_source_date_epoch(
     )
     assert failed.returncode == 1 and "No such image: none:latest" in failed.stderr
     assert not (tmp_path / "no").exists()
+
+
+def test_a_bill_is_put_beside_its_image_in_a_registry(daemon: Daemon, tmp_path: Path) -> None:
+    with docker_registry(tmp_path) as host:
+        name = f"{host}/team/app:1"
+        load(daemon, name, [[RELEASE, python("a", "1")]])
+        try:
+            path = f"/cove/v1/images/sbom/push?image={name}&format=spdx&epoch=0"
+            early = daemon.http("POST", path)
+            assert early.status == 409 and "push the image first" in early.message
+            assert daemon.http("POST", f"/images/{host}/team/app/push?tag=1", headers=NOBODY).status == 200
+            environment = {**os.environ, "COVE_HOST": daemon.host, "SOURCE_DATE_EPOCH": "1700000000"}
+            done = subprocess.run(
+                [str(ROOT / "bin" / "cove"), "sbom", "--push", name],
+                env=environment, capture_output=True, text=True, timeout=60,
+            )  # fmt: skip
+            match = re.fullmatch(r"(sha256:[0-9a-f]{64}) refers to (sha256:[0-9a-f]{64})\n", done.stdout)
+            assert match, done.stderr
+
+            def get(what: str) -> Any:
+                accept = "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json"
+                request = urllib.request.Request(
+                    f"http://{host}/v2/team/app/{what}", headers={"Accept": accept}
+                )
+                with urllib.request.urlopen(request) as answer:
+                    return json.load(answer)
+
+            # docker-registry 2.8 lists no referrers: the index under the image's tag does.
+            listed = get("manifests/" + match[2].replace(":", "-"))["manifests"]
+            assert [(one["digest"], one["artifactType"]) for one in listed] == [
+                (match[1], "application/vnd.cyclonedx+json")
+            ]
+            manifest = get(f"manifests/{match[1]}")
+            assert manifest["subject"]["digest"] == match[2]
+            bill_of = get(f"blobs/{manifest['layers'][0]['digest']}")
+            assert bill_of["specVersion"] == "1.6" and bill_of["components"][1]["name"] == "a"
+            assert daemon.http("POST", path).status == 200
+            assert len(get("manifests/" + match[2].replace(":", "-"))["manifests"]) == 2
+        finally:
+            daemon.http("DELETE", f"/images/{name}?force=1")
