@@ -89,8 +89,9 @@ class Extractor:
             raise describe_error(error, entry.name) from error
 
     def finish(self) -> None:
-        """Give the directories their times, and close."""
+        """Take whiteouts away that hide nothing, give the directories their times, and close."""
         try:
+            self._drop_needless()
             for parts in sorted(self._times, key=len, reverse=True):
                 try:
                     directory = self._open_parent(parts)
@@ -99,6 +100,19 @@ class Extractor:
                 os.utime(directory, ns=(self._times[parts], self._times[parts]))
         finally:
             self.close()
+
+    def _drop_needless(self) -> None:
+        """Whiteouts in what is opaque: overlayfs doesn't merge such a directory, and shows them in its listing."""
+        for parts in self._whiteouts if self.opaque else ():
+            if any(parts[:end] in self.opaque for end in range(len(parts))):
+                try:
+                    directory = self._open_parent(parts[:-1])
+                    found = os.stat(directory)
+                    os.unlink(parts[-1], dir_fd=directory)
+                except OSError:
+                    continue  # a later member took its place
+                if parts[:-1] not in self._times:  # which gets its own below
+                    os.utime(directory, ns=(found.st_atime_ns, found.st_mtime_ns))
 
     def close(self) -> None:
         """Let go of the directories; they are opened anew where they are needed."""

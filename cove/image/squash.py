@@ -34,8 +34,8 @@ def stack_stream(
             for item in items:
                 if item.layer not in opened:
                     opened[item.layer] = stack.open(item.layer, directory.path, _DIRECTORY)
-                if item.whiteout and whole:
-                    continue
+                if item.whiteout and (whole or directory.opaque):
+                    continue  # there is nothing for it to hide
                 yield from _member(item, opened[item.layer], seen[item.layer])
                 if whole or item.below is None:
                     continue

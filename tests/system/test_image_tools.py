@@ -210,6 +210,23 @@ def test_a_squashed_image_has_the_same_files_in_fewer_layers(
         assert wasted["WastedSize"] == 0 and after["Size"] < before["Size"] - 150_000
 
 
+def test_what_an_opaque_directory_hides_has_no_whiteouts_in_it(daemon: Daemon, stacked: str) -> None:
+    """Overlayfs shows whiteouts in the listing of a directory that it doesn't merge."""
+    doubly: list[Entry] = [
+        Opaque("opaque"),
+        File("opaque/kept"),
+        Whiteout("opaque/hidden"),
+        Whiteout("app/old"),
+    ]
+    load(daemon, make_docker_archive([BASE, doubly], names=["doubly:1"]))
+    assert cove(daemon, "image", "squash", stacked, "-t", "flat:1", "--from", "2").returncode == 0
+    for image, names in (("doubly:1", "kept\n"), ("flat:1", "")):
+        done = cove(daemon, "run", "--rm", "--network", "none", image, "ls", "-l", "/opaque", "/app")
+        assert done.returncode == 0 and "old" not in done.stdout and done.stderr == "", done
+        done = cove(daemon, "run", "--rm", "--network", "none", image, "ls", "/opaque")
+        assert done.stdout == names, done
+
+
 def test_squash_refuses_a_layer_that_isnt_there_and_a_bad_name(daemon: Daemon, stacked: str) -> None:
     answer = daemon.http("POST", f"/cove/v1/images/squash?image={stacked}&from=4")
     assert answer.status == 400 and "has 3 layers" in answer.message
