@@ -12,7 +12,6 @@ from cove.api.http import Request, Response, json_response
 from cove.api.router import Route
 from cove.image.checktypes import Report
 from cove.image.content import EMPTY_LAYER
-from cove.image.hostmounts import read_mounted
 from cove.image.tooljobs import FileChange, Share, SizedPath, Surveyed
 from cove.model.errors import Invalid
 from cove.model.objects import Image
@@ -276,15 +275,7 @@ async def slim(api: Api, request: Request) -> Response:
 
 async def dedupe(api: Api, request: Request) -> Response:
     """Have equal files of layers share their blocks; `dry-run=1`: only tell what that would save."""
-    images = api.engine.images
-    hosts = read_mounted()
-    everything = {one.id: one for _, _, users in images.layer_uses() for one in users}  # hidden ones, too
-    mounted = [
-        one
-        for one in everything.values()
-        if one.id in hosts or any(use.running for use in api.engine.image_users(one.id))
-    ]
-    found = await images.dedupe(mounted, dry_run=request.query.flag("dry-run"))
+    found = await api.engine.dedupe(dry_run=request.query.flag("dry-run"))
     return json_response(
         {
             "Files": found.files,

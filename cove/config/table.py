@@ -547,6 +547,9 @@ _NETWORKS = _rows(
 
 _REGISTRIES = _rows(
     "Registries and proxies",
+    _row("dedupe", _SWITCH, False,
+         "have equal files of layers share their place on the disk after each load, pull and build", True,
+         reload=True, own=True),
     _row("image-policy", _PATH, "", "let the policy of the file PATH say which images may be pulled and run",
          "/etc/cove/policy.json", reload=True, own=True),
     _row("registry-mirrors", Words("[HOST=]URL"), (), "ask these first, for Docker Hub or HOST",

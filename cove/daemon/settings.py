@@ -79,6 +79,7 @@ def reloadable_settings(settings: Settings, config: Config) -> Settings:
         publish_address=config.text("ip"),
         host_gateways=config.words("host-gateway-ips"),
         build_cache_bytes=config.number("builder"),
+        dedupe=config.switch("dedupe"),
         image_policy=config.text("image-policy"),
         registry_mirrors=_mirrors(config.words("registry-mirrors")),
         max_downloads=config.number("max-concurrent-downloads"),

@@ -27,6 +27,7 @@ from cove.engine.changes import Change
 from cove.engine.commit import Commits
 from cove.engine.connections import Connections
 from cove.engine.create import anonymous_names, is_init, plan_container, plan_mounts, volume_names
+from cove.engine.deduping import Deduping
 from cove.engine.defaults import with_defaults
 from cove.engine.depends import Standing, check_depends, find_by, standings
 from cove.engine.execs import Execs
@@ -62,7 +63,7 @@ from cove.engine.types import (
     WaitHandle,
 )
 from cove.events.bus import Bus
-from cove.image.tooljobs import Recorded
+from cove.image.tooljobs import Deduped, Recorded
 from cove.image.types import PathStat, Use
 from cove.logs.drivers import driver_names
 from cove.logs.model import LogLine, LogQuery
@@ -98,6 +99,7 @@ class Engine:
         self._execs = Execs(parts, background, lambda container_id: self._lifecycle.live(container_id).task)
         self._archives = Archives(parts)
         self._commits = Commits(parts, self._lifecycle)
+        self._deduping = Deduping(parts, background, self.image_users)
         self._recordings = Recordings(parts, self._lifecycle)
         self._connections = Connections(parts, self._lifecycle)
         self._recreations = Recreations(parts, self._lifecycle, background, self._commits, self.create)
@@ -561,6 +563,10 @@ class Engine:
                 pause=pause,
             ),
         )
+
+    async def dedupe(self, *, dry_run: bool = False) -> Deduped:
+        """Have equal files of layers share their place on the disk. Conflict, HostError."""
+        return await self._deduping.dedupe(dry_run=dry_run)
 
     async def record(self, reference: str, *, start: bool, for_s: float) -> tuple[Container, Recorded]:
         """What a container opens until it ends, or for a time (0: no bound). Conflict, Unavailable, HostError."""

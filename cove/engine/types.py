@@ -57,6 +57,7 @@ class Settings:
     publish_address: str = ""  # of the host, for ports that name none; "": all
     host_gateways: tuple[str, ...] = ()  # what host-gateway stands for; (): the default bridge's addresses
     cdi_spec_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
+    dedupe: bool = False  # after a load, pull or build
     image_policy: str = ""  # the file that says which images may be pulled and run
     # registries
     registry_mirrors: tuple[str, ...] = ()  # URL (of Docker Hub), or HOST=URL

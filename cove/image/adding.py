@@ -58,6 +58,7 @@ class Adding(Catalog):
         self._pulls = 0
         self._reapers: set[asyncio.Task[None]] = set()
         self._trash_waits = False
+        self.on_layers: Callable[[Sequence[str]], None] = lambda diff_ids: None  # told of new ones, on record
         self._garbage_layers: set[str] = set()
         self._garbage_blobs: set[str] = set()
         self._relied_on: Counter[str] = Counter()  # layers that work under way needs, by diff id
@@ -267,6 +268,7 @@ class Adding(Catalog):
             ],
         )
         self._layers.update(layers)
+        self.on_layers(list(layers))
         moved = [self._digests[name] for name in known if name in self._digests]
         self._garbage_blobs.update(digest for old_known in moved for digest in old_known.documents)
         self._digests.update(known)

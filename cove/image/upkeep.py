@@ -153,6 +153,11 @@ class Upkeep(Adding):
                     pieces, lambda layer: squashed_config(base, 0, layer, comment), reference
                 )
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether images are being loaded, pulled, built, saved or looked through."""
+        return bool(self._busy)
+
     async def dedupe(
         self, mounted: Collection[Image], *, fresh: Collection[str] | None = None, dry_run: bool = False
     ) -> Deduped:

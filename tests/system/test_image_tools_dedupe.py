@@ -130,6 +130,19 @@ def test_a_kill_in_between_loses_nothing(fresh_daemon: Daemon) -> None:
     assert fresh_daemon.http("GET", "/cove/v1/images/check?deep=1").json()["Problems"] == []
 
 
+def test_by_itself_after_a_load_where_the_key_says_so() -> None:
+    import time
+
+    with Daemon("--dedupe") as daemon:
+        load(daemon, make_docker_archive([layer(File("one", b"1"))], names=["one:1"]))
+        load(daemon, make_docker_archive([layer(File("two", b"2"), File("three", b"3"))], names=["two:1"]))
+        deadline = time.monotonic() + 20
+        while len(set(inodes(daemon, "d/equal"))) > 1:
+            assert time.monotonic() < deadline, daemon.log_text()
+            time.sleep(0.1)
+        assert daemon.http("GET", "/cove/v1/images/check?deep=1").json()["Problems"] == []
+
+
 # --- the module alone -----------------------------------------------------------------------
 
 

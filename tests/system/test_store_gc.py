@@ -1,8 +1,8 @@
 """Garbage collection under kill -9: nothing acknowledged is lost, and after the next start nothing is left over.
 
 Several clients load, tag, squash, save, run and remove images, while the daemon is killed at random moments. What a
-client was told counts: an image that was loaded and not removed since is there, whole; one that was removed is gone. Requests
-that were under way may have happened or not.
+client was told counts: an image that was loaded and not removed since is there, whole; one that was removed is gone.
+Requests that were under way may have happened or not.
 """
 
 from __future__ import annotations
