@@ -97,7 +97,7 @@ def run_test(client: Client, options: Options) -> int:
         print(wirejson.dumps(told))
     else:
         for one in told["Obligations"]:
-            place = f" as {one['Repository']}" if one["Repository"] else ""
+            place = f" as {' or '.join(one['Repositories'])}" if one["Repositories"] else ""
             outcome = "fulfilled" if one["Fulfilled"] else f"not fulfilled: {one['Sentence']}"
             print(printable(f"{one['Scope']}: {one['Rule']}{place}: {outcome}"))
         print(printable(f"{image}: {'accepted' if told['Accepted'] else 'refused'}"))

@@ -190,7 +190,7 @@ class Admission:
             return Outcome(obligation=obligation)
         question = Question(
             digests=tuple(digests),
-            repositories=rule.signed_names(obligation.repository),
+            repositories=obligation.signed_names,
             signers=rule.signers,
             annotations=dict(rule.annotations),
         )
@@ -270,9 +270,9 @@ def outcome_json(outcome: Outcome) -> Mapping[str, Any]:
     rule = outcome.obligation.rule
     return {
         "Scope": rule.scope,
-        "Repository": outcome.obligation.repository,
+        "Repositories": list(outcome.obligation.repositories),
         "Rule": "reject" if rule.reject else "signed" if rule.signers else "accept",
-        "SignedAs": list(rule.signed_names(outcome.obligation.repository)),
+        "SignedAs": list(outcome.obligation.signed_names),
         "Checks": sorted(rule.checks),
         "Fulfilled": not outcome.problem,
         "Reason": outcome.reason,

@@ -187,9 +187,14 @@ class Content:
                 path.unlink(missing_ok=True)
                 try:
                     os.link(found, path, follow_symlinks=False)
-                    return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), size
+                    # Its owner is the registry's user, who may have put something else there since.
+                    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                    if stat.S_ISREG(os.fstat(fd).st_mode):
+                        return fd, size
+                    os.close(fd)
                 except OSError:  # another file system, or gone just now
                     pass
+                path.unlink(missing_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
             fd = os.open(path, flags, 0o600)
             state = os.fstat(fd)

@@ -78,7 +78,7 @@ class Rule:
 
     def signed_names(self, repository: str) -> tuple[str, ...]:
         """The repositories as which an image of this one may be signed; () for any."""
-        if self.signed_as == "any" or not repository:
+        if self.signed_as == "any":
             return ()
         if self.signed_as == "repository":
             return (repository,)
@@ -118,10 +118,16 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Obligation:
-    """One thing that an image has to fulfil: a rule, as a repository of its own ("": it has no name)."""
+    """One thing that an image has to fulfil: a rule, as one of these repositories (none: it has no name)."""
 
     rule: Rule
-    repository: str = ""
+    repositories: tuple[str, ...] = ()
+
+    @property
+    def signed_names(self) -> tuple[str, ...]:
+        """The repositories of which a signature has to name one; () for any."""
+        names = [self.rule.signed_names(repository) for repository in self.repositories]
+        return tuple(name for one in names for name in one) if all(names) else ()
 
 
 def parse_policy(
@@ -162,21 +168,23 @@ def plan_obligations(
     `pulled` are the repositories that it was pulled from or pushed to, by digest; `named` those that its tags are of;
     `used` the one that the caller wrote, "" for an id. All in full.
 
-    - Where it was pulled from decides: each such repository's rule.
+    - Where it was pulled from decides: the rule of each such repository that is in a scope. That the same bytes are in
+      a repository of no scope as well, where somebody pushed them perhaps, takes nothing away.
     - A name restricts: a scope that rejects, or asks for signatures, does so under whatever name an image is used or
       kept; a good signature names the repository, so it grants as well. A scope that accepts grants nothing by a name
       alone, unless it says `accept-local`.
-    - An image that nothing granted is the default's.
+    - An image that nothing granted is the default's: as it is called, or by its id as one that it was pulled from.
     """
-    found: dict[tuple[str, str], Obligation] = {}
+    found: dict[tuple[str, ...], Obligation] = {}
 
-    def add(rule: Rule, repository: str) -> None:
-        found.setdefault((rule.scope, repository), Obligation(rule=rule, repository=repository))
+    def add(rule: Rule, *repositories: str) -> None:
+        found.setdefault((rule.scope, *repositories), Obligation(rule=rule, repositories=repositories))
 
     granted = False
     for repository in pulled:
-        add(policy.find(repository), repository)
-        granted = True
+        if (rule := policy.find(repository)) is not policy.default:
+            add(rule, repository)
+            granted = granted or not rule.reject
     names = tuple(dict.fromkeys((used, *named) if used else named))
     for repository in names:
         rule = policy.find(repository)
@@ -188,13 +196,13 @@ def plan_obligations(
             add(rule, repository)
             granted = True
     if not granted:
-        add(policy.default, used or (names[0] if len(names) == 1 else ""))
+        add(policy.default, *((used,) if used else pulled or names))
     return list(found.values())
 
 
 def plan_pull(policy: Policy, repository: str) -> list[Obligation]:
     """What an image of a registry has to fulfil before a layer of it is fetched."""
-    return [Obligation(rule=policy.find(repository), repository=repository)]
+    return [Obligation(rule=policy.find(repository), repositories=(repository,))]
 
 
 def _is_host(text: str) -> bool:

@@ -333,6 +333,13 @@ def test_a_pull_asks_for_the_signatures_that_the_policy_wants(place: Place) -> N
         daemon.kill9()
         daemon.start()
         runs(daemon, place.name, "a")
+        # pushed to where the policy takes nothing from, it is still what it is
+        assert daemon.http("POST", f"/images/{place.name}/tag?repo={place.host}/copy/app&tag=1").status == 201
+        assert b"error" not in daemon.http("POST", f"/images/{place.host}/copy/app/push?tag=1").body
+        assert len(daemon.http("GET", f"/images/{place.name}/json").json()["RepoDigests"]) == 2
+        runs(daemon, place.name, "a")
+        runs(daemon, kept["Image"], "a")
+        daemon.http("DELETE", f"/images/{place.host}/copy/app:1")
         # the same bytes under a name that nobody may use
         assert daemon.http("POST", f"/images/{place.name}/tag?repo=elsewhere.example/app&tag=1").status == 201
         runs(daemon, "elsewhere.example/app:1", "a")  # it is what the registry has, and signed

@@ -50,7 +50,7 @@ def obliged(
     told = []
     for one in plan_obligations(found, pulled=pulled, named=named, used=used):
         kind = "reject" if one.rule.reject else "signed" if one.rule.signers else "accept"
-        told.append(f"{one.rule.scope}={kind}@{one.repository}")
+        told.append(f"{one.rule.scope}={kind}@{'|'.join(one.repositories)}")
     return told
 
 
@@ -85,7 +85,7 @@ def test_the_longest_scope_counts() -> None:
         ({"named": (TEAM,), "used": TEAM}, [f"registry.example.org/team=signed@{TEAM}"]),
         (
             {"pulled": (EVIL,), "named": (EVIL, DEBIAN), "used": DEBIAN},
-            [f"default=reject@{EVIL}"],
+            [f"default=reject@{DEBIAN}"],
         ),
         (
             {"pulled": (DEBIAN,), "named": (DEBIAN, TEAM), "used": TEAM},
@@ -102,11 +102,28 @@ def test_the_longest_scope_counts() -> None:
         # built or loaded here
         ({"named": ("localhost/mine",), "used": "localhost/mine"}, ["default=reject@localhost/mine"]),
         ({}, ["default=reject@"]),
-        ({"named": ("localhost/a", "localhost/b")}, ["default=reject@"]),
+        ({"named": ("localhost/a", "localhost/b")}, ["default=reject@localhost/a|localhost/b"]),
+        # the same bytes are elsewhere, too: pushed there, or found there by another pull
+        ({"pulled": (DEBIAN, EVIL), "named": (DEBIAN, EVIL), "used": DEBIAN}, [f"docker.io/library=accept@{DEBIAN}"]),
+        ({"pulled": (EVIL, "localhost:5000/x"), "named": (EVIL,)}, [f"default=reject@{EVIL}|localhost:5000/x"]),
     ],
 )  # fmt: skip
 def test_obligations(facts: dict[str, Any], told: list[str]) -> None:
     assert obliged(STRICT, **facts) == told
+
+
+def test_a_default_that_wants_signatures_wants_them_as_what_is_used() -> None:
+    found = policy(SIGNED)
+    app, debug = "r.example/app", "r.example/debug"
+    for facts, names in (
+        ({"pulled": (debug,), "named": (debug, app), "used": app}, (app,)),
+        ({"pulled": (debug,), "named": (debug, app), "used": debug}, (debug,)),
+        ({"pulled": (debug, app), "named": (debug,)}, (debug, app)),  # by its id
+        ({"named": (debug, app)}, (debug, app)),
+        ({}, ()),
+    ):
+        [one] = plan_obligations(found, **{"pulled": (), "named": (), "used": "", **facts})  # type: ignore[arg-type]
+        assert one.signed_names == names
 
 
 def test_a_scope_may_take_names_for_granted() -> None:
@@ -124,7 +141,8 @@ def test_a_scope_that_rejects_does_so_under_every_name() -> None:
         f"default=accept@{EVIL}",
     ]
     assert obliged(found, pulled=(EVIL,), named=("localhost/x",), used="localhost/x") == [
-        f"evil.example=reject@{EVIL}"
+        f"evil.example=reject@{EVIL}",
+        "default=accept@localhost/x",
     ]
 
 
@@ -176,7 +194,7 @@ def test_who_signed_and_as_what() -> None:
     assert isinstance(ci.signers[0], IdentityRequirement) and ci.signers[0].issuer == "https://x"
     assert isinstance(ci.signers[1], KeyRequirement)
     assert (ci.annotations, ci.checks) == ({"stage": "release"}, {"severity": "high"})
-    assert [one.repository for one in plan_pull(found, "ci.example.org/x")] == ["ci.example.org/x"]
+    assert [one.signed_names for one in plan_pull(found, "ci.example.org/x")] == [("ci.example.org/x",)]
 
 
 @pytest.mark.parametrize(
