@@ -30,7 +30,7 @@ from cove.registry.names import (
     parse_target,
 )
 from cove.registry.proxy import Proxy
-from cove.registry.refusals import Refused, full_disk, refuse_http
+from cove.registry.refusals import Refused, full_disk, refuse_http, visible
 from cove.registry.source import Source
 from cove.registry.store import Store
 
@@ -118,7 +118,7 @@ class Registry:
                 level,
                 "%s %s %s -> %d in %.1f ms, client=%s user=%s request=%s",
                 request.method,
-                request.path[:300],
+                visible(request.path[:300]),
                 request.route or "-",
                 status,
                 elapsed_s * 1000,

@@ -7,7 +7,7 @@
       trash/ALGORITHM-HEX   content on its way out; whatever else is in trash/ is nobody's
       serve.lock            held by the one server of this directory
 
-Owns the files, not what they mean. Order that must hold when content is added: written and synced, renamed to its
+Owns the files, not what they mean. Order that must hold when content is added: written and synced, linked to its
 place, the directory synced, and then the catalog's row, the last three in one transaction of the catalog. When content
 goes: renamed to the trash, the row deleted, the transaction committed, and only then unlinked. So whoever holds
 the catalog's write lock and finds a row for something in the trash sees a crash, and puts it back; and a file in blobs/
@@ -49,6 +49,8 @@ class Content:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
             for path in (self.uploads, self.trash, *(self.blobs / each for each in ALGORITHMS)):
                 path.mkdir(mode=0o755, parents=True, exist_ok=True)
+            for path in (self.root, self.blobs):
+                sync_directory(path)
         except OSError as error:
             raise HostError(f"the registry's directory {self.root}: {error.strerror}") from error
 
@@ -88,16 +90,21 @@ class Content:
         return path
 
     def place(self, source: Path, digest: str, known: bool) -> None:
-        """Move synced content to its place, durably; what is `known` is there, unless somebody removed or cut it.
+        """Give synced content its place, durably; what is `known` is there, unless somebody removed or cut it.
 
-        In a transaction that adds its row.
+        In a transaction that adds its row. A link, where that can be had: should the transaction fail, the source is
+        still there, to be tried again; else a rename. The source is the caller's to remove.
         """
         target = self.path(digest)
         if known:
             with contextlib.suppress(FileNotFoundError):
                 if target.stat().st_size == source.stat().st_size:
                     return
-        os.rename(source, target)
+        try:
+            target.unlink(missing_ok=True)  # of no row: a crash's
+            os.link(source, target)
+        except OSError:  # root's file (proc(5), protected_hardlinks), or a file system without links
+            os.rename(source, target)
         sync_directory(target.parent)
 
     def throw(self, digest: str) -> None:

@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl
 from cove.api.http import Request, Response, json_response
 from cove.model.errors import Invalid
 from cove.registry.access import Caller, Policy
-from cove.registry.passwords import Passwords
+from cove.registry.passwords import Passwords, is_name
 from cove.registry.refusals import Refused, not_found
 from cove.registry.tokens import LIFETIME_S, SCOPES_MAX, Tokens
 
@@ -210,4 +210,4 @@ def _certificate_name(request: Request) -> str:
     """The common name of the certificate that TLS has verified; ""."""
     found = request.about_client("peercert") or {}
     names = [value for entry in found.get("subject", ()) for key, value in entry if key == "commonName"]
-    return str(names[0]) if names else ""
+    return str(names[0]) if names and is_name(str(names[0])) else ""

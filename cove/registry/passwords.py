@@ -118,6 +118,11 @@ def _load_crypt() -> Callable[[bytes, str], str]:
     return crypt
 
 
+def is_name(text: str) -> bool:
+    """Whether this can be a user's name."""
+    return _NAME.fullmatch(text) is not None
+
+
 def parse_names(names: Sequence[str]) -> None:
     """Raises Invalid for what can't be a user's name in a rule."""
     for name in names:

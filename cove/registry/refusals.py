@@ -34,13 +34,13 @@ class Refused(Exception):
 
     def response(self) -> Response:
         """The answer that says it."""
-        error: dict[str, object] = {"code": self.code, "message": _visible(self.message)}
+        error: dict[str, object] = {"code": self.code, "message": visible(self.message)}
         errors = [{**error, "detail": detail} for detail in self.details] or [error]
         return Response(self.status, encode_json({"errors": errors}) + b"\n", JSON, self.headers)
 
 
-def _visible(text: str) -> str:
-    """Without control characters: clients print it on terminals."""
+def visible(text: str) -> str:
+    """Without control characters: what strangers wrote ends up on terminals."""
     return "".join(each if each.isprintable() else f"\\x{ord(each):02x}" for each in text)
 
 

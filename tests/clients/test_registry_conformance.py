@@ -23,25 +23,35 @@ NOT_IN_1_1 = {"Blob upload cancel", "Manifest put with tag params", "Tag Param",
 
 
 @pytest.mark.parametrize(
-    ("version", "at_least", "off"),
-    [("1.1", 860, SWITCHED_OFF | NOT_IN_1_1), ("dev", 980, SWITCHED_OFF)],
+    ("version", "at_least", "off", "guarded"),
+    [
+        ("1.1", 860, SWITCHED_OFF | NOT_IN_1_1, False),
+        ("dev", 980, SWITCHED_OFF, False),
+        ("dev", 980, SWITCHED_OFF, True),
+    ],
+    ids=["1.1", "dev", "dev, by TLS and tokens"],
 )
 def test_the_specification_s_own_program_finds_nothing(
-    tmp_path: Path, version: str, at_least: int, off: set[str]
+    tmp_path: Path, version: str, at_least: int, off: set[str], guarded: bool
 ) -> None:
     program = require("registry") / "conformance"
     results = tmp_path / "results"
     results.mkdir()
-    with serving(tmp_path / "root") as registry:
+    (tmp_path / "password").write_text("secret")
+    options = ["--tls=self", "--tokens", f"--user=someone:{tmp_path}/password"] if guarded else []
+    environment = {"OCI_USERNAME": "someone", "OCI_PASSWORD": "secret"} if guarded else {}
+    with serving(tmp_path / "root", *options) as registry:
         done = subprocess.run(
             [program],
             cwd=tmp_path,
             env={
                 "PATH": os.environ["PATH"],
                 "OCI_REGISTRY": registry.address,
-                "OCI_TLS": "disabled",
+                "OCI_TLS": "enabled" if guarded else "disabled",
                 "OCI_VERSION": version,
                 "OCI_RESULTS_DIR": str(results),
+                "SSL_CERT_FILE": str(registry.root / "tls/ca.pem"),
+                **environment,
             },
             capture_output=True,
             text=True,

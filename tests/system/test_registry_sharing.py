@@ -125,3 +125,26 @@ def test_the_process_that_links_ends_with_the_server(loaded: tuple[Daemon, list[
         [child] = children(registry)
         assert registry.stop() == 0
         assert not Path(f"/proc/{child}").exists()
+
+
+def test_the_daemon_s_pull_takes_a_blob_from_the_registry_by_a_link(layer: bytes) -> None:
+    with Daemon() as daemon:
+        archive = daemon.base / "image.tar"
+        archive.write_bytes(make_oci_layout([[File("data", layer)]], names=["big:1"], compress=gzipped))
+        with serving(daemon.data_root / "registry", f"--data-root={daemon.data_root}") as registry:
+            subprocess.run(
+                [
+                    *("skopeo", "copy", "--insecure-policy", "--dest-tls-verify=false"),
+                    *(f"oci-archive:{archive}", f"docker://{registry.address}/big:1"),
+                ],
+                check=True,
+                capture_output=True,
+                timeout=60,
+            )
+            daemon.client.images.pull(f"{registry.address}/big", "1")
+            [big] = [
+                path for path in (registry.root / "blobs/sha256").iterdir() if path.stat().st_size > 8 << 20
+            ]
+            assert big.stat().st_nlink == 2
+            assert (daemon.data_root / "images/blobs/sha256" / big.name).stat().st_ino == big.stat().st_ino
+            assert run_registry("check", f"--root={registry.root}").returncode == 0
