@@ -51,8 +51,8 @@ class Guard(Protocol):
 
     def may(self, caller: Caller, action: str, name: str) -> bool: ...
 
-    def refuse(self, request: Request, caller: Caller, action: str, name: str) -> Refused:
-        """401 for whoever could log in, 403 for whoever has."""
+    def refuse(self, request: Request, caller: Caller, action: str, name: str, source: str = "") -> Refused:
+        """401 for whoever could log in, 403 for whoever has. `source`: a repository that is to be read, too."""
 
     async def serve_token(self, request: Request, client: str) -> Response:
         """The token server's answer."""
@@ -243,6 +243,13 @@ class Registry:
     async def mount(self, request: Request, name: str, digest: str, source: str) -> bool:
         """Make a blob that exists elsewhere one of this repository, where the caller could read it there."""
         caller = _caller.get(Caller())
+        if (
+            source
+            and caller.grants is not None
+            and not self.guard.may(caller, PULL, source)
+            and self.guard.may(Caller(name=caller.name), PULL, source)
+        ):  # a token for both repositories would do, as at distribution
+            raise self.guard.refuse(request, caller, PUSH, name, source)
         if self.holder(caller, digest, source) and await self.store.mount(name, digest):
             return True
         return await self.share(request, name, digest)

@@ -86,15 +86,17 @@ class Login:
             return Caller(name=name)
         return Caller()
 
-    def refuse(self, request: Request, caller: Caller, action: str, name: str) -> Refused:
-        """401 for whoever could get further with a login or another token, 403 for everybody else."""
+    def refuse(self, request: Request, caller: Caller, action: str, name: str, source: str = "") -> Refused:
+        """401 for whoever could get further with a login or another token, 403 for everybody else. `source`: a
+        repository that is to be read, too."""
         what = f"{action} {name}" if name else "look around here"
         if not self._policy.users:
             return Refused(403, "DENIED", f"nobody may {what}: there are no users, and the rules say so")
         if not caller.name:
             return self._unauthorized(request, f"log in to {what}", _scope(action, name))
         if caller.grants is not None and self._policy.may(Caller(name=caller.name), action, name):
-            return self._unauthorized(request, f"the token isn't for this: {what}", _scope(action, name))
+            scope = f"{_scope(action, name)} {_scope('pull', source)}".strip()
+            return self._unauthorized(request, f"the token isn't for this: {what}", scope)
         return Refused(403, "DENIED", f"{caller.name} may not {what}")
 
     async def serve_token(self, request: Request, client: str) -> Response:
