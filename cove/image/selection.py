@@ -133,7 +133,7 @@ def _expand(tree: Tree, parts: Sequence[bytes]) -> list[bytes]:
                 names = [n for n in names if tree.fact(at + b"/" + n if at else n) is not None]
             else:
                 matcher = _matcher(part)
-                names = [name for name in tree.names(at) if matcher.fullmatch(name)]
+                names = [name for name in tree.names(at) if matcher.matches(name)]
             after += [above + b"/" + name if above else name for name in names]
         if len(after) > _MATCHES_MAX:
             raise Invalid(f"a wildcard matches more than {_MATCHES_MAX} files: name a directory instead")
@@ -145,37 +145,77 @@ def _is_wild(part: bytes) -> bool:
     return any(char in part for char in b"*?[\\")
 
 
-@lru_cache(maxsize=256)
-def _matcher(part: bytes) -> re.Pattern[bytes]:
-    """filepath.Match of one part: * ? [a-z] [^a] and \\ before a character."""
-    text, out, at = part, bytearray(), 0
-    while at < len(text):
-        char = text[at : at + 1]
-        at += 1
-        if char == b"*":
-            out += b".*"
-        elif char == b"?":
-            out += b"."
-        elif char == b"\\":
-            if at == len(text):
-                raise Invalid(f"the pattern {show_name(part)} ends with a backslash: syntax error in pattern")
-            out += re.escape(text[at : at + 1])
+class Wildcard:
+    """filepath.Match of one part: * ? [a-z] [^a] and \\ before a character. Invalid for what can't be read.
+
+    No regular expression of the whole: with several stars one that fails tries them all, each at each byte of a name.
+    """
+
+    def __init__(self, part: bytes) -> None:
+        self._units: list[re.Pattern[bytes] | None] = []  # of one byte each; None is a star
+        at = 0
+        while at < len(part):
+            char = part[at : at + 1]
             at += 1
-        elif char == b"[":
-            end = text.find(b"]", at + 1)
-            if end < 0:
-                raise Invalid(f"the pattern {show_name(part)} has a [ without its ]: syntax error in pattern")
-            inner = text[at:end]
-            negated = inner.startswith(b"^")
-            body = inner[1:] if negated else inner
-            out += b"[" + (b"^" if negated else b"") + re.sub(rb"([\[\]\\&~|])", rb"\\\1", body) + b"]"
-            at = end + 1
-        else:
-            out += re.escape(char)
-    try:
-        return re.compile(bytes(out), re.DOTALL)
-    except re.error:
-        raise Invalid(f"the pattern {show_name(part)} can't be read: syntax error in pattern") from None
+            if char == b"*":
+                if not self._units or self._units[-1] is not None:
+                    self._units.append(None)
+                continue
+            expression = re.escape(char)
+            if char == b"?":
+                expression = b"."
+            elif char == b"\\":
+                if at == len(part):
+                    raise Invalid(
+                        f"the pattern {show_name(part)} ends with a backslash: syntax error in pattern"
+                    )
+                expression = re.escape(part[at : at + 1])
+                at += 1
+            elif char == b"[":
+                end = part.find(b"]", at + 1)
+                if end < 0:
+                    raise Invalid(
+                        f"the pattern {show_name(part)} has a [ without its ]: syntax error in pattern"
+                    )
+                expression = _one_of(part[at:end])
+                at = end + 1
+            try:
+                self._units.append(re.compile(expression, re.DOTALL))
+            except re.error:
+                raise Invalid(
+                    f"the pattern {show_name(part)} can't be read: syntax error in pattern"
+                ) from None
+
+    def matches(self, name: bytes) -> bool:
+        """Whether a name is meant. When it fails after a star, the last star alone has to take one byte more."""
+        units = self._units
+        unit = at = 0
+        star, again = -1, 0
+        while at < len(name):
+            wanted = units[unit] if unit < len(units) else None
+            if unit < len(units) and wanted is None:
+                star, again = unit, at
+                unit += 1
+            elif wanted is not None and wanted.match(name, at):
+                unit += 1
+                at += 1
+            elif star >= 0:
+                again += 1
+                unit, at = star + 1, again
+            else:
+                return False
+        return all(left is None for left in units[unit:])
+
+
+def _one_of(inner: bytes) -> bytes:
+    negated = inner.startswith(b"^")
+    body = inner[1:] if negated else inner
+    return b"[" + (b"^" if negated else b"") + re.sub(rb"([\[\]\\&~|])", rb"\\\1", body) + b"]"
+
+
+@lru_cache(maxsize=256)
+def _matcher(part: bytes) -> Wildcard:
+    return Wildcard(part)
 
 
 def _unescape(part: bytes) -> bytes:

@@ -55,10 +55,18 @@ class TreeIndex:
             self._names.setdefault(entry.path, [])
         if known is not None or not entry.path:
             return
-        above, _, name = entry.path.rpartition(b"/")
-        if above not in self._names:
-            self._add(FileEntry(above, "dir", 0o755))
-        self._names[above].append(name)
+        path = entry.path
+        while (
+            path
+        ):  # and the directories that nobody brought, from the lowest: a path may have some 2,000 of them
+            above, _, name = path.rpartition(b"/")
+            is_new = above not in self._names
+            self._names.setdefault(above, []).append(name)
+            if not is_new:
+                return
+            known_above = above in self.entries
+            self.entries[above] = FileEntry(above, "dir", 0o755)
+            path = b"" if known_above else above
 
     def find(self, path: bytes) -> FileEntry | None:
         """The entry at a path, whose parts are no links."""
@@ -72,12 +80,16 @@ class TreeIndex:
 
     def below(self, path: bytes) -> Iterator[FileEntry]:
         """Everything below a directory, each directory before what is in it, sorted by name."""
-        for name in self.names(path):
-            full = path + b"/" + name if path else name
-            entry = self.entries[full]
+        todo = self._full_names(path)
+        while todo:
+            entry = self.entries[todo.pop()]
             yield entry
             if entry.kind == "dir":
-                yield from self.below(full)
+                todo += self._full_names(entry.path)
+
+    def _full_names(self, path: bytes) -> list[bytes]:
+        """The paths in a directory, the last first."""
+        return [path + b"/" + name if path else name for name in reversed(self.names(path))]
 
 
 def entry_digest(entry: FileEntry, shown: bytes, *, owner: bool) -> bytes:
