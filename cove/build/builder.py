@@ -18,12 +18,12 @@ from cove.build.cache import Cache, Entry
 from cove.build.contexts import Contexts
 from cove.build.copying import FileCopier
 from cove.build.events import BuildEvent
-from cove.build.graph import Clone, Download, Graph
+from cove.build.graph import Graph
 from cove.build.mounts import CacheMounts, Secrets
+from cove.build.remote import Remotes
 from cove.build.running import Runner
 from cove.build.sharing import Shared
 from cove.build.solver import Open, Solver, Solving
-from cove.build.sources import PackedTree
 from cove.engine.engine import Engine
 from cove.image.references import parse_reference
 from cove.image.registry import PullEvent, PullOptions
@@ -31,7 +31,6 @@ from cove.image.registry.auth import Credentials
 from cove.image.registry.endpoints import Registries
 from cove.image.registry.messages import Timing
 from cove.model.container import ContainerSpec
-from cove.model.errors import Invalid
 from cove.model.objects import Image
 
 Emit = Callable[[BuildEvent], Coroutine[None, None, None]]
@@ -76,7 +75,7 @@ class Builder:
         solving = Solving(
             graph=order.graph,
             contexts=order.contexts,
-            fetch=self._fetch,
+            fetch=Remotes(self._images, order.secrets).fetch,
             names=order.names,
             clamp_ns=clamp_ns,
             runner=runner,
@@ -119,9 +118,6 @@ class Builder:
             async for event in events:
                 await tell(event)
         return self._images.find_image(parsed.familiar)
-
-    async def _fetch(self, source: Download | Clone) -> PackedTree:
-        raise Invalid(f"{source.url}: this release adds files of the build context only")
 
     async def prune(
         self, select: Callable[[Entry], bool], *, keep_bytes: int = 0, mounts: bool = True

@@ -227,6 +227,22 @@ class IndexContext(Message, tag="index-context", frozen=True, kw_only=True):
     limits: Limits
 
 
+class CloneRepository(Message, tag="clone", frozen=True, kw_only=True):
+    """Clone a repository with the host's git into `pack` and `index` below `staging` (cloning.py)."""
+
+    staging: str
+    url: str
+    shown: str  # the address without what may be secret
+    ref: str = ""
+    subdirectory: str = ""
+    checksum: str = ""  # what the commit begins with
+    keep_git: bool = False
+    submodules: bool = True
+    header: str = ""  # of the Authorization
+    budget_bytes: int
+    limits: Limits
+
+
 class UnpackBlob(Message, tag="unpack-blob", frozen=True, kw_only=True):
     """Unpack one layer that comes as a blob: what the file `partial` has first, then the data socket, which is written
     behind it. Nothing of it counts unless digest and size are right."""
@@ -259,6 +275,7 @@ Job = (
     | CopyFiles
     | DigestItems
     | IndexContext
+    | CloneRepository
     | Fetch
 )
 
@@ -321,6 +338,10 @@ class Digested(Message, tag="digested", frozen=True, kw_only=True):
     digest: str
 
 
+class Cloned(Message, tag="cloned", frozen=True, kw_only=True):
+    commit: str
+
+
 class Done(Message, tag="done", frozen=True, kw_only=True):
     pass
 
@@ -350,6 +371,7 @@ Answer = (
     | Verified
     | Adopted
     | Digested
+    | Cloned
     | Done
     | Failed
     | ToolAnswer

@@ -22,6 +22,7 @@ from cove.image.jobs import (
     Adopt,
     Answer,
     AttachMount,
+    CloneRepository,
     Compress,
     CopyFiles,
     CopyUp,
@@ -184,6 +185,10 @@ def _do(peer: Peer, job: Job, pidfd: int, calls: sandbox.FileCalls) -> Answer:
         return _verify(job, calls)
     if isinstance(job, Adopt | CopyFiles | DigestItems | IndexContext):
         return _build(peer, job, calls)
+    if isinstance(job, CloneRepository):
+        from cove.image import cloning  # before the walls close; other jobs don't pay for it
+
+        return cloning.clone(job, lambda: _close_walls(calls))
     if isinstance(job, AttachMount | DetachMounts):
         return _change_mounts(job, pidfd, calls)
     destination = os.open(job.destination, os.O_RDONLY | os.O_DIRECTORY) if isinstance(job, CopyUp) else -1

@@ -20,6 +20,7 @@ from cove.model.errors import HostError
 CLONE_NEWNS = 0x00020000
 CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 MS_RDONLY = 0x1
 MS_REMOUNT = 0x20
@@ -48,6 +49,7 @@ _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 
     1,
 )
 _PR_SET_DUMPABLE = 4
+_PR_SET_NO_NEW_PRIVS = 38
 _CAPABILITY_VERSION_3 = 0x20080522
 _SCMP_CMP_EQ = 4  # enum scmp_compare
 _SCMP_ALLOW, _SCMP_EPERM = 0x7FFF0000, 0x00050000 | errno.EPERM
@@ -110,6 +112,16 @@ def unshare_all() -> None:
     """Namespaces of its own for mounts, network and IPC; no mount leaves for the host or comes from it."""
     _check(_libc.unshare(CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWIPC), "make namespaces for a worker")
     mount("", "/", "", MS_REC | MS_PRIVATE)
+
+
+def unshare(flags: int) -> None:
+    """Further namespaces; one of processes is for the next child and what that starts."""
+    _check(_libc.unshare(flags), "make namespaces for a worker")
+
+
+def no_new_privileges() -> None:
+    """No program that is executed from here on gains anything by its owner or its capabilities."""
+    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "give up new privileges")
 
 
 def unshare_files() -> None:

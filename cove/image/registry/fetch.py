@@ -22,6 +22,7 @@ import msgspec
 
 from cove.image import sandbox
 from cove.image.registry.blobs import BlobStream
+from cove.image.registry.download import download
 from cove.image.registry.messages import (
     Addresses,
     BlobMoved,
@@ -29,6 +30,7 @@ from cove.image.registry.messages import (
     Document,
     Fetch,
     GetDocument,
+    GetUrl,
     Grow,
     Lookup,
     PushBlob,
@@ -44,11 +46,11 @@ from cove.image.registry.transport import Client, Connections, Unreachable
 from cove.model.errors import CoveError, HostError, Unavailable
 
 SYSTEM_CALLS = """
-accept4 bind brk clock_gettime clock_nanosleep clone3 clone close connect dup epoll_create1 epoll_ctl epoll_wait exit
-exit_group fcntl fstat futex getpeername getpid getrandom getsockname getsockopt gettid ioctl lseek madvise mmap
-mprotect mremap munmap nanosleep newfstatat poll ppoll pread64 read recvfrom recvmsg restart_syscall rseq rt_sigaction
-rt_sigprocmask rt_sigreturn sched_getaffinity sched_yield select pselect6 sendmsg sendto set_robust_list setsockopt
-shutdown sigaltstack write writev
+accept4 bind brk clock_gettime clock_nanosleep clone clone3 close connect dup epoll_create1 epoll_ctl epoll_wait exit
+exit_group fcntl fstat ftruncate futex getpeername getpid getrandom getsockname getsockopt gettid ioctl lseek madvise
+mmap mprotect mremap munmap nanosleep newfstatat poll ppoll pread64 pselect6 read recvfrom recvmsg restart_syscall
+rseq rt_sigaction rt_sigprocmask rt_sigreturn sched_getaffinity sched_yield select sendmsg sendto set_robust_list
+setsockopt shutdown sigaltstack write writev
 """.split()
 _FRAME_MAX = 8 << 20
 _FDS_MAX = 8
@@ -92,7 +94,7 @@ class Fetching:
                 self._pushing.grow(command)
                 continue
             out = -1
-            if isinstance(command, StreamBlob):
+            if isinstance(command, StreamBlob | GetUrl):
                 out = self._files.pop(0)
             if isinstance(command, PushBlob) and command.file:
                 self._pushing.expect(command, self._files.pop(0))
@@ -118,12 +120,14 @@ class Fetching:
 
     # --- commands -----------------------------------------------------------------------------
 
-    def _do(self, command: GetDocument | StreamBlob | PushBlob | PutManifest, out: int) -> None:
+    def _do(self, command: GetDocument | StreamBlob | PushBlob | PutManifest | GetUrl, out: int) -> None:
         try:
             if isinstance(command, GetDocument):
                 reply: Reply = self._first(lambda client: _document(client, command))
             elif isinstance(command, StreamBlob):
                 reply = self._stream(command, out)
+            elif isinstance(command, GetUrl):
+                reply = download(command, self._connections, out)
             elif isinstance(command, PutManifest):
                 reply = self._first(lambda client: put(command, client))
             else:

@@ -17,6 +17,7 @@ import cove
 from cove.image.jobs import Failed, raise_failure
 from cove.image.references import Reference
 from cove.image.registry import PullOptions
+from cove.image.registry.auth import Credentials
 from cove.image.registry.endpoints import Endpoint, plan_endpoints
 from cove.image.registry.messages import (
     Addresses,
@@ -28,6 +29,7 @@ from cove.image.registry.messages import (
     Document,
     Fetch,
     GetDocument,
+    GetUrl,
     Grow,
     Lookup,
     ManifestPut,
@@ -35,6 +37,8 @@ from cove.image.registry.messages import (
     PutManifest,
     Reply,
     StreamBlob,
+    Timing,
+    UrlWritten,
     decode_reply,
 )
 from cove.image.worker import Worker
@@ -80,6 +84,21 @@ class Fetcher:
         found._reading = asyncio.ensure_future(found._read())
         return found
 
+    @classmethod
+    async def start_plain(cls, root: Path, timing: Timing) -> Fetcher:
+        """A worker that speaks with no registry: for `url`. HostError, Unavailable."""
+        job = Fetch(
+            endpoints=(),
+            repository="",
+            credentials=Credentials(),
+            timing=timing,
+            user_agent=f"cove/{cove.__version__}",
+            root=str(root),
+        )
+        found = cls(await Worker(job).__aenter__())
+        found._reading = asyncio.ensure_future(found._read())
+        return found
+
     def hold(self) -> None:
         self._users += 1
 
@@ -107,6 +126,13 @@ class Fetcher:
             GetDocument(id=number, path=path, accept=accept, limit=limit, method=method), number, []
         )
         assert isinstance(reply, Document)
+        return reply
+
+    async def url(self, url: str, file: int, limit_bytes: int) -> UrlWritten:
+        """Write what a URL gives to a file, at most so many bytes. NotFound, Unavailable, Invalid, HostError."""
+        number = self._next()
+        reply = await self._ask(GetUrl(id=number, url=url, limit_bytes=limit_bytes), number, [file])
+        assert isinstance(reply, UrlWritten)
         return reply
 
     async def stream(

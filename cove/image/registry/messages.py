@@ -115,7 +115,15 @@ class PutManifest(Message, tag="put-manifest", frozen=True, kw_only=True):
     digest: str
 
 
-Command = GetDocument | StreamBlob | PushBlob | Grow | PutManifest | Addresses
+class GetUrl(Message, tag="get-url", frozen=True, kw_only=True):
+    """Write what a URL gives to the file that comes with the command; no registry's, nobody is told who asks."""
+
+    id: int
+    url: str
+    limit_bytes: int
+
+
+Command = GetDocument | StreamBlob | PushBlob | Grow | PutManifest | GetUrl | Addresses
 
 
 # --- replies ------------------------------------------------------------------------------
@@ -171,6 +179,15 @@ class ManifestPut(Message, tag="manifest-put", frozen=True, kw_only=True):
     subject: str
 
 
+class UrlWritten(Message, tag="url-written", frozen=True, kw_only=True):
+    """All of it was written."""
+
+    id: int
+    size: int
+    modified: str = ""  # Last-Modified
+    media_type: str = ""
+
+
 class CommandFailed(Message, tag="command-failed", frozen=True, kw_only=True):
     """A command failed: a class of cove.model.errors by name, and its sentence."""
 
@@ -179,7 +196,7 @@ class CommandFailed(Message, tag="command-failed", frozen=True, kw_only=True):
     sentence: str
 
 
-Reply = Lookup | Document | Streamed | BlobMoved | BlobPushed | ManifestPut | CommandFailed
+Reply = Lookup | Document | Streamed | BlobMoved | BlobPushed | ManifestPut | UrlWritten | CommandFailed
 
 
 def decode_command(data: bytes) -> Command:

@@ -33,7 +33,7 @@ REDIRECTS_MAX = 5
 ERROR_BYTES_MAX = 64 << 10
 _PIECE = 1 << 20
 _ADDRESSES_MAX = 4
-_AGAIN = frozenset((429, 500, 502, 503, 504))
+AGAIN = frozenset((429, 500, 502, 503, 504))  # what may be otherwise a moment later
 _IDEMPOTENT = frozenset(("GET", "HEAD"))
 
 Body = bytes | Callable[[], Iterable[bytes]]  # a function is called anew for every attempt
@@ -272,7 +272,7 @@ class Client:
             if answer.status in expect:
                 return answer
             with answer:
-                if repeat and answer.status in _AGAIN and tries.again(answer.headers.get("Retry-After", "")):
+                if repeat and answer.status in AGAIN and tries.again(answer.headers.get("Retry-After", "")):
                     continue
                 raise self.error(answer)
 
@@ -313,7 +313,7 @@ class Client:
             try:
                 verify = self.endpoint.verify or not own
                 with self._connections.send(method, url, headers, body, verify=verify) as answer:
-                    if answer.status in _AGAIN and tries.again(answer.headers.get("Retry-After", "")):
+                    if answer.status in AGAIN and tries.again(answer.headers.get("Retry-After", "")):
                         continue
                     return answer.status, answer.read(TOKEN_BYTES_MAX)
             except (Broken, Unreachable) as error:
