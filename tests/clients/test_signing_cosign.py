@@ -33,14 +33,15 @@ from cove.signing.manifests import (
 from cove.signing.types import IdentityRequirement, KeyRequirement, Question, Signature, Signer, Verdict
 from cove.signing.verify import verify
 from tests.apikit import eventually
+from tests.buildkit import build
 from tests.clients.toolbox import require
 from tests.daemon import Daemon
-from tests.imagekit import File, make_docker_archive, make_layer
+from tests.imagekit import File, busybox_archive, make_docker_archive, make_layer
 from tests.registrykit import HostileRegistry, Reply, Repository, Request, docker_registry, error
 from tests.registryserver import serving
 from tests.signkit import Authority
 from tests.system.test_image_policy import PolicyDaemon
-from tests.system.test_signing import call_cove, signatures
+from tests.system.test_signing import body_of, call_cove, signatures
 
 PASSWORD = "open-sesame"
 NO_LOG = ("--insecure-ignore-tlog=true", "--allow-http-registry")
@@ -535,3 +536,27 @@ def test_killed_during_a_pull_that_was_accepted_nothing_stays(place: Place) -> N
         daemon.terminate()
         assert kept(daemon) == 0
         daemon.start()
+
+
+def test_a_build_pulls_a_signed_base_and_no_other(host: str, tmp_path: Path) -> None:
+    key = generate_key("ed25519")
+    with PolicyDaemon() as daemon:
+        base = f"{host}/team/base:1"
+        assert daemon.http("POST", "/images/load", busybox_archive(base)).status == 200
+        assert b"error" not in daemon.http("POST", f"/images/{host}/team/base/push?tag=1").body
+        daemon.use({"default": "reject", "scopes": {host: {"signed-by": [{"key": key.public.pem}]}}})
+        dockerfile = {"Dockerfile": f"FROM {base}\nRUN echo built\n"}
+        daemon.http("DELETE", f"/images/{base}")
+        assert f"image {base} is refused" in build(daemon, dockerfile).error
+        assert listed(daemon) == []
+        daemon.http("POST", "/images/load", busybox_archive(base))
+        daemon.http("POST", f"/images/{host}/team/base/push?tag=1")
+        digest = signatures(daemon, base)["Digest"]
+        made = sign_image(key, f"{host}/team/base", digest, {})
+        path = f"/cove/v1/images/signatures?image={base}"
+        assert daemon.http("POST", path, body_of(digest, made)).status == 201
+        assert daemon.http("POST", f"/cove/v1/images/signatures/push?image={base}").status == 200
+        daemon.http("DELETE", f"/images/{base}")
+        assert listed(daemon) == []
+        assert "built" in build(daemon, dockerfile, t="x:1").text
+        daemon.http("DELETE", "/images/x:1")
