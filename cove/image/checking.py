@@ -52,7 +52,7 @@ def read_listing(root: Path) -> Listing:
     """What is in the store's directories now. OSError."""
     with os.scandir(root / "blobs" / "sha256") as entries:
         blobs = {entry.name: entry.stat(follow_symlinks=False).st_size for entry in entries}
-    built = root / "erofs"
+    built, scans = root / "erofs", root / "scans"
     return Listing(
         blobs=blobs,
         layers=frozenset(os.listdir(root / "layers")),
@@ -60,6 +60,7 @@ def read_listing(root: Path) -> Listing:
         staging=frozenset(os.listdir(root / "loading")),
         trash=frozenset(os.listdir(root / "trash")),
         built=frozenset(os.listdir(built)) if built.exists() else frozenset(),
+        scans=frozenset(os.listdir(scans)) if scans.exists() else frozenset(),
     )
 
 
@@ -71,6 +72,7 @@ def without(listing: Listing, layers: Collection[str], blobs: Collection[str]) -
         layers=listing.layers.difference(layers),
         frames=frozenset(name for name in listing.frames if name.removesuffix(".moved") not in layers),
         built=listing.built.difference(layers),
+        scans=frozenset(name for name in listing.scans if name.partition(".")[0] not in layers),
     )
 
 
@@ -239,6 +241,7 @@ def _left(records: Records, listing: Listing, *, running: bool) -> Iterator[Prob
     yield from _loose("layer", "layers", listing.layers - names)
     yield from _loose("frame", "frames", {n for n in listing.frames if n.removesuffix(".moved") not in names})
     yield from _loose("erofs", "erofs", listing.built - names)
+    yield from _loose("scan", "scans", {n for n in listing.scans if n.partition(".")[0] not in names})
     if not running:
         yield from _loose("staging", "loading", listing.staging)
         yield from _loose("trash", "trash", listing.trash)

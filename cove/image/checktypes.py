@@ -44,6 +44,7 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
     staging: frozenset[str]
     trash: frozenset[str]
     built: frozenset[str] = frozenset()  # EROFS images, by their layer
+    scans: frozenset[str] = frozenset()  # what was found in a layer, LAYER.FORM
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
