@@ -12,7 +12,6 @@ import secrets
 import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,26 +25,26 @@ from cove.engine.attach import attach_now, make_attach
 from cove.engine.changes import Change
 from cove.engine.commit import Commits
 from cove.engine.connections import Connections
-from cove.engine.create import anonymous_names, is_init, plan_container, plan_mounts, volume_names
+from cove.engine.create import plan_container, plan_mounts
+from cove.engine.creating import NO_DATA, Creations, inherited_mounts
 from cove.engine.deduping import Deduping
 from cove.engine.defaults import with_defaults
-from cove.engine.depends import Standing, check_depends, find_by, standings
+from cove.engine.depends import Standing, find_by, standings
 from cove.engine.execs import Execs
 from cove.engine.fleeting import work_on
 from cove.engine.health import Health
 from cove.engine.lifecycle import Lifecycle
-from cove.engine.links import has_links, link_names, settle_links, shown_links
+from cove.engine.links import link_names, shown_links
 from cove.engine.live import Background
 from cove.engine.live_changes import Changes, change
-from cove.engine.mounts import settle_mounts
-from cove.engine.names import check_name, choose_name, new_id
+from cove.engine.names import check_name
 from cove.engine.parts import Parts
 from cove.engine.plays import Plays
-from cove.engine.pods import Pods, is_infra_image, settle_pod
+from cove.engine.pods import Pods, is_infra_image
 from cove.engine.reconcile import reconcile
 from cove.engine.recording import Recordings
 from cove.engine.recreate import Asked, Origin, Recreations
-from cove.engine.secret_use import SecretRoom, settle_secrets
+from cove.engine.secret_use import SecretRoom
 from cove.engine.severity import severity_check
 from cove.engine.siderun import SideRuns
 from cove.engine.start import plan_only, warm_filters
@@ -72,10 +71,8 @@ from cove.model.container import (
     Container,
     ContainerSpec,
     EndpointSpec,
-    MountPoint,
     Resources,
     RestartPolicy,
-    State,
     StepFailure,
 )
 from cove.model.errors import Conflict, Invalid, NotFound
@@ -86,7 +83,6 @@ from cove.runtime.steps import Plan
 from cove.storage.layers import LayerUsage
 
 T = TypeVar("T")
-_NO_DATA: Mapping[str, bytes] = {}
 
 
 class Engine:
@@ -101,6 +97,7 @@ class Engine:
         self._commits = Commits(parts, self._lifecycle)
         self._deduping = Deduping(parts, background, self.image_users)
         self._recordings = Recordings(parts, self._lifecycle)
+        self._creations = Creations(parts)
         self._connections = Connections(parts, self._lifecycle)
         self._recreations = Recreations(parts, self._lifecycle, background, self._commits, self.create)
         parts.forget_execs = self._execs.forget_container
@@ -237,103 +234,11 @@ class Engine:
     async def create(
         self,
         spec: ContainerSpec,
-        secret_data: Mapping[str, bytes] = _NO_DATA,
+        secret_data: Mapping[str, bytes] = NO_DATA,
         origin: Origin | None = None,
     ) -> tuple[Container, Sequence[str]]:
-        """Create a container; returns it with warnings. Nothing is left when it raises.
-
-        `secret_data` are the contents of its secrets that have no name, by target; `origin` is what it takes over
-        from the container whose place it is to take.
-        """
-        name = check_name(spec.name) if spec.name else choose_name(self._parts.registry)
-        if name in self._parts.registry:
-            raise self._parts.registry.taken(name)
-        container_id = origin.container_id if origin is not None else new_id()
-        async with AsyncExitStack() as undo:
-            try:
-                if spec.extension.pod and not spec.extension.infra and origin is None:
-                    spec = settle_pod(self._parts, spec)
-                if spec.extension.secrets:
-                    spec = await settle_secrets(self._parts, spec, secret_data, container_id, undo)
-                container, warnings = await self._prepare(spec, name, container_id, undo, origin)
-                if spec.extension.depends_on:
-                    warnings = [*warnings, *check_depends(name, spec, find_by(self._parts))]
-                container = self._parts.limited(container)
-                undo.push_async_callback(self._parts.discard_container_dir, container.id)
-                await self._parts.admission.check_container(container)
-                await self._parts.make_container_dir(container)
-                for image_id in (container.image_id, *(p.image_id for p in container.mounts if p.image_id)):
-                    self._parts.images.image_by_id(image_id)  # still there: copying up takes its time
-                await self._parts.registry.insert(container, State())
-            finally:
-                self._parts.claims.pop(container_id, None)
-            if has_links(container):
-                self._parts.linking.add(container.id)
-            undo.pop_all()
-        self._parts.publish(container, "create")
-        return container, warnings
-
-    async def _prepare(
-        self,
-        spec: ContainerSpec,
-        name: str,
-        container_id: str,
-        undo: AsyncExitStack,
-        origin: Origin | None,
-    ) -> tuple[Container, Sequence[str]]:
-        if origin is not None and origin.image_id:
-            image = self._parts.images.image_by_id(origin.image_id)
-        else:
-            image = self._parts.images.find_image(spec.image)
-        await self._parts.admission.check(image, spec.image)
-        spec = with_defaults(spec, self._parts.settings)
-        spec, warnings = self._parts.check(settle_links(self._settle_joined(spec), self.find))
-        carried = origin.mounts if origin is not None else ()
-        inherited = self._inherited_mounts(spec) if origin is None or origin.inherits else ()
-        planned = plan_mounts(spec, image.config, inherited, lambda: secrets.token_hex(32), carried)
-        container = plan_container(
-            spec,
-            image,
-            container_id=container_id,
-            name=name,
-            created_ns=time.time_ns(),
-            mounts=(),
-            log=self._parts.logs.choose(spec.log),
-            host_name=host_facts.host_name(),
-        )
-        if spec.extension.init == "auto" and spec.init is None and not is_init(container.args):
-            container = msgspec.structs.replace(container, spec=msgspec.structs.replace(spec, init=True))
-        if origin is not None:
-            container = msgspec.structs.replace(container, recreated=origin.recreated)
-        self._parts.claims[container_id] = volume_names(planned)
-        loose = anonymous_names(planned)
-        if loose:
-            await self._parts.registry.note_loose(container.id, loose)
-            undo.push_async_callback(self._parts.settle_loose, container.id, loose)
-        warnings = [*warnings, *self._parts.logs.check(container)]
-        mounts = await settle_mounts(self._parts, planned, image, undo)
-        return msgspec.structs.replace(container, mounts=mounts), warnings
-
-    def _inherited_mounts(self, spec: ContainerSpec) -> Sequence[MountPoint]:
-        points = []
-        for source in spec.volumes_from:
-            for point in self.find(source.container).container.mounts:
-                if point.kind == "tmpfs":
-                    continue
-                points.append(msgspec.structs.replace(point, readonly=point.readonly or source.readonly))
-        return points
-
-    def _settle_joined(self, spec: ContainerSpec) -> ContainerSpec:
-        """`container:NAME` modes by id, so that a later rename doesn't matter; a missing one fails the start."""
-        changes: dict[str, str] = {}
-        for field in ("network_mode", "pid_mode", "ipc_mode"):
-            kind, colon, reference = getattr(spec, field).partition(":")
-            if kind == "container" and colon:
-                try:
-                    changes[field] = f"container:{self.find(reference).container.id}"
-                except NotFound:
-                    continue
-        return msgspec.structs.replace(spec, **changes) if changes else spec
+        """Create a container; returns it with warnings (creating.py)."""
+        return await self._creations.create(spec, secret_data, origin)
 
     # --- transitions --------------------------------------------------------------------------
 
@@ -643,7 +548,7 @@ class Engine:
             log=self._parts.logs.choose(spec.log),
             host_name=host_facts.host_name(),
         )
-        planned = plan_mounts(spec, image.config, self._inherited_mounts(spec), lambda: "anonymous")
+        planned = plan_mounts(spec, image.config, inherited_mounts(self._parts, spec), lambda: "anonymous")
         return plan_only(self._parts, container, planned)
 
     def plan_existing(self, reference: str) -> tuple[Plan, StepFailure | None]:
