@@ -259,3 +259,33 @@ def test_docker_hub_s_short_names_are_its_library(tmp_path: Path) -> None:
             assert registry.ask("GET", f"/v2/{path}").headers["docker-content-digest"] == digest
         assert upstream.count("GET", "manifests") == 1
         assert registry.ask("GET", "/v2/other/app/manifests/1").code == "MANIFEST_UNKNOWN"
+
+
+def test_kill_9_in_a_download_leaves_nothing_and_the_next_server_fetches_it(tmp_path: Path) -> None:
+    repository = Repository()
+    _, layer = image(repository, size=600_000)
+    half = threading.Event()
+    with HostileRegistry(repository) as upstream:
+
+        def halting(request: Request) -> Reply:
+            if digest_of(layer) in request.target and not half.is_set():
+
+                def body() -> object:
+                    yield layer[:300_000]
+                    half.set()
+                    yield from upstream.stall()
+
+                return Reply(body=body(), length=len(layer))
+            return repository(request)
+
+        upstream.handler = halting
+        with serving(tmp_path / "root", f"--proxy={upstream.url}") as registry:
+            path = f"/v2/app/blobs/{digest_of(layer)}"
+            with registry.connect() as sock:
+                sock.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                assert half.wait(20) and sock.recv(1 << 16)
+                registry.kill()
+            registry.start()
+            assert [*(registry.root / "uploads").iterdir()] == []
+            assert run_registry("check", f"--root={registry.root}").returncode == 0
+            assert registry.ask("GET", path).body == layer
