@@ -74,7 +74,7 @@ _SWITCH = Switch("BOOL")
 _PATH = Text("PATH", kinds.optional(kinds.check_path))
 _NO_SWARM = "this engine isn't part of a swarm"
 _NO_CONTAINERD = "there is no containerd: Cove supervises containers by itself"
-_NO_PROXY = "this release opens no connection to a registry"
+_NO_PROXY = "connections to registries go through no proxy: use registry-mirrors"
 
 _PLACES = _rows(
     "Places and addresses",

@@ -131,7 +131,11 @@ def unshare_files() -> None:
 
 
 def become(uid: int) -> None:
-    """Another user and group, for good, where the user namespace has that one; then be as before to the parent."""
+    """Another user and group, for good, where the user namespace has that one; then be as before to the parent. The
+    bounding set goes first, which takes a capability that only the former user has."""
+    number = 0
+    while _libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) == 0:
+        number += 1
     try:
         os.setgroups([])
         os.setresgid(uid, uid, uid)

@@ -209,7 +209,7 @@ def test_info_tells_what_the_configuration_says(tmp_path: Path) -> None:
             {
                 "labels": ["rack=12", "zone=a"],
                 "live-restore": False,
-                "registry-mirrors": ["https://mirror.example.com"],
+                "registry-mirrors": ["https://mirror.example.com", "ghcr.io=https://m.example.com/g"],
                 "insecure-registries": ["registry.example.com:5000", "10.0.0.0/8"],
                 "seccomp-profile": "unconfined",
                 "no-new-privileges": True,
@@ -219,7 +219,8 @@ def test_info_tells_what_the_configuration_says(tmp_path: Path) -> None:
     with Daemon("--config-file", str(path)) as daemon:
         info = daemon.client.info()
         assert info["Labels"] == ["rack=12", "zone=a"] and info["LiveRestoreEnabled"] is False
-        assert info["RegistryConfig"]["Mirrors"] == ["https://mirror.example.com"]
+        assert info["RegistryConfig"]["Mirrors"] == ["https://mirror.example.com/"]
+        assert info["RegistryConfig"]["IndexConfigs"]["ghcr.io"]["Mirrors"] == ["https://m.example.com/g/"]
         assert "10.0.0.0/8" in info["RegistryConfig"]["InsecureRegistryCIDRs"]
         assert info["RegistryConfig"]["IndexConfigs"]["registry.example.com:5000"]["Secure"] is False
         assert {"name=seccomp,profile=unconfined", "name=no-new-privileges"} <= set(info["SecurityOptions"])

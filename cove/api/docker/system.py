@@ -21,6 +21,7 @@ from cove.api.router import Route
 from cove.events.filters import KEYS as EVENT_KEYS
 from cove.events.filters import event_filter
 from cove.image.registry.auth import Credentials
+from cove.image.registry.endpoints import parse_mirror
 from cove.model.errors import Invalid
 from cove.model.objects import Event
 from cove.runtime.cdi_files import read_registry
@@ -76,12 +77,18 @@ def registry_json(mirrors: Sequence[str], insecure: Sequence[str]) -> Json:
     """What a registry client would go by, as the reference daemon shows it: hosts apart from networks."""
     networks = [entry for entry in insecure if "/" in entry]
     hosts = [entry for entry in insecure if "/" not in entry]
-    hub = {"Name": "docker.io", "Mirrors": list(mirrors), "Secure": True, "Official": True}
-    others = {name: {"Name": name, "Mirrors": [], "Secure": False, "Official": False} for name in hosts}
+    by_host: dict[str, list[str]] = {}
+    for host, url in map(parse_mirror, mirrors):
+        by_host.setdefault(host, []).append(url + "/")
+    hub = {"Name": "docker.io", "Mirrors": by_host.pop("docker.io", []), "Secure": True, "Official": True}
+    others = {
+        name: {"Name": name, "Mirrors": by_host.get(name, []), "Secure": name not in hosts, "Official": False}
+        for name in dict.fromkeys((*hosts, *by_host))
+    }
     return {
         "InsecureRegistryCIDRs": ["::1/128", "127.0.0.0/8", *networks],
         "IndexConfigs": {"docker.io": hub, **others},
-        "Mirrors": list(mirrors) or None,
+        "Mirrors": hub["Mirrors"] or None,
     }
 
 
