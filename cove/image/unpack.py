@@ -30,7 +30,7 @@ from cove.image.types import MIB, Limits
 from cove.image.writeback import writing_back
 from cove.model.errors import CoveError, HostError, Invalid
 
-_QUEUE = 8  # chunks on their way between two threads
+_QUEUE = 4  # chunks on their way between two threads
 _HEAD = BLOCK
 
 

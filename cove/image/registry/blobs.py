@@ -15,8 +15,8 @@ from cove.image.registry.messages import StreamBlob
 from cove.image.registry.transport import Answer, Broken, Client, Tries
 from cove.model.errors import Invalid, NotFound
 
-PIECE_BYTES = 4 << 20  # of a blob that comes by ranges
-_RANGES_FROM = 4 * PIECE_BYTES
+PIECE_BYTES = 2 << 20  # of a blob that comes by ranges
+_RANGES_FROM = 8 * PIECE_BYTES
 _PROGRESS_BYTES = 256 << 10  # an attempt that brought less doesn't begin the count of attempts anew
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)")
 Write = Callable[[bytes | bytearray], object]
