@@ -13,7 +13,7 @@ from collections.abc import Callable
 from cove.image.decode import Read, compression_of, decoder
 from cove.image.extract import split_name, wanted_attribute
 from cove.image.tarformat import BLOCK, Bytes, Entry, TarReader, looks_like_tar, show_name
-from cove.image.treeindex import FileEntry, checked_tree
+from cove.image.treeindex import FileEntry, Weight, checked_tree
 from cove.image.types import Limits
 from cove.model.errors import HostError, Invalid
 
@@ -54,9 +54,11 @@ class _Indexer:
         self._write = write
         self._budget = budget_bytes
         self._offset = 0
+        self._weight = Weight()
         self.entries: dict[bytes, FileEntry] = {}
 
     def add(self, entry: Entry, tar: TarReader) -> None:
+        """Take a member in. Invalid, HostError."""
         path = b"/".join(split_name(entry.name))
         if entry.kind == "link":
             target = self.entries.get(b"/".join(split_name(entry.link, what="hard link")))
@@ -68,6 +70,7 @@ class _Indexer:
             inode = target.inode or target.path
             self.entries[target.path] = _replace(target, target.path, inode)
             self.entries[path] = _replace(target, path, inode)
+            self._weight.add(self.entries[path])
             return
         digest, size, offset = b"", 0, self._offset
         if entry.kind == "file":
@@ -88,6 +91,7 @@ class _Indexer:
             device=_device(entry),
             xattrs={name: value for name, value in entry.xattrs.items() if wanted_attribute(name)},
         )
+        self._weight.add(self.entries[path])
 
     def _content(self, entry: Entry, tar: TarReader) -> bytes:
         digest = hashlib.sha256()

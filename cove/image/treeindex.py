@@ -14,6 +14,9 @@ from typing import Literal
 
 import msgspec
 
+from cove.model.errors import Invalid
+
+NAMES_MAX = 128 << 20  # bytes of paths, links and attributes of one tree: it is held in memory
 EntryKind = Literal["file", "dir", "symlink", "char", "block", "fifo"]
 
 
@@ -37,10 +40,29 @@ class FileEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     xattrs: dict[str, bytes] = {}
 
 
+class Weight:
+    """Counts what a tree's names take."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+
+    def add(self, entry: FileEntry) -> None:
+        """Take an entry in. Invalid: it is one too many."""
+        self._bytes += len(entry.path) + len(entry.link)
+        if entry.xattrs:
+            self._bytes += sum(len(name) + len(value) for name, value in entry.xattrs.items())
+        if self._bytes > NAMES_MAX:
+            raise Invalid(
+                f"the names, links and attributes of the files have more than {NAMES_MAX >> 20} MiB together: "
+                "send fewer files, or directories that nest less deep"
+            )
+
+
 class TreeIndex:
-    """Entries by path, and the names in each directory."""
+    """Entries by path, and the names in each directory. Invalid for a tree whose names take too much."""
 
     def __init__(self, entries: Iterable[FileEntry]) -> None:
+        self._weight = Weight()
         self.entries: dict[bytes, FileEntry] = {}
         self._names: dict[bytes, list[bytes]] = {b"": []}
         for entry in entries:
@@ -49,6 +71,7 @@ class TreeIndex:
             names.sort()
 
     def _add(self, entry: FileEntry) -> None:
+        self._weight.add(entry)
         known = self.entries.get(entry.path)
         self.entries[entry.path] = entry
         if entry.kind == "dir":
@@ -66,6 +89,7 @@ class TreeIndex:
                 return
             known_above = above in self.entries
             self.entries[above] = FileEntry(above, "dir", 0o755)
+            self._weight.add(self.entries[above])
             path = b"" if known_above else above
 
     def find(self, path: bytes) -> FileEntry | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -86,3 +87,15 @@ def test_targets_through_links_of_the_image_stay_in_it(daemon: Daemon) -> None:
         assert "Successfully built" in told or '"errorDetail"' in told
         assert "worker process ended" not in told, (target, told)
     assert "Traceback" not in daemon.log_text()
+
+
+def test_a_small_context_of_many_deep_directories_is_refused_and_costs_the_daemon_little(
+    fresh_daemon: Daemon,
+) -> None:
+    deep = "/".join(["d"] * 1900)
+    told = build(fresh_daemon, "FROM scratch\nCOPY . /\n", *(File(f"{n}/{deep}/f") for n in range(150)))
+    assert "more than 128 MiB together" in told
+    status = Path(f"/proc/{fresh_daemon.pid}/status").read_text()
+    peak_kb = int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+    assert peak_kb < 600 << 10
+    assert fresh_daemon.http("GET", "/_ping").status == 200

@@ -10,8 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cove.image.selection import Wildcard, find_items
+from cove.image.tarindex import index_archive
 from cove.image.treeindex import FileEntry, TreeIndex
+from cove.image.types import Limits
 from cove.model.errors import Invalid
+from tests.imagekit import File, make_layer
 
 
 @pytest.mark.parametrize(
@@ -85,3 +88,16 @@ def test_links_in_a_circle_are_refused() -> None:
 
     with pytest.raises(Invalid, match="more than 255 symbolic links"):
         find_items(Circle(), b"a")  # type: ignore[arg-type]
+
+
+def test_names_that_take_too_much_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cove.image.treeindex.NAMES_MAX", 8 << 20)
+    deep = b"/".join([b"d"] * 1900)
+    with pytest.raises(Invalid, match="more than 8 MiB together"):
+        TreeIndex([FileEntry(b"%d/%s" % (number, deep), "file", 0o644) for number in range(10)])
+    archive = make_layer([File(f"{number}", xattrs={"user.x": "y" * 60_000}) for number in range(200)])
+    pieces = [archive, b""]
+    with pytest.raises(Invalid, match="more than 8 MiB together"):
+        index_archive(lambda: pieces.pop(0), lambda data: None, Limits(), budget_bytes=1 << 30)
+    shallow = TreeIndex([FileEntry(b"%d/f" % number, "file", 0o644) for number in range(20_000)])
+    assert len(list(shallow.below(b""))) == 40_000
