@@ -85,3 +85,40 @@ def test_pruning_takes_nameless_parents_and_stops_at_a_named_one() -> None:
     assert plan(["x"], name="x", parents=parents, others={B: []}) == (["x"], [A, B])
     assert plan(["x"], name="x", parents=parents, others={B: ["y:1"]}) == (["x"], [A])
     assert plan(["x"], name="x", prune=False, parents=parents, others={B: []}) == (["x"], [A])
+
+
+DIGEST = "sha256:" + "e" * 64
+
+
+@pytest.mark.parametrize(
+    ("names", "arguments", "untagged", "deleted"),
+    [
+        # The last tag of a repository takes its digests along; a digest of another repository keeps the image.
+        (["x:1", f"x@{DIGEST}"], {"name": "x:1"}, ["x:1", f"x@{DIGEST}"], [A]),
+        (["x:1", "x:2", f"x@{DIGEST}"], {"name": "x:1"}, ["x:1"], []),
+        (["x:1", f"x@{DIGEST}", f"y@{DIGEST}"], {"name": "x:1"}, ["x:1", f"x@{DIGEST}"], []),
+        (
+            ["h:5000/x:1", f"h:5000/x@{DIGEST}"],
+            {"name": "h:5000/x:1"},
+            ["h:5000/x:1", f"h:5000/x@{DIGEST}"],
+            [A],
+        ),
+        # A digest comes off alone; the last one takes the image along.
+        (["x:1", f"x@{DIGEST}"], {"name": f"x@{DIGEST}"}, [f"x@{DIGEST}"], []),
+        ([f"x@{DIGEST}"], {"name": f"x@{DIGEST}"}, [f"x@{DIGEST}"], [A]),
+        # By id: one tag and digests of its repository are one reference.
+        (["x:1", f"x@{DIGEST}"], {}, ["x:1", f"x@{DIGEST}"], [A]),
+    ],
+)
+def test_digests_go_with_the_last_tag_of_their_repository(
+    names: list[str], arguments: dict[str, str], untagged: list[str], deleted: list[str]
+) -> None:
+    assert plan(names, **arguments) == (untagged, deleted)
+
+
+def test_digests_of_two_repositories_are_two_references() -> None:
+    with pytest.raises(Conflict, match="referenced in multiple repositories"):
+        plan([f"x@{DIGEST}", f"y@{DIGEST}"])
+    assert plan([f"x@{DIGEST}", f"y@{DIGEST}"], force=True)[1] == [A]
+    with pytest.raises(Conflict, match=r"unable to remove repository reference \"x:1\" \(must force\)"):
+        plan(["x:1", f"x@{DIGEST}"], name="x:1", uses=[STOPPED])
