@@ -396,7 +396,7 @@ class Adding(Catalog):
         if not self._busy:
             await finish(self._collect_now())
         self._trash_waits = True
-        if not self._reapers:
+        if all(reaper.done() for reaper in self._reapers):  # one that has just ended looks no more
             reaper = asyncio.ensure_future(self._empty_trash())
             self._reapers.add(reaper)
             reaper.add_done_callback(self._reapers.discard)

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.clients.composekit import Project
 from tests.clients.dockercli import Docker
 from tests.clients.engines import Engine, running_engine
+from tests.clients.toolbox import require
 from tests.daemon import Daemon
 from tests.imagekit import File, busybox_layer, make_docker_archive
 from tests.registrykit import docker_registry
@@ -102,6 +104,22 @@ def test_docker_push_of_every_tag(cli: Docker, registry: str, app: str) -> None:
     out = cli("push", "--all-tags", f"{registry}/all/app").out
     assert "1: digest: sha256:" in out and "2: digest: sha256:" in out
     cli("rmi", f"{registry}/all/app:1", f"{registry}/all/app:2")
+
+
+@pytest.mark.parametrize("compose", ["compose2", "compose5"])
+def test_compose_pushes(daemon: Daemon, compose: str, registry: str, app: str, tmp_path: Path) -> None:
+    document = f"services: {{a: {{image: '{registry}/{compose}/app:1', build: .}}}}\n"
+    with (
+        Project(
+            Engine("cove", daemon.host), require(compose) / "docker-compose", tmp_path, document
+        ) as project,
+        closing(Docker(daemon.host)) as cli,
+    ):
+        cli("tag", app, f"{registry}/{compose}/app:1")
+        project("push")
+        cli("rmi", f"{registry}/{compose}/app:1")
+        assert "Status: Downloaded" in cli("pull", f"{registry}/{compose}/app:1").out
+        cli("rmi", f"{registry}/{compose}/app:1")
 
 
 @pytest.mark.parametrize("format", ["", "oci", "docker"])

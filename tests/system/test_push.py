@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import os
+import signal
 import subprocess
 import threading
 import time
@@ -391,6 +392,54 @@ def test_a_daemon_that_is_killed_leaves_nothing_and_pushes_again(
     hostile.faults.clear()
     pushed(push(daemon, f"{hostile.host}/app", "1"))
     assert loading(daemon) == []
+
+
+@pytest.mark.parametrize("victim", ["sends", "compresses"])
+def test_a_worker_that_is_killed_ends_the_push_with_a_sentence(
+    fresh_daemon: Daemon, hostile: PushRegistry, victim: str
+) -> None:
+    daemon = fresh_daemon
+    layer = [File(f"f{number}", os.urandom(32 << 20)) for number in range(3)]
+    load(daemon, make_docker_archive([layer], names=[f"{hostile.host}/app:1"]))
+
+    def kill(handler: Handler) -> bool:
+        for pid in descendants(daemon.pid):
+            if b"cove.image.process" in _command(pid) and _is_nobody(pid) == (victim == "sends"):
+                os.kill(pid, signal.SIGKILL)
+        return False
+
+    hostile.faults["POST"] = [kill]
+    lines = push(daemon, f"{hostile.host}/app", "1")
+    if victim == "sends" or "error" in lines[-1]:  # the one that compresses may have done its work already
+        assert "worker process ended" in lines[-1]["error"], lines
+    assert loading(daemon) == []
+    pushed(push(daemon, f"{hostile.host}/app", "1"))
+
+
+def _is_nobody(pid: int) -> bool:
+    try:
+        return (
+            os.stat(f"/proc/{pid}").st_uid == 65534
+            or "\nUid:\t65534" in Path(f"/proc/{pid}/status").read_text()
+        )
+    except OSError:
+        return False
+
+
+def test_an_image_that_is_removed_while_it_is_pushed_is_at_the_registry(
+    daemon: Daemon, hostile: PushRegistry
+) -> None:
+    name = f"{hostile.host}/gone:1"
+    load(daemon, make_docker_archive([[File("gone", os.urandom(5000))]], names=[name]))
+
+    def remove(handler: Handler) -> bool:
+        assert daemon.http("DELETE", f"/images/{name}").status == 200
+        return False
+
+    hostile.faults["POST"] = [remove]
+    assert pushed(push(daemon, f"{hostile.host}/gone", "1"))["Tag"] == "1"
+    assert "1" in hostile.manifests["gone"]
+    assert daemon.http("GET", f"/images/{name}/json").status == 404
 
 
 def test_a_client_that_leaves_ends_its_push(daemon: Daemon, hostile: PushRegistry, app: str) -> None:

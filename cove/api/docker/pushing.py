@@ -16,7 +16,7 @@ from cove.image.references import parse_reference
 from cove.image.registry.documents import Platform, parse_platform
 from cove.image.registry.push import Event, PushedTag, PushOptions
 from cove.image.registry.pushplan import parse_wanted
-from cove.model.errors import CoveError, Invalid
+from cove.model.errors import CoveError, Invalid, NotFound
 
 Json = dict[str, Any]
 
@@ -85,7 +85,10 @@ def _check_platform(text: str, api: Api) -> None:
 def _publish(api: Api, event: PushedTag) -> None:
     """The event `push` (moby, daemon/containerd/image_push.go: the name with its tag, and the name alone)."""
     name = parse_reference(event.reference)
-    labels = api.engine.images.image_by_id(event.image_id).config.labels
+    try:
+        labels = api.engine.images.image_by_id(event.image_id).config.labels
+    except NotFound:  # removed in the same moment
+        labels = {}
     api.publish("image", "push", event.reference, {**labels, "name": name.familiar_name})
 
 

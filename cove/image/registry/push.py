@@ -8,6 +8,7 @@ before, and only what is nowhere is compressed, while it is being sent. A push t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -370,7 +371,10 @@ class _Push:
         )
         digest = digest_of(data)
         await self._sender.put_manifest(self._name.tag, data, media_type, digest)
-        await images.note_digest(self._image.id, f"{self._name.familiar_name}@{digest}", data)
+        with contextlib.suppress(
+            NotFound
+        ):  # the image was removed meanwhile, and is at the registry all the same
+            await images.note_digest(self._image.id, f"{self._name.familiar_name}@{digest}", data)
         self._tell(
             PushedTag(
                 reference=self._name.familiar,
