@@ -163,7 +163,9 @@ def _processes() -> Iterator[str]:
         fields = stat.rpartition(")")[2].split()
         if pid in daemons or (int(fields[1]) in daemons and name != "cove-init") or name == _DNS_SERVER:
             continue
-        yield f"process {pid} (started {fields[19]}, state {fields[0]}, below {fields[1]}): {name}: {command}"
+        # Whether it runs or sleeps changes by itself, and doesn't make another process of it.
+        ended = ", ended and not reaped" if fields[0] == "Z" else ""
+        yield f"process {pid} (started {fields[19]}, below {fields[1]}{ended}): {name}: {command}"
 
 
 def _cgroups() -> Iterator[str]:

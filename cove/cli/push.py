@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+
 from cove.cli import output
 from cove.cli.client import filters, query, quote
 from cove.cli.credentials import encode_header, find_credentials, registry_of
 from cove.cli.fail import CliError
 from cove.cli.images import split_reference
 from cove.cli.options import Command
-from cove.cli.transfer import follow_transfer
+from cove.cli.progress import show_progress
 from cove.model import wirejson
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import Any
+
     from cove.cli.client import Client
     from cove.cli.options import Options
 
@@ -55,7 +60,8 @@ def run_push(client: Client, options: Options) -> int:
         f"/images/{quote(repository)}/push" + query(parameters),
         headers=encode_header(find_credentials(registry_of(reference))),
     )
-    pushed = follow_transfer(answer.lines(), quiet=options.on("quiet") or machine)
+    pushed: list[dict[str, Any]] = []
+    show_progress(_keep_results(answer.lines(), pushed), sys.stdout, quiet=options.on("quiet") or machine)
     if machine:
         for one in pushed:
             print(wirejson.dumps(one))
@@ -63,6 +69,17 @@ def run_push(client: Client, options: Options) -> int:
         for one in pushed:
             print(f"{repository}:{one['Tag']}")
     return 0
+
+
+def _keep_results(
+    events: Iterable[dict[str, Any]], results: list[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """The events as they come; what was pushed, which is nothing to show, goes into `results`."""
+    for event in events:
+        if isinstance(event.get("aux"), dict):
+            results.append(event["aux"])
+        else:
+            yield event
 
 
 def run_search(client: Client, options: Options) -> int:
