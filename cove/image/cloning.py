@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import select
 import shutil
 import signal
 import subprocess
@@ -69,12 +70,15 @@ def clone(job: CloneRepository, close_walls: Callable[[], None]) -> Cloned:
     sandbox.pivot_into(root, bind=False)
     tree_end, tree = os.pipe()
     status_end, status = os.pipe()
+    lifeline, _held = os.pipe()  # closed by the worker's end alone: it may not signal who is nobody
     if os.fork() == 0:
         os.close(tree_end)
         os.close(status_end)
-        _Keeper(job, tree, status).run()
+        os.close(_held)
+        _Keeper(job, tree, status, lifeline).run()
     os.close(tree)
     os.close(status)
+    os.close(lifeline)
     close_walls()
     pack = os.open("pack", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=staging)
     failure: CoveError | None = None
@@ -151,8 +155,8 @@ def _bind(source: str, target: str) -> None:
 class _Keeper:
     """The first process of the namespace: runs git, and ends everything with itself."""
 
-    def __init__(self, job: CloneRepository, tree: int, status: int) -> None:
-        self._job, self._tree, self._status = job, tree, status
+    def __init__(self, job: CloneRepository, tree: int, status: int, lifeline: int) -> None:
+        self._job, self._tree, self._status, self._lifeline = job, tree, status, lifeline
         self._full = threading.Event()
         self._git = "/work/tree"
         self._deadline_s = time.monotonic() + _HOUR_S
@@ -185,9 +189,11 @@ class _Keeper:
         os.write(self._status, json.dumps(what).encode())
 
     def _watch(self, before: os.statvfs_result) -> None:
-        """End all git processes when they have taken more of the disk than is left to them."""
+        """End all git processes when they have taken more of the disk than is left to them, and everything when the
+        worker has ended."""
         while True:
-            time.sleep(_LOOK_S)
+            if select.select([self._lifeline], [], [], _LOOK_S)[0]:
+                os._exit(1)
             now = os.statvfs("/work")
             taken = (before.f_bavail - now.f_bavail) * now.f_frsize
             files = before.f_favail - now.f_favail

@@ -19,6 +19,7 @@ import pytest
 from tests.apikit import eventually
 from tests.buildkit import build, output, saved
 from tests.daemon import ROOT, Daemon
+from tests.nanny import descendants
 
 CONTENT = b"downloaded\n" * 100_000  # 1.1 MB
 LATER = "Wed, 01 Jan 2020 00:00:00 GMT"
@@ -389,19 +390,27 @@ def test_a_tree_that_stands_for_a_million_files_is_refused(
     assert time.monotonic() - begun < 60
 
 
-def test_a_clone_ends_with_the_build(daemon: Daemon, repositories: Repositories) -> None:
-    """A server that says nothing: the client goes away, and nothing of git is left."""
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_clone_ends_with_the_build_and_with_the_daemon(fresh_daemon: Daemon, killed: bool) -> None:
+    """A server that says nothing: the client goes away, or the daemon is killed, and nothing of git is left."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
+        listening.settimeout(30)
         port = listening.getsockname()[1]
         text = f"FROM busybox\nADD git://127.0.0.1:{port}/x.git /x\n"
-        client = threading.Thread(target=_build_briefly, args=(daemon, text))
+        client = threading.Thread(target=_build_briefly, args=(fresh_daemon, text))
         client.start()
         connection, _ = listening.accept()
         with connection:
+            assert _gits()
+            if killed:
+                fresh_daemon.kill9()
             client.join()
-            eventually(lambda: not _processes(f"127.0.0.1:{port}"))
+            eventually(lambda: not _gits())
+    if killed:
+        fresh_daemon.start()
+    eventually(lambda: os.listdir(fresh_daemon.data_root / "images" / "loading") == [])
 
 
 def _build_briefly(daemon: Daemon, text: str) -> None:
@@ -416,16 +425,17 @@ def _build_briefly(daemon: Daemon, text: str) -> None:
         try:
             while client.recv(65536):
                 pass
-        except TimeoutError:
+        except (TimeoutError, ConnectionError):
             pass
 
 
-def _processes(word: str) -> list[str]:
+def _gits() -> list[int]:
+    """The processes of git that daemons of this run have started."""
     found = []
-    for place in Path("/proc").iterdir():
+    for pid in descendants(os.getpid()):
         try:
-            if place.name.isdecimal() and word.encode() in (place / "cmdline").read_bytes():
-                found.append(place.name)
+            if b"/work/tree" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
         except OSError:
             continue
     return found
