@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
+import tarfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench.cases import Case
+from bench.cases.registry import stream
 from bench.context import Bench, Measure
 from bench.engines import Engine
 from bench.images import BUSYBOX, DEBIAN, debian_archive, small_tree
@@ -106,9 +110,40 @@ def builds(bench: Bench) -> Iterator[Row]:
         cached=True,
         program="docker",
     )
+    yield from by_api(bench, "build: seven small steps, all cached, API", project)
     yield from compare(
         bench, "build: three independent stages, nothing cached", parallel, note, TimesFaster(1.3)
     )
+
+
+def by_api(bench: Bench, what: str, context: Path) -> Iterator[Row]:
+    """POST /build of a context as a tar, without a client's program: what the engine takes for it."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        tar.add(context, arcname=".")
+    archive = buffer.getvalue()
+
+    def side(name: str) -> Measure:
+        engine = bench.engine(name)
+
+        def once() -> float:
+            with engine.client() as client:
+                begin = time.perf_counter()
+                stream(client, f"/build?t={TAG}", archive)
+                return time.perf_counter() - begin
+
+        once()
+
+        def measure() -> Iterator[float]:
+            yield once()
+
+        return measure
+
+    samples = bench.measure(
+        bench.size(25, 5), {"Cove": lambda: side("Cove"), "dockerd": lambda: side("dockerd")}
+    )
+    note = f"POST /build; {samples.describe('Cove', 's')}, {samples.describe('dockerd', 's')}"
+    yield bench.row(what, "s", samples, targets=(TimesFaster(5),), note=note)
 
 
 def write(directory: Path, dockerfile: str) -> Path:

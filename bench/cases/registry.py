@@ -22,9 +22,9 @@ TITLES = {DEBIAN: "Debian's image", SMALL: "an image of 20,000 small files"}
 SIDES = ("Cove", "dockerd")
 
 
-def stream(client: Client, path: str) -> None:
+def stream(client: Client, path: str, data: bytes = b"{}") -> None:
     """POST, read the answer's JSON lines to their end; ApiError for one that is an error."""
-    status, content = client.exchange("POST", path, b"{}")
+    status, content = client.exchange("POST", path, data)
     for line in content.splitlines():
         if line.strip() and "error" in (found := json.loads(line)):
             raise ApiError(f"POST {path}", status, str(found["error"])[:300])
