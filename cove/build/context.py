@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import msgspec
@@ -104,10 +104,10 @@ async def _read_large(
     async with Worker(job) as worker:
         answer = await worker.feed_and_wait(everything())
     assert isinstance(answer, Done)
-    entries = await asyncio.to_thread(_decode, staging / "index")
-    return SentContext(TreeIndex(entries), os.open(staging / "pack", os.O_RDONLY | os.O_CLOEXEC))
+    index = await asyncio.to_thread(_decode, staging / "index")
+    return SentContext(index, os.open(staging / "pack", os.O_RDONLY | os.O_CLOEXEC))
 
 
-def _decode(path: os.PathLike[str]) -> Sequence[FileEntry]:
+def _decode(path: os.PathLike[str]) -> TreeIndex:
     with open(path, "rb") as file:
-        return msgspec.msgpack.decode(file.read(), type=list[FileEntry])
+        return TreeIndex(msgspec.msgpack.decode(file.read(), type=list[FileEntry]))

@@ -35,7 +35,7 @@ class FileCopier:
 
     async def copy(self, operation: Copy, base: Snapshot, sources: Sources) -> Member | None:
         """Do it; the layer that it made, which is relied on, or None when it changed nothing."""
-        items, trees, packs = self._items(operation, sources)
+        items, trees, packs = await asyncio.to_thread(self._items, operation, sources)
         free = operation.link and owner_ids(operation.owner) is not None
         return await self._make(
             base,
@@ -64,7 +64,7 @@ class FileCopier:
 
     async def digest(self, operation: Copy, sources: Sources) -> str:
         """The digest of what a copy from snapshots takes."""
-        items, trees, _ = self._items(operation, sources)
+        items, trees, _ = await asyncio.to_thread(self._items, operation, sources)
         async with self._images.staging() as staging:
             job = DigestItems(
                 staging=str(staging),

@@ -132,7 +132,7 @@ class Secrets:
             os.fchmod(fd, 0o400 if mount.mode is None else mount.mode)
         finally:
             os.close(fd)
-        return MountPoint(kind="bind", target=target, source=str(file), readonly=True)
+        return MountPoint(kind="volume", target=target, source=str(file), readonly=True)
 
     async def agent(
         self, mount: Mount, target: str, undo: AsyncExitStack, env: list[str]

@@ -34,7 +34,10 @@ Output = Callable[[int, bytes], Awaitable[None]]
 
 
 class Runner:
-    """Runs the processes of one build. `spec` has the build's network and limits."""
+    """Runs the processes of one build. `spec` has the build's network and limits.
+
+    What is mounted counts as a volume: its owners are those that the process sees, also in a user namespace.
+    """
 
     def __init__(
         self,
@@ -135,7 +138,7 @@ class Runner:
                 file = place / f"file{number}"
                 file.write_bytes(data)
                 os.chmod(file, 0o755)  # noqa: S103
-                found.append(MountPoint(kind="bind", target=path, source=str(file), readonly=True))
+                found.append(MountPoint(kind="volume", target=path, source=str(file), readonly=True))
         for mount in operation.mounts:
             target = posixpath.normpath(posixpath.join(operation.working_dir, mount.target or "/"))
             point = await self._mount(mount, target, sources, undo, env)
@@ -157,7 +160,7 @@ class Runner:
             return MountPoint(kind="tmpfs", target=target, options=(*options, "mode=1777"))
         if mount.kind == "cache":
             source = await self._caches.hold(mount, undo)
-            return MountPoint(kind="bind", target=target, source=str(source), readonly=mount.read_only)
+            return MountPoint(kind="volume", target=target, source=str(source), readonly=mount.read_only)
         if mount.kind == "secret":
             return await self._secrets.mount(mount, target, undo, env)
         if mount.kind == "ssh":
@@ -175,7 +178,7 @@ class Runner:
                 readonly=True,
             )
         place = await materialize(self._images, tree, mount.source_path, undo)
-        return MountPoint(kind="bind", target=target, source=str(place), readonly=mount.read_only)
+        return MountPoint(kind="volume", target=target, source=str(place), readonly=mount.read_only)
 
 
 def _environment(env: Sequence[str], more: Sequence[str]) -> tuple[str, ...]:

@@ -55,3 +55,31 @@ def test_a_container_comes_up_is_worked_in_and_found_again(engine: Engine, tmp_p
     finally:
         engine.client.containers.get(found).remove(force=True)
         engine.client.volumes.get("dev-data").remove()
+
+
+def test_a_container_of_a_dockerfile_comes_up(engine: Engine, tmp_path: Path) -> None:
+    """`build` in devcontainer.json, and the image that is made to give its user the caller's ids."""
+    devcontainer = str(require("node") / "node_modules/.bin/devcontainer")
+    project = tmp_path / "project"
+    (project / ".devcontainer").mkdir(parents=True)
+    dockerfile = f"FROM {load_shell(engine)}\nARG WORD\nRUN echo $WORD > /built\n"
+    (project / ".devcontainer/Dockerfile").write_text(dockerfile)
+    document = {
+        "build": {"dockerfile": "Dockerfile", "args": {"WORD": "from-args"}},
+        "remoteUser": "user",
+        "updateRemoteUserUID": False,
+        "runArgs": ["--init"],
+    }
+    (project / ".devcontainer/devcontainer.json").write_text(json.dumps(document))
+    environment = {"HOME": str(tmp_path), "DOCKER_CONFIG": str(tmp_path), "DOCKER_BUILDKIT": "0"}
+    folder = ["--workspace-folder", str(project)]
+    before = {image.id for image in engine.client.images.list()}
+    answer = json.loads(engine.run([devcontainer, "up", *folder], environment))
+    try:
+        assert answer["outcome"] == "success"
+        assert engine.run([devcontainer, "exec", *folder, "cat", "/built"], environment) == "from-args\n"
+    finally:
+        engine.client.containers.get(answer["containerId"]).remove(force=True)
+        for image in engine.client.images.list():
+            if image.id not in before:
+                engine.client.images.remove(image.id, force=True)

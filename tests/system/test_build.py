@@ -417,6 +417,35 @@ def test_a_daemon_killed_in_a_build_leaves_nothing(fresh_daemon: Daemon) -> None
     assert output(fresh_daemon, image, "cat /1") == "1\n"
 
 
+def test_a_daemon_killed_at_any_moment_keeps_its_store_whole(fresh_daemon: Daemon) -> None:
+    dockerfile = (
+        b"FROM busybox AS a\nCOPY . /src\nRUN ls /src | wc -l > /n; mkdir -p /x/y; touch /x/y/z\n"
+        b"RUN --mount=type=cache,target=/c cp /n /c/\nFROM busybox\nWORKDIR /w\nCOPY --from=a /src /s\n"
+        b"COPY --from=a /n /n\nRUN --mount=type=bind,from=a,source=/src,target=/b ls /b | wc -l > /m\n"
+    )
+    files = [File("Dockerfile", dockerfile), *(File(f"f{number}", b"x" * 100) for number in range(1500))]
+
+    def run(number: int) -> None:
+        try:
+            build(fresh_daemon, files, nocache=number % 2)
+        except Exception:
+            return  # that is the point
+
+    for number in range(8):
+        thread = threading.Thread(target=run, args=(number,))
+        thread.start()
+        time.sleep(0.05 + 0.17 * number)
+        fresh_daemon.kill9()
+        thread.join()
+        fresh_daemon.start()
+        for directory in ("containers", "images/loading"):
+            assert os.listdir(fresh_daemon.data_root / directory) == []
+        assert os.listdir(fresh_daemon.run_dir / "containers") == []
+        assert not fresh_daemon.http("GET", "/cove/v1/images/check?deep=1").json().get("Problems")
+    image = build(fresh_daemon, files).image
+    assert output(fresh_daemon, image, "cat /n /m; ls /s | wc -l").split() == ["1501"] * 3
+
+
 def test_a_frozen_client_does_not_fill_the_daemons_memory(daemon: Daemon) -> None:
     """Who doesn't read holds the process back."""
     from tests.daemon import _UnixConnection
