@@ -175,7 +175,7 @@ class _Planner:
         if context.kind == "git":
             source = parse_git_url(context.value, is_context=True)
             assert source is not None
-            return self._once(("git", context.value), _clone(source, "", None), origin)
+            return self._once(("git", context.value), clone_of(source, "", None), origin)
         return self._once(("context", context.value), graph.Context(name=context.value), origin)
 
     def _once(self, key: tuple[str, str], operation: graph.Operation, origin: graph.Origin) -> int:
@@ -377,7 +377,7 @@ class _Planner:
             _check_checksum(at, remote, git is not None)
         if git is not None:
             assert isinstance(at, ins.Add)
-            clone = _clone(git, at.checksum, at.keep_git)
+            clone = clone_of(git, at.checksum, at.keep_git)
             return graph.Item(source=self._add(clone, origin, False), path="/")
         if remote:
             assert isinstance(at, ins.Add)
@@ -460,7 +460,7 @@ def _agent(mount: RunMount, target: str) -> graph.Mount:
     )
 
 
-def _clone(source: GitSource, checksum: str, keep_git: bool | None) -> graph.Clone:
+def clone_of(source: GitSource, checksum: str, keep_git: bool | None) -> graph.Clone:
     if checksum and source.checksum and checksum != source.checksum:
         raise DockerfileError(
             f"checksum mismatch: --checksum={checksum} and {source.checksum} in the address"

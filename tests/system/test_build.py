@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import http.server
 import os
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -250,6 +253,54 @@ def test_an_archive_that_is_added_is_unpacked(daemon: Daemon) -> None:
     _, layers = saved(daemon, build(daemon, files).image)
     assert (layers[1]["to/d/f"].uid, layers[1]["to/d/f"].mode) == (7, 0o640)
     assert "copied/in.tar" in layers[2]
+
+
+class _Pages(http.server.BaseHTTPRequestHandler):
+    files: ClassVar[dict[str, bytes]] = {}
+
+    def do_GET(self) -> None:
+        if self.path in self.files:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(self.files[self.path])))
+        else:
+            self.send_response(404)
+        self.end_headers()
+        if self.path in self.files:
+            self.wfile.write(self.files[self.path])
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def site() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Pages) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_context_is_fetched(daemon: Daemon, site: str) -> None:
+    tree = {
+        "Dockerfile": "FROM busybox\nCOPY . /app\nRUN ls /app\n",
+        "a": "1",
+        "secret": "2",
+        ".dockerignore": "secret\n",
+    }
+    _Pages.files = {
+        "/app.tar.gz": gzip.compress(context(tree)),
+        "/Dockerfile": b"FROM busybox\nRUN echo alone\n",
+    }
+    answer = build(daemon, b"", remote=f"{site}/app.tar.gz")
+    assert "\na\n" in answer.text and "secret" not in answer.text
+    assert "alone" in build(daemon, b"", remote=f"{site}/Dockerfile").text
+    for remote, sentence in (
+        (f"{site}/none.tar", "/none.tar"),
+        ("file:///etc/passwd", "expected the URL of"),
+    ):
+        assert sentence in build(daemon, b"", remote=remote).error
 
 
 # --- hostile ------------------------------------------------------------------------------

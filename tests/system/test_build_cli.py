@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.apikit import eventually
-from tests.buildkit import output, saved
+from tests.buildkit import context, output, saved
 from tests.daemon import ROOT, Daemon
 
 
@@ -203,6 +204,14 @@ def test_a_check_says_what_there_is_to_say(daemon: Daemon, tmp_path: Path) -> No
     assert "no warnings" in cove(daemon, "build", "--check", str(root)).stdout
 
 
+def test_an_archive_is_built_from_standard_input(daemon: Daemon) -> None:
+    data = context({"Dockerfile": "FROM busybox\nRUN echo out; echo err >&2\n"})
+    shown = cove(daemon, "build", "-t", "app:1", "-", text=gzip.compress(data)).stdout
+    assert "\nout\n" in shown and "\nerr\n" in shown and "\x1b" not in shown and "x1b" not in shown
+    failed = cove(daemon, "build", "-", text=context({"Dockerfile": "FROM busybox\nRUN exit 3\n"}), status=1)
+    assert "returned a non-zero code: 3" in failed.stderr
+
+
 def test_events_are_json(daemon: Daemon, tmp_path: Path) -> None:
     root = written(tmp_path, {"Dockerfile": "FROM busybox\nRUN echo hi\n"})
     lines = events(daemon, str(root))
@@ -229,7 +238,10 @@ def test_the_cache_is_listed_and_pruned(daemon: Daemon, tmp_path: Path) -> None:
         (("build", "--secret", "src=x", "-"), "an id is needed"),
         (("build", "--secret", "id=x,src=/nowhere", "-"), "No such file"),
         (("build", "--build-context", "x", "-"), "expected NAME=PATH"),
-        (("build", "https://example.org/x.git"), "clone or download it first"),
+        (
+            ("build", "--secret", "id=x,src=/etc/hosts", "http://127.0.0.1:1/x.tar"),
+            "works when a directory is built",
+        ),
     ],
 )
 def test_a_wrong_command_line_says_what_would_work(

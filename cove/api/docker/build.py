@@ -26,7 +26,7 @@ from cove.api.http import Query, Request, Response, Stream, encode_json, json_re
 from cove.api.router import Route
 from cove.build.builder import Order
 from cove.build.cache import Entry
-from cove.build.context import SentContext, receive_archive
+from cove.build.context import SentContext, fetch_context, receive_archive
 from cove.build.errors import BuildFailed
 from cove.build.events import BuildEvent
 from cove.build.graph import Graph
@@ -68,10 +68,6 @@ def decode_query(query: Query, *, cpus: int) -> Asked:
     if query.get("version", "1") not in ("1", ""):
         raise NotImplementedHere(
             "version=2 asks for BuildKit, whose builds come by /grpc: set DOCKER_BUILDKIT=0, or use cove build"
-        )
-    if query.get("remote"):
-        raise NotImplementedHere(
-            "remote: this release builds from an archive that is sent: clone it and send that"
         )
     names = []
     for text in query.all("t"):
@@ -159,10 +155,17 @@ async def build(api: Api, request: Request) -> None:
     credentials = read_registry_config(request.headers.get("x-registry-config", ""))
     answer = Answer(request)
     async with AsyncExitStack() as undo:
-        sent = await receive_archive(api.engine.images, request.body, undo)
-        request.bind_to_client(ends_clean=False)
+        data: bytes | None = None
+        if remote := request.query.get("remote"):
+            request.bind_to_client(ends_clean=False)
+            sent, data = await fetch_context(api.engine.images, remote, undo)
+        else:
+            sent = await receive_archive(api.engine.images, request.body, undo)
+            request.bind_to_client(ends_clean=False)
         try:
-            graph = await _plan(api, sent, asked, credentials, answer)
+            if data is None:
+                data = _dockerfile(sent, asked.dockerfile)
+            graph = await _plan(api, data, asked, credentials, answer)
         except CoveError as error:
             if not answer.begun:
                 raise
@@ -213,18 +216,23 @@ def read_registry_config(header: str) -> dict[str, Credentials]:
     return named
 
 
-async def _plan(
-    api: Api, sent: SentContext, asked: Asked, credentials: Mapping[str, Credentials], answer: Answer
-) -> Graph:
-    name = asked.dockerfile
-    try:
-        data = sent.read(name)
-    except NotFound:
+def _dockerfile(sent: SentContext, name: str) -> bytes:
+    for path in (name, "dockerfile") if name == "Dockerfile" else (name,):
         try:
-            data = sent.read(name.lower() if name == "Dockerfile" else name)
+            return sent.read(path)
         except NotFound:
-            raise Invalid(f"Cannot locate specified Dockerfile: {name}") from None
-    dockerfile = parse_dockerfile(data, name)
+            continue
+    raise Invalid(f"Cannot locate specified Dockerfile: {name}")
+
+
+async def _plan(
+    api: Api,
+    data: bytes,
+    asked: Asked,
+    credentials: Mapping[str, Credentials],
+    answer: Answer,
+) -> Graph:
+    dockerfile = parse_dockerfile(data, asked.dockerfile)
     request = msgspec.structs.replace(asked.plan, build_platform=f"linux/{api.engine.images.architecture}")
 
     async def told(event: PullEvent) -> None:
