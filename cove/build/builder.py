@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import shutil
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+import time
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from cove.build.running import Runner
 from cove.build.sharing import Shared
 from cove.build.solver import Open, Solver, Solving
 from cove.engine.engine import Engine
+from cove.image.content import delete_tree
 from cove.image.references import parse_reference
 from cove.image.registry import PullEvent, PullOptions
 from cove.image.registry.auth import Credentials
@@ -34,6 +34,9 @@ from cove.model.container import ContainerSpec
 from cove.model.objects import Image
 
 Emit = Callable[[BuildEvent], Coroutine[None, None, None]]
+
+KINDS = ("regular", "exec.cachemount", "source.local")  # of what prune removes, as BuildKit calls them
+_MEASURE_MOUNTS_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +62,7 @@ class Builder:
         self.mounts = CacheMounts(engine.settings.data_root / "builds" / "mounts")
         self.contexts = Contexts(engine.settings.data_root / "builds" / "contexts")
         self._shared = Shared()
+        self._mounts_measured_s = -_MEASURE_MOUNTS_S
         self._run_dir = engine.settings.run_dir / "builds"
 
     async def build(self, order: Order, emit: Emit) -> Image:
@@ -93,8 +97,13 @@ class Builder:
     async def _bound_cache(self) -> None:
         """Keep the cache to its size: the longest unused results go first."""
         keep = self._engine.settings.build_cache_bytes
-        if keep and self.cache.used_bytes() > keep:
+        if not keep:
+            return
+        if self.cache.used_bytes() > keep:
             await self.cache.prune(keep_bytes=keep)
+        if time.monotonic() - self._mounts_measured_s > _MEASURE_MOUNTS_S:  # reading all names takes its time
+            self._mounts_measured_s = time.monotonic()
+            await self.prune(lambda entry: True, keep_bytes=keep)
 
     async def pull(
         self,
@@ -120,22 +129,40 @@ class Builder:
         return self._images.find_image(parsed.familiar)
 
     async def prune(
-        self, select: Callable[[Entry], bool], *, keep_bytes: int = 0, mounts: bool = True
+        self,
+        select: Callable[[Entry], bool],
+        *,
+        keep_bytes: int = 0,
+        latest_ns: int | None = None,
+        kinds: Collection[str] = KINDS,
+        ids: Sequence[str] = (),
     ) -> tuple[list[str], int]:
-        """Remove results, and with them the caches that no run uses; what went, and the bytes that it took."""
-        gone, freed = await self.cache.prune(select, keep_bytes=keep_bytes)
-        names = [entry.key for entry in gone]
-        if mounts:
-            for path in self.mounts.take_unused():
-                freed += await asyncio.to_thread(_measure_and_remove, path)
-                names.append(path.name)
+        """Remove results that `select` takes, caches and contexts that were used last by `latest_ns`, results first,
+        until what stays takes at most `keep_bytes`. What went, and the bytes that it took."""
+        names: list[str] = []
+        freed = 0
+        mounts = await asyncio.to_thread(self.mounts.usage)
+        if "regular" in kinds:
+            others = sum(mount.size_bytes for mount in mounts)
+            room = max(1, keep_bytes - others) if keep_bytes else 0
+            gone, freed = await self.cache.prune(select, keep_bytes=room)
+            names += [entry.key for entry in gone]
+        if "exec.cachemount" in kinds:
+            total = self.cache.used_bytes() + sum(mount.size_bytes for mount in mounts)
+            for mount in sorted(mounts, key=lambda one: one.used_ns):
+                if keep_bytes and total <= keep_bytes:
+                    break
+                if latest_ns is not None and mount.used_ns > latest_ns:
+                    continue
+                if ids and not any(mount.name.startswith(one) for one in ids):
+                    continue
+                place = self.mounts.give_up(mount.name)
+                if place is not None:
+                    total -= mount.size_bytes
+                    freed += mount.size_bytes
+                    names.append(mount.name)
+            for place in self.mounts.given_up():
+                await asyncio.to_thread(delete_tree, place)
+        if "source.local" in kinds and not ids and latest_ns is None and not keep_bytes:
             freed += await asyncio.to_thread(self.contexts.prune)
         return names, freed
-
-
-def _measure_and_remove(path: Path) -> int:
-    size = sum(
-        os.lstat(os.path.join(top, name)).st_blocks * 512 for top, _, names in os.walk(path) for name in names
-    )
-    shutil.rmtree(path, ignore_errors=True)
-    return size

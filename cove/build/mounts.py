@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 from cove.build.graph import Item, Mount
 from cove.build.sources import Snapshot, Tree
@@ -26,7 +27,16 @@ from cove.model.container import MountPoint
 from cove.model.errors import HostError, Invalid
 from cove.model.waiting import NamedLocks
 
+_GONE = ".gone-"
 MAX_SECRET_BYTES = 500 << 10  # as BuildKit (session/secrets)
+
+
+class MountUse(NamedTuple):
+    """One cache: its directory's name, what it takes, when it was used last."""
+
+    name: str
+    size_bytes: int
+    used_ns: int
 
 
 class CacheMounts:
@@ -70,22 +80,35 @@ class CacheMounts:
         os.chmod(path, 0o755 if mount.mode is None else mount.mode)
         return path
 
-    def usage(self) -> list[tuple[str, int, int]]:
-        """Each cache's name, its bytes, and when it was used last. Blocks."""
+    def usage(self) -> list[MountUse]:
+        """What there is. Blocks, as long as reading the names of all files takes."""
         found = []
         for entry in os.scandir(self.root) if self.root.exists() else ():
+            if entry.name.startswith(_GONE):
+                continue
             size = sum(
                 os.lstat(os.path.join(top, name)).st_blocks * 512
                 for top, _, names in os.walk(entry.path)
                 for name in names
             )
-            found.append((entry.name, size, entry.stat().st_mtime_ns))
+            found.append(MountUse(entry.name, size, entry.stat().st_mtime_ns))
         return found
 
-    def take_unused(self) -> list[Path]:
-        """The directories that no run uses."""
+    def give_up(self, name: str) -> Path | None:
+        """Take a cache that no run uses out of use: the directory, to be deleted. None: it is used, or gone."""
+        if self._used[name]:
+            return None
+        gone = self.root / f"{_GONE}{random.token_hex(8)}"
+        try:
+            os.rename(self.root / name, gone)
+        except OSError:
+            return None
+        return gone
+
+    def given_up(self) -> list[Path]:
+        """What an earlier deletion didn't get to."""
         names = os.listdir(self.root) if self.root.exists() else ()
-        return [self.root / name for name in names if not self._used[name]]
+        return [self.root / name for name in names if name.startswith(_GONE)]
 
 
 class Secrets:

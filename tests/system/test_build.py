@@ -390,6 +390,26 @@ def test_the_cache_is_shown_and_pruned(daemon: Daemon) -> None:
     assert "Using cache" not in build(daemon, SIMPLE).text
 
 
+def test_a_prune_goes_by_its_filters(daemon: Daemon) -> None:
+    """Cache mounts are things of their own."""
+    dockerfile = "FROM busybox\nRUN --mount=type=cache,target=/c,id=kept head -c 100000 /dev/urandom > /c/f\n"
+    build(daemon, {"Dockerfile": dockerfile})
+    kinds = [entry["Type"] for entry in daemon.http("GET", "/system/df").json()["BuildCache"]]
+    assert sorted(kinds) == ["exec.cachemount", "regular"]
+    mounts = daemon.data_root / "builds" / "mounts"
+    for query, left in (
+        ("keep-storage=10000000", 1),
+        ('filters={"until":["24h"]}', 1),
+        ('filters={"type":["regular"]}', 1),
+        ('filters={"id":["nothing"]}', 1),
+        ('filters={"type":["exec.cachemount"]}', 0),
+    ):
+        answer = daemon.http("POST", f"/build/prune?{query}")
+        assert answer.status == 200 and len(os.listdir(mounts)) == left, query
+    for filters in ('{"parent":["x"]}', '{"type":["odd"]}'):
+        assert daemon.http("POST", f"/build/prune?filters={filters}").status == 400
+
+
 def test_what_was_built_outlives_its_image_and_the_daemon(fresh_daemon: Daemon) -> None:
     first = build(fresh_daemon, SIMPLE, t="app:1")
     assert fresh_daemon.http("DELETE", "/images/app:1").status == 200

@@ -24,12 +24,13 @@ from cove.api.docker.pulling import event_json, read_credentials
 from cove.api.docker.text import parse_time, rfc3339
 from cove.api.http import Query, Request, Response, Stream, encode_json, json_response
 from cove.api.router import Route
-from cove.build.builder import Order
+from cove.build.builder import KINDS, Order
 from cove.build.cache import Entry
 from cove.build.context import SentContext, fetch_context, receive_archive
 from cove.build.errors import BuildFailed
 from cove.build.events import BuildEvent
 from cove.build.graph import Graph
+from cove.build.mounts import MountUse
 from cove.build.planning import plan
 from cove.build.request import PlanRequest
 from cove.dockerfile.parser import parse_dockerfile
@@ -44,9 +45,7 @@ Json = dict[str, Any]
 T = TypeVar("T")
 MAX_NAMES = 128
 _EPOCH = "SOURCE_DATE_EPOCH"
-_PRUNE_KEYS = frozenset(
-    ("until", "unused-for", "id", "parent", "type", "description", "inuse", "shared", "private")
-)
+_PRUNE_KEYS = frozenset(("until", "unused-for", "id", "type"))
 
 
 class Asked(NamedTuple):
@@ -301,8 +300,33 @@ async def prune(api: Api, request: Request) -> Response:
     def select(entry: Entry) -> bool:
         return entry.note.used_ns <= latest_ns and (not ids or any(entry.key.startswith(i) for i in ids))
 
-    names, freed = await api.builder.prune(select, keep_bytes=keep, mounts=not ids and latest_ns == now_ns)
+    kinds = filters.get("type", ()) or KINDS
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise Invalid(f"invalid filter 'type={unknown[0]}', expected one of {', '.join(KINDS)}")
+    names, freed = await api.builder.prune(
+        select,
+        keep_bytes=keep,
+        latest_ns=latest_ns if latest_ns < now_ns else None,
+        kinds=kinds,
+        ids=ids,
+    )
     return json_response({"CachesDeleted": names or None, "SpaceReclaimed": freed})
+
+
+def mount_json(mount: MountUse) -> Json:
+    """A cache of RUN --mount=type=cache."""
+    return {
+        "ID": mount.name[:25],
+        "Type": "exec.cachemount",
+        "Description": "cache mount",
+        "InUse": False,
+        "Shared": False,
+        "Size": mount.size_bytes,
+        "CreatedAt": rfc3339(mount.used_ns),
+        "LastUsedAt": rfc3339(mount.used_ns),
+        "UsageCount": 1,
+        "Parents": None,
+    }
 
 
 def cache_json(entry: Entry, shared: frozenset[str]) -> Json:

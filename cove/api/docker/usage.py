@@ -11,7 +11,7 @@ import contextlib
 import time
 from typing import Any
 
-from cove.api.docker.build import cache_json
+from cove.api.docker.build import cache_json, mount_json
 from cove.api.docker.containers import size_of
 from cove.api.docker.context import Api
 from cove.api.docker.images import count_uses
@@ -62,7 +62,7 @@ async def disk_usage(api: Api, request: Request) -> Response:
         sums["VolumeUsage"] = _sum(flat, active, "Size")
         sums["VolumeUsage"]["Items"] = volumes
     if "build-cache" in wanted:
-        cache = _build_cache(api)
+        cache = await _build_cache(api)
         if legacy:
             found["BuildCache"] = cache
         sums["BuildCacheUsage"] = _sum(cache, [one for one in cache if one["Shared"]], "Size")
@@ -74,10 +74,12 @@ async def disk_usage(api: Api, request: Request) -> Response:
     return json_response(found)
 
 
-def _build_cache(api: Api) -> list[Json]:
-    """The results of steps that builds keep."""
+async def _build_cache(api: Api) -> list[Json]:
+    """The results of steps that builds keep, and their cache mounts."""
     shared = frozenset(diff_id for diff_id, _, users in api.engine.images.layer_uses() if users)
-    return [cache_json(entry, shared) for entry in api.builder.cache.entries() if entry.note.description]
+    mounts = await asyncio.to_thread(api.builder.mounts.usage)
+    entries = [entry for entry in api.builder.cache.entries() if entry.note.description]
+    return [*(cache_json(entry, shared) for entry in entries), *(mount_json(mount) for mount in mounts)]
 
 
 def _sum(items: list[Json], active: list[Json], size: str) -> Json:
