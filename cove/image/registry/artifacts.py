@@ -2,7 +2,8 @@
 
 OCI distribution-spec 1.1, "Pushing Manifests with Subject", "Listing Referrers" and "Referrers Tag Schema": a registry
 that knows referrers lists what has a `subject`; for one that doesn't, the list is kept by clients as an index under the
-tag `sha256-HEX`. Two clients that write that tag at once could lose one entry, so it is read again after each write.
+tag `sha256-HEX`. One daemon writes a list once at a time; two machines that write it at once may lose an entry: it is
+read again after each write, which finds most of those.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from cove.image.registry import PullOptions
 from cove.image.registry.documents import ACCEPT, OCI_INDEX, OCI_MANIFEST, Descriptor, digest_of
 from cove.image.registry.fetcher import Fetcher
 from cove.model.errors import Conflict, Invalid, NotFound
+from cove.model.waiting import NamedLocks
 
 if TYPE_CHECKING:
     from cove.image.registry.push import Pusher
@@ -58,6 +60,7 @@ class Artifacts:
 
     def __init__(self, pusher: Pusher) -> None:
         self._pusher = pusher
+        self._lists = NamedLocks()  # lists of referrers that are being written from here
 
     @asynccontextmanager
     async def repository(self, reference: str, options: PullOptions) -> AsyncGenerator[Repository, None]:
@@ -65,7 +68,7 @@ class Artifacts:
         HostError."""
         parsed = parse_reference(reference)
         async with self._pusher.sending(parsed, options) as sender:
-            yield Repository(self._pusher, parsed, sender)
+            yield Repository(self._pusher, parsed, sender, self._lists)
 
     async def push(self, reference: str, artifact: Artifact, options: PullOptions) -> str:
         """Put an artifact under the tag of `reference`, or under its digest where that has none; the digest.
@@ -88,8 +91,9 @@ class Artifacts:
 class Repository:
     """One repository of a registry, while it is open."""
 
-    def __init__(self, pusher: Pusher, reference: Reference, sender: Fetcher) -> None:
+    def __init__(self, pusher: Pusher, reference: Reference, sender: Fetcher, lists: NamedLocks) -> None:
         self._pusher = pusher
+        self._lists = lists
         self.reference = reference
         self.sender = sender
 
@@ -107,7 +111,8 @@ class Repository:
         digest = digest_of(artifact.manifest)
         listed = await self.sender.put_manifest(tag or digest, artifact.manifest, artifact.media_type, digest)
         if manifest.subject is not None and listed != manifest.subject.digest:
-            await self._list(describe(artifact, manifest), manifest.subject.digest)
+            async with self._lists.alone(f"{self.reference.name}@{manifest.subject.digest}"):
+                await self._list(describe(artifact, manifest), manifest.subject.digest)
         return digest
 
     async def referrers(self, digest: str, *, artifact_type: str = "") -> list[Descriptor]:
