@@ -85,7 +85,7 @@ def plan_container(
     policy = at.get("imagePullPolicy").choice(("", "Always", "IfNotPresent", "Never"), "")
     if policy == "Always":
         raise at.get("imagePullPolicy").error(
-            "no registry is read: bring the image with cove load, and say IfNotPresent"
+            "a play pulls nothing: bring the image with cove pull, and say IfNotPresent"
         )
     stays = at.get("restartPolicy").choice(("", "Always"), "") == "Always"
     if stays and not init:

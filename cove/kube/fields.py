@@ -28,7 +28,7 @@ def _no(reason: str, *names: str, only: tuple[Any, ...] = ()) -> dict[str, Field
 
 _ONE_HOST = "there is one host and no scheduler: leave it out"
 _NO_SERVER = "there is no Kubernetes API server to speak to: leave it out"
-_NO_REGISTRY = "no registry is read: bring images with cove load or cove import, and leave it out"
+_NO_REGISTRY = "a play pulls nothing: bring images with cove pull (after cove login), and leave it out"
 _SERVER = "written by a server; read over"
 
 OBJECT = _yes("apiVersion", "kind", "metadata", "spec", status=_SERVER)

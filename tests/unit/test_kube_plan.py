@@ -93,7 +93,7 @@ REFUSALS: list[tuple[bytes, str]] = [
     (pod(spec="containers: []"), "'containers' comes twice"),
     (pod(spec="nodeSelector: {a: b}"), "Pod/web: spec.nodeSelector: there is one host and no scheduler"),
     (pod(spec="tolerations: [{key: a}]"), "Pod/web: spec.tolerations: there is one host"),
-    (pod(spec="imagePullSecrets: [{name: a}]"), "spec.imagePullSecrets: no registry is read"),
+    (pod(spec="imagePullSecrets: [{name: a}]"), "spec.imagePullSecrets: a play pulls nothing"),
     (
         pod(spec="shareProcessNamespace: true"),
         "spec.shareProcessNamespace: containers of a pod have process lists",
@@ -133,7 +133,7 @@ REFUSALS: list[tuple[bytes, str]] = [
         "an init container has none",
     ),
     (pod("image: b"), "line 4: 'image' comes twice"),
-    (pod("imagePullPolicy: Always"), f"{A}.imagePullPolicy: no registry is read"),
+    (pod("imagePullPolicy: Always"), f"{A}.imagePullPolicy: a play pulls nothing"),
     (pod("lifecycle: {preStop: {exec: {command: [a]}}}"), f"{A}.lifecycle: hooks aren't run"),
     (pod("command: true"), f"{A}.command: expected a list, got true or false"),
     (pod("args: [1]"), f"{A}.args[0]: expected text, got a whole number; put it in quotes"),
