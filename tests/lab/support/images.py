@@ -158,9 +158,15 @@ def make_checkout(directory: Path, job: str, token: str) -> Path:
     native_build.build("native")
     tree = directory / "checkout"
     # Without the checks of .gitignore: compiled modules spare the guest the work.
-    ignored = shutil.ignore_patterns(".git", ".venv", "build", ".*_cache", ".hypothesis")
+    ignored = shutil.ignore_patterns(".git", ".venv", ".*_cache", ".hypothesis")
     copy = Path(f"{tree}{ROOT}")
-    shutil.copytree(ROOT, copy, ignore=ignored, symlinks=True, copy_function=_copy_if_there)
+    shutil.copytree(
+        ROOT,
+        copy,
+        ignore=lambda where, names: ignored(where, names) | ({"build"} if where == str(ROOT) else set()),
+        symlinks=True,
+        copy_function=_copy_if_there,
+    )
     shutil.copytree(ROOT / "build/native", copy / "build/native", symlinks=True)
     compiler = [
         sys.executable,
