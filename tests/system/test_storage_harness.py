@@ -64,7 +64,7 @@ def test_a_process_is_found_also_as_a_zombie() -> None:
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         (found,) = new_since(before)
-        assert "state Z" in found
+        assert "ended and not reaped" in found
     finally:
         process.wait()
     assert new_since(before) == []
