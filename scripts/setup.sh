@@ -37,7 +37,7 @@ fi
 run_packages="python3 python3-venv gcc libc6-dev musl-tools meson ninja-build libnftables1
 	libseccomp2 $archive nftables iproute2 procps mmdebstrap busybox-static ca-certificates"
 test_packages="runc clang $clang_runtime zstd xz-utils tmux git iptables qemu-system-x86 erofs-utils kmod e2fsprogs xfsprogs btrfs-progs rsyslog
-	docker.io docker-compose containerd docker-registry skopeo umoci rpm db-util"
+	docker.io docker-compose containerd docker-registry skopeo umoci rpm openssh-client db-util"
 
 wanted=$run_packages
 [ "$level" = run ] || wanted="$wanted $test_packages"
