@@ -7,10 +7,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from cove.build.graph import Item
 from cove.image.jobs import PackedItem
 from cove.image.selection import Excludes, Fact, Found, find_items, kept_name
-from cove.image.treeindex import FileEntry, TreeIndex, digest_entries
+from cove.image.treeindex import TreeIndex, digest_entries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +54,12 @@ class PackedTree:
         top = self.index.find(found.path)
         assert top is not None, "find_items has just found it"
         cut = len(found.path) + 1 if found.path else 0
-        entries = [_renamed(top, b"")]
+        entries = [msgspec.structs.replace(top, path=b"")]
         if top.kind == "dir":
-            entries += [_renamed(entry, entry.path[cut:]) for entry in self.index.below(found.path)]
+            entries += [
+                msgspec.structs.replace(entry, path=entry.path[cut:])
+                for entry in self.index.below(found.path)
+            ]
         return PackedItem(
             name=found.path.rpartition(b"/")[2],
             shown=kept_name(os.fsencode(item.pivot), found.name),
@@ -79,23 +84,4 @@ def items_digest(
             if excludes is None or not excludes.leaves_out(item.shown, entry.path)
         ),
         owner=owner,
-    )
-
-
-def _renamed(entry: FileEntry, path: bytes) -> FileEntry:
-    return FileEntry(
-        path,
-        entry.kind,
-        entry.mode,
-        entry.uid,
-        entry.gid,
-        entry.mtime_ns,
-        entry.size,
-        entry.digest,
-        entry.pack,
-        entry.offset,
-        entry.link,
-        entry.device,
-        entry.inode,
-        entry.xattrs,
     )

@@ -30,12 +30,13 @@ import uvloop
 
 from cove import __version__
 from cove.api.server import ApiServer
+from cove.api.sockets import notify
 from cove.config.load import Source, command_line, plan_source
 from cove.config.read import Config, changed_keys, shown_config, without_effect
 from cove.daemon.door import Certificates, TlsDoor, find_certificates
 from cove.daemon.messages import set_level, set_up_log
 from cove.daemon.settings import is_debug, plan_settings, reloadable_settings
-from cove.daemon.sockets import inherited_sockets, listen, lock_run_dir, notify
+from cove.daemon.sockets import inherited_sockets, listen, lock_run_dir
 from cove.engine.engine import Engine
 from cove.image.overlayfs import in_user_namespace
 from cove.model.errors import CoveError, Invalid

@@ -45,7 +45,7 @@ class Found(NamedTuple):
 
 def find_items(tree: Tree, pattern: bytes) -> list[Found]:
     """What a source stands for, sorted. NotFound in Docker's words, Invalid."""
-    clean = _clean(pattern)
+    clean = clean_path(pattern)
     if not clean:
         return [Found(b"", b"", "dir")]
     parts = clean.split(b"/")
@@ -222,7 +222,8 @@ def _unescape(part: bytes) -> bytes:
     return re.sub(rb"\\(.)", rb"\1", part)
 
 
-def _clean(path: bytes) -> bytes:
+def clean_path(path: bytes) -> bytes:
+    """The path without empty parts, `.` and `..`, and not above the root."""
     done: list[bytes] = []
     for part in path.split(b"/"):
         if part == b"..":
@@ -236,4 +237,4 @@ def _shown(path: bytes) -> str:
     return path.decode("utf-8", "backslashreplace")
 
 
-__all__ = ["Excludes", "Fact", "Found", "Tree", "find_items", "kept_name", "resolve"]
+__all__ = ["Excludes", "Fact", "Found", "Tree", "clean_path", "find_items", "kept_name", "resolve"]

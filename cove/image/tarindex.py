@@ -10,6 +10,8 @@ import hashlib
 import os
 from collections.abc import Callable
 
+import msgspec
+
 from cove.image.decode import Read, compression_of, decoder
 from cove.image.extract import split_name, wanted_attribute
 from cove.image.tarformat import BLOCK, Bytes, Entry, TarReader, looks_like_tar, show_name
@@ -68,8 +70,8 @@ class _Indexer:
                     "which the archive hasn't brought before"
                 )
             inode = target.inode or target.path
-            self.entries[target.path] = _replace(target, target.path, inode)
-            self.entries[path] = _replace(target, path, inode)
+            self.entries[target.path] = msgspec.structs.replace(target, inode=inode)
+            self.entries[path] = msgspec.structs.replace(target, path=path, inode=inode)
             self._weight.add(self.entries[path])
             return
         digest, size, offset = b"", 0, self._offset
@@ -131,25 +133,6 @@ def _zeros(count: int, put: Callable[[Bytes], None]) -> None:
     while count > 0:
         put(bytes(min(count, _SPARSE_PIECE)))
         count -= min(count, _SPARSE_PIECE)
-
-
-def _replace(entry: FileEntry, path: bytes, inode: bytes) -> FileEntry:
-    return FileEntry(
-        path,
-        entry.kind,
-        entry.mode,
-        entry.uid,
-        entry.gid,
-        entry.mtime_ns,
-        entry.size,
-        entry.digest,
-        entry.pack,
-        entry.offset,
-        entry.link,
-        entry.device,
-        inode,
-        entry.xattrs,
-    )
 
 
 def _device(entry: Entry) -> int:

@@ -24,7 +24,7 @@ from cove.image.decode import compression_of, decoder
 from cove.image.extract import wanted_attribute
 from cove.image.jobs import CopyFiles, PackedItem, TreeItem
 from cove.image.sandbox import O_PATH, RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, openat2
-from cove.image.selection import Excludes, Fact, Found, find_items, kept_name
+from cove.image.selection import Excludes, Fact, Found, clean_path, find_items, kept_name
 from cove.image.tarformat import BLOCK, Bytes, looks_like_tar, show_name
 from cove.image.treeindex import EntryKind, FileEntry
 from cove.model.errors import CoveError, HostError, Invalid
@@ -440,7 +440,7 @@ class Copier:
                 raise Invalid(f"/{_text(path)} goes through too many symbolic links") from None
             parent = path.rpartition(b"/")[0]
             goal = link if link.startswith(b"/") else _join(parent, link)
-            return self._make_directories(_normal(goal))
+            return self._make_directories(clean_path(goal))
         fd = os.open(part, _DIRECTORY, dir_fd=above)
         os.fchown(fd, *(self._job.owner or (0, 0)))
         os.fchmod(fd, 0o755)
@@ -491,16 +491,6 @@ def _set_attributes(fd: int, entry: FileEntry) -> None:
 
 def _join(above: bytes, below: bytes) -> bytes:
     return b"/".join(part for part in (above.strip(b"/"), below.strip(b"/")) if part)
-
-
-def _normal(path: bytes) -> bytes:
-    done: list[bytes] = []
-    for part in path.split(b"/"):
-        if part == b"..":
-            done = done[:-1]
-        elif part not in (b"", b"."):
-            done.append(part)
-    return b"/".join(done)
 
 
 def _text(path: bytes) -> str:

@@ -26,6 +26,7 @@ import uvloop
 
 from cove import __version__
 from cove.api.listener import HttpServer
+from cove.api.sockets import notify
 from cove.model.errors import Invalid
 from cove.registry.access import Policy
 from cove.registry.app import VERSION_HEADER, Links, Registry, refuse_http
@@ -37,7 +38,7 @@ from cove.registry.passwords import Passwords
 from cove.registry.proxy import Proxy
 from cove.registry.rules import plan_policy
 from cove.registry.sharing import SHARES, Broker, Linker, start_broker
-from cove.registry.sockets import is_local, listen, notify, split_address, told_address
+from cove.registry.sockets import is_local, listen, split_address, told_address
 from cove.registry.source import USER, Asker, DaemonClient, Source, default_socket, new_password
 from cove.registry.store import Store
 from cove.registry.sweep import describe, sweep

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import ipaddress
 import os
 import socket
-import stat
 from pathlib import Path
 
+from cove.api.sockets import BACKLOG, bind_unix
 from cove.model.errors import Invalid
-
-BACKLOG = 1024
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -67,38 +64,6 @@ def listen(address: str) -> socket.socket:
 def _listen_unix(path: Path) -> socket.socket:
     if not path.is_absolute() or len(os.fsencode(path)) > 107:
         raise Invalid(f"--listen unix://{path}: expected an absolute path of at most 107 bytes")
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(path.lstat().st_mode):
-            raise Invalid(f"--listen unix://{path}: there is a file that isn't a socket; move it away")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.settimeout(1)
-            try:
-                probe.connect(str(path))
-            except OSError:
-                pass
-            else:
-                raise Invalid(f"--listen unix://{path}: another process listens there")
-        path.unlink()
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    mask = os.umask(0o117)
-    try:
-        sock.bind(str(path))
-    except OSError as error:
-        sock.close()
-        raise Invalid(f"--listen unix://{path}: {error.strerror or error}") from None
-    finally:
-        os.umask(mask)
+    sock = bind_unix(path, "--listen")
     sock.listen(BACKLOG)
     return sock
-
-
-def notify(state: str) -> None:
-    """Tell systemd (sd_notify(3)); nothing happens without NOTIFY_SOCKET."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
-        sock.connect(address)
-        sock.sendall(state.encode())

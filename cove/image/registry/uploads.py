@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from urllib.parse import urlencode, urljoin, urlsplit
 
 from cove.image.registry.endpoints import origin_of
-from cove.image.registry.transport import Answer, Broken, Client, Tries, Unreachable
+from cove.image.registry.transport import AGAIN, Answer, Broken, Client, Tries, Unreachable
 from cove.model.errors import CoveError, Forbidden, Invalid, NotFound, Unauthorized, Unavailable
 
 CHUNK_MIN, CHUNK_MAX = 8 << 20, 64 << 20
@@ -23,7 +23,6 @@ _PIECE = 128 << 10  # what one send(2) may take the connection's timeout for
 _ACTIONS = "pull,push"
 _RESTARTS = 5  # uploads begun anew, without a byte of the last one being of use
 _REFUSES_CHUNKS = frozenset((400, 404, 405, 413, 415, 416, 501))
-_AGAIN = frozenset((429, 500, 502, 503, 504))
 Moved = Callable[[int], None]
 
 
@@ -200,7 +199,7 @@ class Upload:
             return answer
         with answer:
             error = self._client.error(answer)
-            if answer.status in _AGAIN:
+            if answer.status in AGAIN:
                 raise _Busy(str(error), answer.headers.get("Retry-After", ""))
             if answer.status in (401, 403):
                 raise error
